@@ -1,0 +1,29 @@
+"""The errors that this package raises on purpose. Each message is one line: what was wrong, then what to do."""
+
+
+class FaceSnapError(Exception):
+    """Base class of every error that this package raises on purpose."""
+
+
+class InputError(FaceSnapError, ValueError):
+    """An argument has a wrong type, shape, range or length."""
+
+
+class PhotoError(InputError):
+    """A photo cannot be read, or is nothing that can be a photo."""
+
+
+class NoFaceFoundError(InputError):
+    """No face was found in a photo."""
+
+
+class AdapterError(FaceSnapError, ValueError):
+    """An adapter cannot be loaded, saved or used as asked; the pipeline is unchanged."""
+
+
+class FaceEncoderMismatchError(AdapterError):
+    """Face embeddings come from another face encoder than the adapter was trained with."""
+
+
+class MissingDependencyError(FaceSnapError, ImportError):
+    """An optional dependency is needed and not installed."""

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .errors import FaceEncoderMismatchError, InputError
+
+
+FORMAT_VERSION = "1"
+
+
+@dataclass(frozen=True)
+class FaceIdentity:
+    r"""
+    What one or several photos say about a person: made once with `pipe.encode_face(...)`, saved, and used again.
+
+    Attributes:
+        face_embeds (`torch.Tensor` of shape `(face_embed_dim,)`): The recogniser's embedding; the mean over the photos.
+        face_encoder (`str`): The recogniser that made it, e.g. `"insightface/buffalo_l"`.
+        landmarks (`torch.Tensor` of shape `(68 | 72, 2 | 3)`, *optional*): The face in the first photo, in pixels of
+            it: x to the right, y down, z towards the camera.
+        shape (`torch.Tensor` of shape `(n,)`, *optional*): Shape coefficients of the landmark predictor; the mean over
+            the photos.
+        photo_size (`tuple[int, int]`, *optional*): Height and width of the first photo, in pixels.
+        image_hidden_states (`torch.Tensor` of shape `(sequence, width)`, *optional*): CLIP's hidden states of the face
+            crops of all photos, one after the other.
+        image_encoder (`str`, *optional*): The image encoder that made them.
+    """
+
+    face_embeds: torch.Tensor
+    face_encoder: str
+    landmarks: torch.Tensor | None = None
+    shape: torch.Tensor | None = None
+    photo_size: tuple[int, int] | None = None
+    image_hidden_states: torch.Tensor | None = None
+    image_encoder: str | None = None
+
+    def __post_init__(self):
+        for name in _TENSORS:
+            tensor = getattr(self, name)
+            if tensor is None:
+                continue
+            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+                raise InputError(f"{name} must be a floating point torch.Tensor, got {type(tensor).__name__}")
+            if not torch.isfinite(tensor).all():
+                raise InputError(f"{name} has values that are not finite; encode the face again")
+        if self.face_embeds.ndim != 1 or not self.face_embeds.any():
+            raise InputError(
+                f"face_embeds must have shape (dim,) and not be all zero, got shape {tuple(self.face_embeds.shape)}"
+            )
+        if self.landmarks is not None and (
+            self.landmarks.ndim != 2 or self.landmarks.shape[0] not in (68, 72) or self.landmarks.shape[1] not in (2, 3)
+        ):
+            raise InputError(
+                f"landmarks must have shape (68 or 72, 2 or 3), got {tuple(self.landmarks.shape)};"
+                " pass the iBUG-68 points in pixels"
+            )
+
+    @classmethod
+    def fuse(cls, identities: Sequence[FaceIdentity]) -> FaceIdentity:
+        """One identity from several of the same person: embeddings and shape averaged, image features side by side."""
+        if len(identities) == 0:
+            raise InputError("identities is empty; give at least one")
+        first = identities[0]
+        if len(identities) == 1:
+            return first
+        for other in identities[1:]:
+            if (other.face_encoder, other.image_encoder) != (first.face_encoder, first.image_encoder):
+                raise FaceEncoderMismatchError(
+                    f"identities come from different encoders ({first.face_encoder} and {other.face_encoder});"
+                    " encode all photos with one"
+                )
+        embeds = torch.stack([identity.face_embeds for identity in identities])
+        length = embeds.norm(dim=-1).mean()
+        shapes = [identity.shape for identity in identities if identity.shape is not None]
+        states = [identity.image_hidden_states for identity in identities if identity.image_hidden_states is not None]
+        return replace(
+            first,
+            face_embeds=F.normalize(embeds.mean(0), dim=0) * length,
+            shape=torch.stack(shapes).mean(0) if shapes else None,
+            image_hidden_states=torch.cat(states) if states else None,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Writes the identity to `path` as safetensors."""
+        tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
+        metadata = {
+            "format": "facesnap_identity",
+            "version": FORMAT_VERSION,
+            "face_encoder": self.face_encoder,
+            "image_encoder": json.dumps(self.image_encoder),
+            "photo_size": json.dumps(self.photo_size),
+        }
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path), metadata)
+
+    @classmethod
+    def load(cls, path: str | Path) -> FaceIdentity:
+        """Reads an identity that [`save`] wrote. Raises [`InputError`] for any other file."""
+        if not Path(path).is_file():
+            raise InputError(f"path {path} is no file; save an identity with identity.save(path) first")
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
+        except SafetensorError as error:
+            raise InputError(f"path {path} is no readable safetensors file ({error}); save the identity again") from None
+        if metadata.get("format") != "facesnap_identity" or metadata.get("version") != FORMAT_VERSION:
+            raise InputError(f"path {path} holds no FaceSnap identity of version {FORMAT_VERSION}; save it again")
+        if "face_embeds" not in tensors or not set(tensors) <= set(_TENSORS):
+            raise InputError(f"path {path} holds other tensors than an identity has; save it again")
+        photo_size = json.loads(metadata["photo_size"])
+        return cls(
+            face_encoder=metadata["face_encoder"],
+            image_encoder=json.loads(metadata["image_encoder"]),
+            photo_size=tuple(photo_size) if photo_size else None,
+            **tensors,
+        )
+
+
+_TENSORS = ("face_embeds", "landmarks", "shape", "image_hidden_states")

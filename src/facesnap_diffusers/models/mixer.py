@@ -1,0 +1,139 @@
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from ..errors import InputError
+
+
+class FacialAttributeMixer(ModelMixin, ConfigMixin):
+    r"""
+    Turns a face-recognition embedding and CLIP image features into identity tokens (the Facial Attribute Mixer of
+    FaceSnap, arXiv 2602.00627, section 3.2).
+
+    The recogniser says who it is and nothing else; CLIP says how the person looks (hair, skin, age, glasses) and much
+    that is not the person. The mixer lets the former ask the latter:
+
+        id_tokens   = Linear(f_id)                                             as `num_face_tokens` tokens
+        clip_tokens = Linear(f_clip)
+        fused       = CrossAttention(q=id_tokens, kv=[id_tokens ; clip_tokens])
+        f_mix       = TransformerDecoder(learned queries, context=fused)       `num_tokens` tokens
+
+    One of the two features may be absent from the configuration (`None`), which gives the usual adapters of the field:
+    with the face embedding only, or with CLIP only. `fused` then is the tokens of the other one.
+
+    Args:
+        cross_attention_dim (`int`): Width of the base model's cross-attention context: 768, 1024 or 2048.
+        face_embed_dim (`int`, *optional*): Width of the face-recognition embedding, e.g. 512. `None` leaves it out.
+        image_embed_dim (`int`, *optional*): Width of the CLIP hidden states, e.g. 1024. `None` leaves them out.
+        num_tokens (`int`): Number of identity tokens that come out.
+        num_face_tokens (`int`): Number of tokens that the face embedding is spread over. With a single one, the
+            decoder's attention over `fused` would be trivial.
+        hidden_size (`int`): Inner width.
+        num_layers (`int`): Decoder layers.
+        attention_head_dim (`int`): Channels of an attention head.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        cross_attention_dim: int = 768,
+        face_embed_dim: int | None = 512,
+        image_embed_dim: int | None = 1024,
+        num_tokens: int = 16,
+        num_face_tokens: int = 4,
+        hidden_size: int = 768,
+        num_layers: int = 4,
+        attention_head_dim: int = 64,
+    ):
+        super().__init__()
+        if face_embed_dim is None and image_embed_dim is None:
+            raise InputError("face_embed_dim and image_embed_dim are both None; give at least one of them")
+        if hidden_size % attention_head_dim != 0:
+            raise InputError(
+                f"hidden_size={hidden_size} is no multiple of attention_head_dim={attention_head_dim}; change one of them"
+            )
+        heads = hidden_size // attention_head_dim
+
+        if face_embed_dim is not None:
+            self.face_proj = nn.Linear(face_embed_dim, num_face_tokens * hidden_size)
+            self.face_norm = nn.LayerNorm(hidden_size)
+        if image_embed_dim is not None:
+            self.image_proj = nn.Linear(image_embed_dim, hidden_size)
+            self.image_norm = nn.LayerNorm(hidden_size)
+        if face_embed_dim is not None and image_embed_dim is not None:
+            self.fusion = Attention(hidden_size, heads=heads, dim_head=attention_head_dim, bias=True)
+
+        self.queries = nn.Parameter(torch.randn(num_tokens, hidden_size) * hidden_size**-0.5)
+        self.layers = nn.ModuleList(
+            [
+                BasicTransformerBlock(hidden_size, heads, attention_head_dim, cross_attention_dim=hidden_size)
+                for _ in range(num_layers)
+            ]
+        )
+        self.proj_out = nn.Linear(hidden_size, cross_attention_dim)
+        self.norm_out = nn.LayerNorm(cross_attention_dim)
+        self.unconditional_tokens = nn.Parameter(torch.randn(num_tokens, cross_attention_dim) * 0.02)
+
+    def forward(
+        self,
+        face_embeds: torch.Tensor | None,
+        image_hidden_states: torch.Tensor | None = None,
+        unconditional: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        r"""
+        Args:
+            face_embeds (`torch.Tensor` of shape `(batch, face_embed_dim)`): As the face recogniser gives them.
+            image_hidden_states (`torch.Tensor` of shape `(batch, sequence, image_embed_dim)`): CLIP's hidden states of
+                the face crop; those of several photos of one person one after the other.
+            unconditional (`torch.Tensor` of shape `(batch,)`, bool, *optional*): Samples that get the learned
+                unconditional tokens: the negative half of classifier-free guidance, condition dropout in training.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_tokens, cross_attention_dim)`: the identity tokens.
+
+        Raises:
+            InputError: A feature that this mixer was built for is missing, or has another shape.
+        """
+        context = self._fuse(face_embeds, image_hidden_states)
+
+        hidden_states = self.queries.expand(context.shape[0], -1, -1).to(context.dtype)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, encoder_hidden_states=context)
+        tokens = self.norm_out(self.proj_out(hidden_states))
+
+        if unconditional is not None:
+            tokens = torch.where(unconditional[:, None, None], self.unconditional_tokens.to(tokens.dtype), tokens)
+        return tokens
+
+    def _fuse(self, face_embeds: torch.Tensor | None, image_hidden_states: torch.Tensor | None) -> torch.Tensor:
+        face_embed_dim, image_embed_dim = self.config.face_embed_dim, self.config.image_embed_dim
+        if face_embed_dim is not None:
+            if face_embeds is None or face_embeds.ndim != 2 or face_embeds.shape[-1] != face_embed_dim:
+                raise InputError(
+                    f"face_embeds must have shape (batch, {face_embed_dim}), got {_shape_of(face_embeds)};"
+                    " pass embeddings of the recogniser that this mixer was trained with"
+                )
+            face_tokens = self.face_proj(face_embeds).unflatten(-1, (self.config.num_face_tokens, -1))
+            face_tokens = self.face_norm(face_tokens)
+        if image_embed_dim is not None:
+            states = image_hidden_states
+            if states is None or states.ndim != 3 or states.shape[-1] != image_embed_dim:
+                raise InputError(
+                    f"image_hidden_states must have shape (batch, sequence, {image_embed_dim}), got"
+                    f" {_shape_of(states)}; pass hidden states of the image encoder that this mixer was trained with"
+                )
+            image_tokens = self.image_norm(self.image_proj(states))
+
+        if image_embed_dim is None:
+            return face_tokens
+        if face_embed_dim is None:
+            return image_tokens
+        context = torch.cat([face_tokens, image_tokens], dim=1)
+        return self.fusion(face_tokens, encoder_hidden_states=context)
+
+
+def _shape_of(tensor: torch.Tensor | None) -> str:
+    return "None" if tensor is None else str(tuple(tensor.shape))

@@ -1,0 +1,79 @@
+"""What the stock ControlNet pipelines see as their ControlNets while a face is in play."""
+
+import torch
+from diffusers.models.controlnets.controlnet import ControlNetModel
+from torch import nn
+
+
+class RoutedControlNet(ControlNetModel):
+    r"""
+    Hands a ControlNet its part of `[text ; identity tokens]`, and leaves it alone when its scale is 0: because
+    `set_facesnap_scale` says so, or outside of `control_guidance_start` ... `control_guidance_end`.
+
+    Args:
+        net (`ControlNetModel`, *optional*): `None` stands for no conditioning at all.
+        num_tokens (`int`): Number of identity tokens at the end of the context.
+        context (`str`): `"identity"` or `"text"`.
+        dtype (`torch.dtype`): Type of the conditioning image.
+    """
+
+    def __init__(self, net: nn.Module | None, num_tokens: int, context: str, dtype: torch.dtype):
+        # a ControlNet by type, for the checks of the stock pipelines, without layers of its own
+        nn.Module.__init__(self)
+        self.register_to_config(
+            global_pool_conditions=net is not None and getattr(net.config, "global_pool_conditions", False)
+        )
+        self.net = net
+        self.num_tokens = num_tokens
+        self.context = context
+        self._dtype = dtype
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._dtype
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        controlnet_cond: torch.Tensor,
+        conditioning_scale: float = 1.0,
+        guess_mode: bool = False,
+        return_dict: bool = True,
+        **kwargs,
+    ):
+        if self.net is None:
+            return None, None
+        if conditioning_scale == 0:
+            return zero_residuals(self.net, sample)
+        text_length = encoder_hidden_states.shape[1] - self.num_tokens
+        if self.context == "identity":
+            encoder_hidden_states = encoder_hidden_states[:, text_length:]
+        else:
+            encoder_hidden_states = encoder_hidden_states[:, :text_length]
+        return self.net(
+            sample,
+            timestep,
+            encoder_hidden_states=encoder_hidden_states,
+            controlnet_cond=controlnet_cond,
+            conditioning_scale=conditioning_scale,
+            guess_mode=guess_mode,
+            return_dict=return_dict,
+            **kwargs,
+        )
+
+
+def zero_residuals(net: ControlNetModel, sample: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """What `net` would give for `sample` at scale 0, without running it."""
+    channels, layers = net.config.block_out_channels, net.config.layers_per_block
+    batch, _, height, width = sample.shape
+
+    shapes = [(channels[0], height, width)]
+    for block, block_channels in enumerate(channels):
+        shapes += [(block_channels, height, width)] * (layers if isinstance(layers, int) else layers[block])
+        if block < len(channels) - 1:
+            height, width = (height + 1) // 2, (width + 1) // 2
+            shapes.append((block_channels, height, width))
+    *down, mid = [sample.new_zeros(batch, *shape) for shape in [*shapes, (channels[-1], height, width)]]
+    return down, mid
