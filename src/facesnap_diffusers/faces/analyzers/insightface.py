@@ -1,0 +1,160 @@
+"""Faces by InsightFace's model packs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from facesnap_diffusers.errors import InputError, MissingDependencyError
+from facesnap_diffusers.faces.face import Face
+
+
+# The face encoders of the public model packs, and the pack to take each from.
+MODEL_PACKS = {
+    "insightface/w600k_r50": "buffalo_l",
+    "insightface/glintr100": "antelopev2",
+    "insightface/w600k_mbf": "buffalo_s",
+}
+TASKS = ("detection", "landmark_3d_68", "recognition")
+
+
+class InsightFaceAnalyzer:
+    """
+    Faces by an InsightFace model pack: an SCRFD detector, 3-D 68-point landmarks and an ArcFace face encoder
+    (Deng et al. 2019, "ArcFace: Additive Angular Margin Loss for Deep Face Recognition").
+
+    The library is MIT-licensed; the public packs (buffalo_l, antelopev2, ...) are for non-commercial research only. To
+    use other models, put ONNX files of the same input and output shapes into a folder and pass that. The file name of
+    the recogniser without `.onnx` names the face encoder (`"insightface/<name>"`), so give your own a name of its own.
+
+    Args:
+        model (`str` or `Path`, *optional*, defaults to `"buffalo_l"`):
+            A folder with a model pack's ONNX files, or the name of a public pack: looked for in `root`/models and
+            downloaded there on first use.
+        root (`str` or `Path`, *optional*): InsightFace's folder; default: `~/.insightface`.
+        providers (`Sequence[str]`, *optional*):
+            ONNX Runtime execution providers; default: CoreML or CUDA where ONNX Runtime has it, then the CPU.
+            `["CPUExecutionProvider"]` leaves the GPU to the diffusion model.
+        detection_size (`int`, *optional*, defaults to 640):
+            The side that the detector scales photos to, a multiple of 32. Larger finds smaller faces. Close-ups are
+            looked for at 128 px as well.
+        detection_threshold (`float`, *optional*, defaults to 0.5): The least confidence of a face, 0 to 1.
+
+    Attributes:
+        encoder (`str`): e.g. `"insightface/w600k_r50"`.
+        embedding_dim (`int`): 512 for the public packs.
+
+    Raises:
+        `InputError`: if an argument is out of range, or the pack is incomplete, damaged, or not to be had.
+        `MissingDependencyError`: if `insightface` or `onnxruntime` cannot be imported.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "buffalo_l",
+        root: str | Path | None = None,
+        providers: Sequence[str] | None = None,
+        detection_size: int = 640,
+        detection_threshold: float = 0.5,
+    ) -> None:
+        if not isinstance(detection_size, int) or detection_size < 32 or detection_size % 32:
+            raise InputError(f"detection_size={detection_size!r} must be a positive multiple of 32.")
+        if not 0.0 < detection_threshold < 1.0:
+            raise InputError(f"detection_threshold={detection_threshold!r} must be between 0 and 1.")
+        try:
+            import onnxruntime
+            from insightface.app import FaceAnalysis
+        except ImportError as error:
+            raise MissingDependencyError(
+                f"InsightFaceAnalyzer needs insightface and onnxruntime ({error}): pip install insightface onnxruntime."
+            ) from error
+        if providers is not None:
+            _check_providers(providers, onnxruntime.get_available_providers())
+
+        folder = _model_folder(model, "~/.insightface" if root is None else root)
+        try:
+            self._app = FaceAnalysis(
+                str(folder), allowed_modules=list(TASKS), providers=None if providers is None else list(providers)
+            )
+        except AssertionError as error:  # FaceAnalysis asserts that there is a detector.
+            raise InputError(f"model={str(model)!r}: {folder} has no detection model; use a complete pack.") from error
+        except Exception as error:  # ONNX and ONNX Runtime raise many kinds for a damaged file.
+            raise InputError(
+                f"model={str(model)!r}: {folder} cannot be loaded ({_one_line(error)}); download the pack again."
+            ) from error
+        missing = [task for task in TASKS if task not in self._app.models]
+        if missing:
+            raise InputError(
+                f"model={str(model)!r}: {folder} has no model for {' and '.join(missing)}; "
+                "use a complete pack such as buffalo_l."
+            )
+        if not self._app.det_model.use_kps:
+            raise InputError(f"model={str(model)!r}: its detector gives no key points; use one that does (..._bnkps).")
+
+        sizes = sorted({128, detection_size})
+        self._app.prepare(ctx_id=0, det_thresh=detection_threshold, det_size=[(size, size) for size in sizes])
+        recogniser = self._app.models["recognition"]
+        side = recogniser.input_size[0]
+        self.encoder = f"insightface/{Path(recogniser.model_file).stem}"
+        self.embedding_dim = recogniser.get_feat(np.zeros((side, side, 3), dtype=np.uint8)).shape[-1]
+
+    def analyze(self, image: np.ndarray) -> list[Face]:
+        """Returns all faces in an upright photo, `(H, W, 3)`, `uint8`, RGB; landmarks are `(68, 3)`."""
+        bgr = np.ascontiguousarray(image[..., ::-1])
+        return [
+            Face(
+                image=image,
+                box=found.bbox,
+                landmarks=_depth_towards_camera(found.landmark_3d_68),
+                embedding=found.normed_embedding,
+                score=float(found.det_score),
+                encoder=self.encoder,
+            )
+            for found in self._app.get(bgr)
+        ]
+
+
+def _model_folder(model: str | Path, root: str | Path) -> Path:
+    """The folder with a pack's ONNX files; downloads a public pack that is missing."""
+    from insightface.utils.storage import ensure_available
+
+    folder = Path(model).expanduser()
+    if not folder.is_dir():
+        folder = Path(root).expanduser() / "models" / str(model)
+        try:
+            if not folder.is_dir():
+                ensure_available("models", str(model), root=str(root))
+        except Exception as error:  # No network, no such pack, a full disk, a broken archive.
+            raise InputError(
+                f"model={str(model)!r} is neither a folder nor downloadable ({_one_line(error)}); unpack the pack into "
+                f"{folder} (InsightFace's are for non-commercial research only), or use DlibFaceAnalyzer."
+            ) from error
+    # antelopev2.zip has a folder of that name inside, so it unpacks one level too deep.
+    for candidate in (folder, folder / folder.name):
+        if any(candidate.glob("*.onnx")):
+            return candidate
+    raise InputError(f"model={str(model)!r}: {folder} has no .onnx files; unpack a model pack into it.")
+
+
+def _check_providers(providers: Sequence[str], available: list[str]) -> None:
+    names = [provider[0] if isinstance(provider, tuple) else provider for provider in providers]
+    unknown = [name for name in names if name not in available]
+    if isinstance(providers, str) or not names or unknown:
+        raise InputError(f"providers={providers!r} must be a list of some of {', '.join(available)}.")
+
+
+def _depth_towards_camera(landmarks: np.ndarray) -> np.ndarray:
+    """
+    Gives z its sign. The packs' documentation states none, and a mirrored depth is a mirrored shape at any pose: seen
+    from the front, the person's left, down and the nose's direction make the same corner as image x, y and z towards
+    the camera.
+    """
+    left = landmarks[45] - landmarks[36]
+    down = landmarks[8] - landmarks[27]
+    nose = landmarks[30] - (landmarks[0] + landmarks[16]) / 2
+    depth_sign = 1.0 if np.linalg.det(np.stack([left, down, nose])) >= 0 else -1.0
+    return landmarks * np.array([1.0, 1.0, depth_sign], dtype=np.float32)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
