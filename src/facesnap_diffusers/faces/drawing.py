@@ -1,0 +1,91 @@
+"""Landmarks as a picture: what FFRNet is conditioned on."""
+
+import torch
+
+from ..errors import InputError
+from .layout import NUM_LANDMARKS, PARTS
+
+
+def landmark_radius(landmarks: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    r"""
+    The default radius of a landmark's disc: 1/32 of the landmarks' root mean square distance from their centre, which
+    is 3 pixels for a face that fills a picture of 512 pixels. It follows the face, so that eyes and lips of a small one
+    do not run into blobs and a resized picture shows the same; it is at least 1 pixel, so that no disc gets lost, and
+    at most 1/32 of the shorter side.
+
+    Args:
+        landmarks (`torch.Tensor` of shape `(batch, 72, 2)`): In pixels.
+        height (`int`): Of the picture, in pixels.
+        width (`int`): Of the picture, in pixels.
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`, in pixels.
+    """
+    deviation = landmarks - landmarks.mean(dim=1, keepdim=True)
+    size = deviation.square().sum(dim=-1).mean(dim=1).sqrt()
+    return (size / 32).clamp(min=1, max=max(1.0, min(height, width) / 32))
+
+
+def draw_landmarks(landmarks: torch.Tensor, height: int, width: int, radius: float | None = None) -> torch.Tensor:
+    r"""
+    Draws each landmark as a small antialiased disc in the colour of its part, on black. Parts lie over each other in
+    the order of `faces.layout.PARTS`. The centre of the top left pixel is at (0, 0). Differentiable by the landmarks;
+    memory grows with the picture, not with the number of landmarks.
+
+    Args:
+        landmarks (`torch.Tensor` of shape `(batch, 72, 2)`): In pixels, x right and y down. What lies outside the
+            picture is cut off.
+        height (`int`): Of the picture, in pixels.
+        width (`int`): Of the picture, in pixels.
+        radius (`float`, *optional*): Of the discs, in pixels. By default [`landmark_radius`].
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 3, height, width)`: RGB in `[0, 1]`, float32 (float64 for float64 landmarks).
+
+    Raises:
+        InputError: A wrong shape, a size or radius that is not positive, or landmarks that are not finite.
+    """
+    if landmarks.ndim != 3 or landmarks.shape[1:] != (NUM_LANDMARKS, 2):
+        raise InputError(f"landmarks must have shape (batch, {NUM_LANDMARKS}, 2), got {tuple(landmarks.shape)}")
+    if not torch.isfinite(landmarks).all():
+        raise InputError("landmarks has values that are not finite; leave out faces that were not found")
+    if height < 1 or width < 1:
+        raise InputError(f"height and width must be positive, got {height} and {width}")
+    if radius is not None and not 0 < radius < float("inf"):
+        raise InputError(f"radius must be a positive number of pixels, got {radius}")
+    if landmarks.dtype != torch.float64:
+        landmarks = landmarks.float()
+
+    if radius is None:
+        radii = landmark_radius(landmarks.detach(), height, width)
+    else:
+        radii = landmarks.new_full((landmarks.shape[0],), radius)
+    # A disc touches no pixel beyond `reach` of its centre's, and coordinates that far outside can be cut at once.
+    reach = int(radii.max().ceil()) + 1 if len(radii) else 1
+    limit = landmarks.new_tensor([width, height])
+    landmarks = torch.minimum(landmarks.clamp(min=-2 * reach), limit + 2 * reach)
+
+    image = landmarks.new_zeros(landmarks.shape[0], 3, height, width)
+    for part in PARTS:
+        coverage = _coverage(landmarks[:, part.indices], radii, reach, height, width)[:, None]
+        color = landmarks.new_tensor(part.color)[None, :, None, None] / 255
+        image = image + coverage * (color - image)
+    return image
+
+
+def _coverage(points: torch.Tensor, radii: torch.Tensor, reach: int, height: int, width: int) -> torch.Tensor:
+    """How much of each pixel the union of discs covers, `(batch, height, width)` in `[0, 1]`."""
+    batch = points.shape[0]
+    steps = torch.arange(-reach, reach + 1, device=points.device)
+    window = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1).flatten(0, 1)
+    pixels = points.detach().round().long()[:, :, None] + window  # (batch, points, window, 2)
+    distance = torch.linalg.vector_norm(pixels - points[:, :, None], dim=-1)
+    covered = (radii[:, None, None] + 0.5 - distance).clamp(0, 1)
+
+    x, y = pixels.unbind(-1)
+    inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+    covered = torch.where(inside, covered, 0)
+    index = torch.where(inside, y * width + x, 0)
+    canvas = points.new_zeros(batch, height * width)
+    canvas = canvas.scatter_reduce(1, index.flatten(1), covered.flatten(1), reduce="amax")
+    return canvas.unflatten(1, (height, width))
