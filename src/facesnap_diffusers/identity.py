@@ -23,7 +23,7 @@ class FaceIdentity:
 
     Attributes:
         face_embeds (`torch.Tensor` of shape `(face_embed_dim,)`): The recogniser's embedding; the mean over the photos.
-        face_encoder (`str`): The recogniser that made it, e.g. `"insightface/buffalo_l"`.
+        face_encoder (`str`): The recogniser that made it, e.g. `"insightface/w600k_r50"`.
         landmarks (`torch.Tensor` of shape `(68 | 72, 2 | 3)`, *optional*): The face in the first photo, in pixels of
             it: x to the right, y down, z towards the camera.
         shape (`torch.Tensor` of shape `(n,)`, *optional*): Shape coefficients of the landmark predictor; the mean over

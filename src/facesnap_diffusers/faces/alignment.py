@@ -52,7 +52,9 @@ def similarity_transform(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     """
     source, target = np.asarray(source, dtype=np.float64), np.asarray(target, dtype=np.float64)
     if source.ndim != 2 or source.shape[1] != 2 or len(source) < 2 or target.shape != source.shape:
-        raise InputError(f"source and target have shapes {source.shape} and {target.shape}; both must be (N, 2), N ≥ 2.")
+        raise InputError(
+            f"source and target have shapes {source.shape} and {target.shape}; both must be (N, 2), N ≥ 2."
+        )
     if not (np.isfinite(source).all() and np.isfinite(target).all()):
         raise InputError("source or target has NaN or infinite values.")
     source_mean, target_mean = source.mean(axis=0), target.mean(axis=0)
@@ -109,12 +111,12 @@ def align_for_clip(image: np.ndarray, landmarks: np.ndarray, size: int = 224) ->
     _check_crop(image, size)
     centre, right, side = head_axes(landmarks)
     # Shrinking needs an average over source pixels: warp to a whole multiple of the size, then average blocks.
-    factor = max(1, math.ceil(side / size))
+    factor = min(max(1, math.ceil(side / size)), 4096 // size + 1)
     target = size * factor
     down = np.array([-right[1], right[0]])
-    corners = [centre, centre + side / 2 * right, centre + side / 2 * down]
+    square = np.stack([centre, centre + side / 2 * right, centre + side / 2 * down])
     middle = (target - 1) / 2  # Pixel centres are at whole numbers.
-    matrix = similarity_transform(corners, [[middle, middle], [middle + target / 2, middle], [middle, middle + target / 2]])
+    matrix = similarity_transform(square, middle + target / 2 * np.array([[0, 0], [1, 0], [0, 1]]))
     crop = cv2.warpAffine(image, matrix, (target, target), flags=cv2.INTER_CUBIC, borderValue=CLIP_MEAN_COLOR)
     return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
 

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 
 PADDING = 0.5  # Of the longer side, on every side: a face that fills the photo gets the surroundings detectors expect.
+MAX_ROLL = 60.0  # Degrees. A head tilted by less is an upright photo of a tilted head.
 
 
-def find_face(
-    photo: Photo, analyzer: "FaceAnalyzer", face_index: int | None = None, name: str = "face_image"
-) -> Face:
+def find_face(photo: Photo, analyzer: "FaceAnalyzer", face_index: int | None = None, name: str = "face_image") -> Face:
     """
     Finds one face in a photo.
 
@@ -30,7 +29,7 @@ def find_face(
     turned upright.
 
     Args:
-        photo: A photo in any form that [`load_photo`] takes.
+        photo (`PIL.Image.Image`, `str`, `Path`, `np.ndarray` or `torch.Tensor`): A photo in any form that [`load_photo`] takes.
         analyzer ([`FaceAnalyzer`]): Finds and describes the faces.
         face_index (`int`, *optional*): Which face: 0 is the largest (the default), 1 the second largest, and so on.
         name (`str`, *optional*, defaults to `"face_image"`): What errors call the photo.
@@ -48,20 +47,19 @@ def find_face(
         raise InputError(f"face_index={face_index!r} must be an integer, 0 for the largest face.")
     image = load_photo(photo, name)
     faces = analyzer.analyze(image) or _analyze_padded(image, analyzer)
-    if not faces:
-        turned = [_analyze_padded(np.ascontiguousarray(np.rot90(image, turns)), analyzer) for turns in (1, 2, 3)]
-        # A detector may half see a face in a wrong turn: the surest one decides.
-        faces = max(turned, key=lambda faces: max((face.score for face in faces), default=-math.inf))
+    for turns in (1, 3, 2):  # Lying on a side is far more common than upside down.
+        if not faces:
+            faces = _analyze_padded(np.ascontiguousarray(np.rot90(image, turns)), analyzer)
     if not faces:
         raise NoFaceFoundError(
             f"no face found in {name} ({image.shape[1]}×{image.shape[0]}); use a larger, sharper or less cropped photo, "
             "or pass your own landmarks and embedding."
         )
-    faces = sorted(faces, key=lambda face: face.size, reverse=True)
+    faces = sorted(faces, key=lambda face: (face.area, face.score), reverse=True)
     index = 0 if face_index is None else int(face_index)
     if not 0 <= index < len(faces):
         raise InputError(
-            f"face_index={index} is out of range: {name} shows {len(faces)} face{'s'[: len(faces) > 1]}, "
+            f"face_index={index} is out of range: {name} shows {len(faces)} face{'s' if len(faces) > 1 else ''}, "
             "counted from 0, the largest first."
         )
     return _upright(faces[index], analyzer)
@@ -72,7 +70,12 @@ def _analyze_padded(image: np.ndarray, analyzer: "FaceAnalyzer") -> list[Face]:
     margin = round(PADDING * max(image.shape[:2]))
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     return [
-        replace(face, image=image, box=face.box - margin, landmarks=face.landmarks - [margin, margin, 0][: face.landmarks.shape[1]])
+        replace(
+            face,
+            image=image,
+            box=face.box - margin,
+            landmarks=face.landmarks - [margin, margin, 0][: face.landmarks.shape[1]],
+        )
         for face in analyzer.analyze(padded)
     ]
 
@@ -80,9 +83,10 @@ def _analyze_padded(image: np.ndarray, analyzer: "FaceAnalyzer") -> list[Face]:
 def _upright(face: Face, analyzer: "FaceAnalyzer") -> Face:
     """The same face in its photo turned by the multiple of 90° that puts it upright, if it is found there again."""
     right = head_axes(face.landmarks)[1]
-    turns = round(math.degrees(math.atan2(right[1], right[0])) / 90) % 4
-    if turns == 0:
+    roll = math.degrees(math.atan2(right[1], right[0]))
+    if abs(roll) < MAX_ROLL:
         return face
+    turns = round(roll / 90) % 4
     image = np.ascontiguousarray(np.rot90(face.image, turns))
     height, width = face.image.shape[:2]
     x, y = (face.box[:2] + face.box[2:]) / 2
@@ -92,4 +96,3 @@ def _upright(face: Face, analyzer: "FaceAnalyzer") -> Face:
     faces = analyzer.analyze(image) or _analyze_padded(image, analyzer)
     same = [face for face in faces if face.box[0] <= x <= face.box[2] and face.box[1] <= y <= face.box[3]]
     return max(same, key=lambda face: face.score, default=face)
-

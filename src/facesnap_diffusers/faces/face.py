@@ -37,14 +37,20 @@ class Face:
     score: float
     encoder: str
 
-    def __post_init__(self):
-        if self.image.dtype != np.uint8 or self.image.ndim != 3 or self.image.shape[2] != 3:
-            raise InputError(f"image has shape {self.image.shape} and dtype {self.image.dtype}; it must be RGB in uint8.")
-        for field, shapes in (("box", "(4,)"), ("landmarks", "(68, 2) or (68, 3)"), ("embedding", "(D,)")):
-            array = np.asarray(getattr(self, field), dtype=np.float32)
-            fits = array.ndim == 1 and array.size > 0 if field == "embedding" else str(array.shape) in shapes
-            if not fits:
-                raise InputError(f"{field} has shape {array.shape}; it must be {shapes}.")
+    def __post_init__(self) -> None:
+        if not isinstance(self.image, np.ndarray) or self.image.dtype != np.uint8 or self.image.shape[2:] != (3,):
+            raise InputError("image must be an array (H, W, 3) of uint8 in RGB.")
+        for field, shapes in (
+            ("box", [(4,)]),
+            ("landmarks", [(68, 2), (68, 3)]),
+            ("embedding", [np.shape(self.embedding)[:1]]),
+        ):
+            try:
+                array = np.asarray(getattr(self, field), dtype=np.float32)
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{field} holds no numbers; it must be an array of floating point.") from error
+            if array.shape not in shapes or array.size == 0:
+                raise InputError(f"{field} has shape {array.shape}; it must be {' or '.join(map(str, shapes))}.")
             if not np.isfinite(array).all():
                 raise InputError(f"{field} has NaN or infinite values; the face analyzer's models may be damaged.")
             object.__setattr__(self, field, array)
@@ -52,7 +58,7 @@ class Face:
             raise InputError("embedding is all zero; the face analyzer's models may be damaged.")
 
     @property
-    def size(self) -> float:
-        """The area of the box in square pixels."""
+    def area(self) -> float:
+        """The area of the box, in square pixels."""
         x0, y0, x1, y1 = self.box.tolist()
         return max(x1 - x0, 0.0) * max(y1 - y0, 0.0)

@@ -70,7 +70,7 @@ def load_photo(photo: Photo, name: str = "face_image") -> np.ndarray:
 
 def _open(photo: str | Path, name: str) -> PIL.Image.Image:
     if isinstance(photo, str) and photo.lower().startswith(("http://", "https://")):
-        file = io.BytesIO(_download(photo, name))
+        file: io.BytesIO | Path = io.BytesIO(_download(photo, name))
         where = f"the address {_short_url(photo)}"
     else:
         file = _existing_file(photo, name)
@@ -175,7 +175,9 @@ def _channels_last(tensor: "torch.Tensor", name: str) -> np.ndarray:
         tensor = tensor.detach().cpu()
         array = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
     except Exception as error:  # Meta, sparse and quantised tensors, each with its own error.
-        raise PhotoError(f"{name} is a tensor without readable pixels ({_one_line(error)}); pass a dense one.") from error
+        raise PhotoError(
+            f"{name} is a tensor without readable pixels ({_one_line(error)}); pass a dense one."
+        ) from error
     if array.ndim == 4 and array.shape[0] == 1:
         array = array[0]
     if array.ndim == 3 and array.shape[0] in (1, 3, 4):
@@ -190,7 +192,9 @@ def _from_array(array: np.ndarray, name: str) -> PIL.Image.Image:
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3, 4):
-        raise PhotoError(f"{name} has shape {shape}; pass one image of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4).")
+        raise PhotoError(
+            f"{name} has shape {shape}; pass one image of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)."
+        )
     if array.size == 0:
         raise PhotoError(f"{name} has shape {shape}: it is empty; pass a photo.")
 

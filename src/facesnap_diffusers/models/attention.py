@@ -91,15 +91,16 @@ class IdentityAttention(ModelMixin, ConfigMixin):
     processors (IP-Adapter, attention slicing, fused projections, LoRA) finds stock processors.
 
     Args:
-        layers (`dict[str, tuple[int, int]]`): Name of each cross-attention module of the UNet, as in
-            `unet.get_submodule(name)`, with its context width and its inner width.
+        layers (`dict[str, list[int]]`): Name of each cross-attention module of the UNet, as in
+            `unet.get_submodule(name)`, with its context width and its inner width. Without any, the identity tokens are
+            kept from the UNet's attention and nothing else.
     """
 
     @register_to_config
-    def __init__(self, layers: dict[str, tuple[int, int]]):
+    def __init__(self, layers: dict[str, list[int]]):
         super().__init__()
         # module names must not contain dots
-        self.layers = nn.ModuleDict(
+        self.projections = nn.ModuleDict(
             {name.replace(".", "-"): IdentityProjection(context, inner) for name, (context, inner) in layers.items()}
         )
         self._processors: dict[str, tuple[nn.Module | object, IdentityAttnProcessor]] = {}
@@ -108,21 +109,18 @@ class IdentityAttention(ModelMixin, ConfigMixin):
     def from_unet(cls, unet: UNet2DConditionModel) -> "IdentityAttention":
         """Identity attention for `unet` whose keys and values start as copies of the text attention's."""
         modules = _cross_attention_modules(unet)
-        layers = {name: (attn.to_k.in_features, attn.to_k.out_features) for name, attn in modules.items()}
-        identity_attention = cls(layers=layers)
+        layers = {name: _sizes(attn) for name, attn in modules.items()}
+        identity_attention = cls(layers=layers).to(unet.device)
         for name, attn in modules.items():
-            projection = identity_attention.layers[name.replace(".", "-")]
+            projection = identity_attention.projections[name.replace(".", "-")]
             projection.to_k.load_state_dict({"weight": attn.to_k.weight.detach()})
             projection.to_v.load_state_dict({"weight": attn.to_v.weight.detach()})
-        return identity_attention.to(unet.dtype)
+        return identity_attention if unet.dtype == torch.float32 else identity_attention.to(unet.dtype)
 
     def check_fits(self, unet: UNet2DConditionModel) -> None:
         """Raises [`InputError`] unless the layers are exactly the cross-attention layers of `unet`."""
-        expected = {
-            name: (attn.to_k.in_features, attn.to_k.out_features)
-            for name, attn in _cross_attention_modules(unet).items()
-        }
-        own = {name: tuple(sizes) for name, sizes in self.config.layers.items()}
+        expected = {name: _sizes(attn) for name, attn in _cross_attention_modules(unet).items()}
+        own = self.config.layers
         if own != expected:
             odd = next(name for name in [*own, *expected] if own.get(name) != expected.get(name))
             raise InputError(
@@ -149,7 +147,7 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         stock_processors = {name: attn.processor for name, attn in modules.items()}
         try:
             for name, attn in modules.items():
-                attn.set_processor(self._processor(name, attn.processor, num_tokens, scale_of_layer(scale, name)))
+                attn.set_processor(self._processor(name, attn, num_tokens, scale_of_layer(scale, name)))
             yield
         finally:
             for name, attn in modules.items():
@@ -160,14 +158,17 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         kwargs.update(offload_type="leaf_level", num_blocks_per_group=None, use_stream=False)
         super().enable_group_offload(onload_device, **kwargs)
 
-    def _processor(self, name: str, stock: object, num_tokens: int, scale: float) -> IdentityAttnProcessor:
+    def _processor(self, name: str, attn: Attention, num_tokens: int, scale: float) -> IdentityAttnProcessor:
         # The same objects serve again while nothing changes, else a compiled UNet would be compiled at every call.
-        stock_ip_adapter = stock if hasattr(stock, "to_k_ip") else None
+        stock_ip_adapter = attn.processor if hasattr(attn.processor, "to_k_ip") else None
         last_stock, processor = self._processors.get(name, (None, None))
         if processor is None or last_stock is not stock_ip_adapter or processor.num_identity_tokens != num_tokens:
-            processor = IdentityAttnProcessor(self.layers[name.replace(".", "-")], num_tokens, stock_ip_adapter)
+            key = name.replace(".", "-")
+            # without weights for this layer the tokens are only split off
+            projection = self.projections[key] if key in self.projections else attn
+            processor = IdentityAttnProcessor(projection, num_tokens, stock_ip_adapter)
             self._processors[name] = (stock_ip_adapter, processor)
-        processor.scale = [scale, *(stock_ip_adapter.scale if stock_ip_adapter is not None else [])]
+        processor.scale = [scale if len(self.projections) else 0.0, *(stock_ip_adapter.scale if stock_ip_adapter is not None else [])]
         return processor
 
 
@@ -177,6 +178,10 @@ def scale_of_layer(scale: float | Mapping[str, float], name: str) -> float:
         return scale
     fitting = [key for key in scale if name == key or name.startswith(key + ".")]
     return scale[max(fitting, key=len)] if fitting else 0.0
+
+
+def _sizes(attn: Attention) -> list[int]:
+    return [attn.to_k.in_features, attn.to_k.out_features]
 
 
 def _cross_attention_modules(unet: UNet2DConditionModel) -> dict[str, nn.Module]:

@@ -26,7 +26,8 @@ class FFRNet(ControlNetModel):
             )
         if unet.config.encoder_hid_dim_type == "ip_image_proj":
             raise InputError("unet carries an IP-Adapter: call unload_ip_adapter() before making FFRNet from it")
-        return super().from_unet(unet, **kwargs).to(unet.dtype)
+        ffrnet = super().from_unet(unet, **kwargs)
+        return ffrnet if unet.dtype == torch.float32 else ffrnet.to(unet.dtype)
 
     def forward(
         self,

@@ -14,10 +14,17 @@ class RoutedControlNet(ControlNetModel):
         net (`ControlNetModel`, *optional*): `None` stands for no conditioning at all.
         num_tokens (`int`): Number of identity tokens at the end of the context.
         context (`str`): `"identity"` or `"text"`.
-        dtype (`torch.dtype`): Type of the conditioning image.
+        device (`torch.device`), dtype (`torch.dtype`): Of the conditioning image; those of `net` by default.
     """
 
-    def __init__(self, net: nn.Module | None, num_tokens: int, context: str, dtype: torch.dtype):
+    def __init__(
+        self,
+        net: nn.Module | None,
+        num_tokens: int,
+        context: str,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ):
         # a ControlNet by type, for the checks of the stock pipelines, without layers of its own
         nn.Module.__init__(self)
         self.register_to_config(
@@ -26,7 +33,12 @@ class RoutedControlNet(ControlNetModel):
         self.net = net
         self.num_tokens = num_tokens
         self.context = context
-        self._dtype = dtype
+        self._device = device or net.device
+        self._dtype = dtype or net.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
 
     @property
     def dtype(self) -> torch.dtype:

@@ -51,7 +51,9 @@ def default_analyzer(encoder: str) -> FaceAnalyzer:
     if encoder in MODEL_PACKS:
         analyzer = InsightFaceAnalyzer(MODEL_PACKS[encoder])
         if analyzer.encoder != encoder:
-            raise InputError(f"encoder={encoder!r}: the pack {MODEL_PACKS[encoder]} here has {analyzer.encoder} instead.")
+            raise InputError(
+                f"encoder={encoder!r}: the pack {MODEL_PACKS[encoder]} here has {analyzer.encoder} instead."
+            )
         return analyzer
     known = ", ".join([*MODEL_PACKS, DlibFaceAnalyzer.encoder])
     raise InputError(

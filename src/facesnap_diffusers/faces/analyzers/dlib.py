@@ -1,7 +1,9 @@
 """Faces by dlib: works offline from two wheels."""
 
 import importlib.util
+import math
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL.Image
@@ -10,7 +12,14 @@ from facesnap_diffusers.errors import MissingDependencyError
 from facesnap_diffusers.faces.face import Face
 
 
-DETECTION_SIDE = 640  # Both detectors see faces from 80 px: at this size, an eighth of the photo's longer side.
+if TYPE_CHECKING:
+    import dlib
+
+
+# The detectors see faces from 80 px, so these sides of a scaled photo set how small a part of it a face may be.
+FRONTAL_SIDE = 640  # HOG: 1/8 of the photo's longer side, in 0.03 s.
+ANY_POSE_SIDE = 360  # MMOD: 1/4.5, in 0.7 s.
+CROP_SIDE = 256
 
 
 class DlibFaceAnalyzer:
@@ -18,8 +27,9 @@ class DlibFaceAnalyzer:
     Faces by dlib's detectors, 68-point shape predictor and 128-d face recognition network (King 2009,
     "Dlib-ml: A Machine Learning Toolkit").
 
-    The fast detector (HOG) sees frontal faces; where it sees none, dlib's convolutional one (MMOD, about 2 s on a CPU)
-    looks for profiles and tilted heads. Embeddings of the same person are nearer than 0.6 (Euclidean).
+    The fast detector (HOG) sees frontal, upright faces; where it sees none, dlib's convolutional one (MMOD, about 1 s on
+    a CPU) looks for profiles and tilted heads. Embeddings of the same person are nearer than 0.6 (Euclidean).
+    Landmarks of profiles are rough: the shape predictor expects to see both eyes.
 
     Needs the extra `dlib` (`dlib-bin` and the model files in `face-recognition-models`); no downloads. The shape
     predictor was trained on iBUG 300-W, whose licence excludes commercial use.
@@ -34,7 +44,7 @@ class DlibFaceAnalyzer:
     def __init__(self) -> None:
         # The models' own package imports pkg_resources, which newer setuptools lack: only its location is needed.
         spec = importlib.util.find_spec("face_recognition_models")
-        if spec is None or importlib.util.find_spec("dlib") is None:
+        if spec is None or spec.origin is None or importlib.util.find_spec("dlib") is None:
             raise MissingDependencyError(
                 'DlibFaceAnalyzer needs dlib and its models: pip install "facesnap-diffusers[dlib]".'
             )
@@ -50,31 +60,73 @@ class DlibFaceAnalyzer:
         """Returns all faces in an upright photo, `(H, W, 3)`, `uint8`, RGB; landmarks are `(68, 2)`."""
         import dlib
 
-        scale = DETECTION_SIDE / max(image.shape[:2])
-        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        small = np.array(PIL.Image.fromarray(image).resize(size, PIL.Image.Resampling.BICUBIC, reducing_gap=3.0))
-
         faces = []
-        for box, score in self._detect(small):
-            box = box / scale
-            shape = self._shape_predictor(image, dlib.rectangle(*(int(round(x)) for x in box)))
-            faces.append(
-                Face(
-                    image=image,
-                    box=box.astype(np.float32),
-                    landmarks=np.array([(point.x, point.y) for point in shape.parts()], dtype=np.float32),
-                    embedding=np.array(self._recogniser.compute_face_descriptor(image, shape), dtype=np.float32),
-                    score=score,
-                    encoder=self.encoder,
-                )
+        rolls = range(-60, 61, 30)  # All that the frontal detector sees.
+        found = self._frontal_faces(image)
+        if not found:
+            rolls = range(-180, 180, 30)
+            found = self._faces_in_any_pose(image)
+        for box, score in found:
+            landmarks = self._landmarks_at_best_roll(image, box, rolls)
+            shape = dlib.full_object_detection(
+                _rectangle(box), [dlib.point(*map(round, p)) for p in landmarks.tolist()]
             )
+            embedding = self._recogniser.compute_face_descriptor(image, shape)
+            faces.append(Face(image, box, landmarks, np.array(embedding), float(score), self.encoder))
         return faces
 
-    def _detect(self, image: np.ndarray) -> list[tuple[np.ndarray, float]]:
-        rectangles, scores, _ = self._frontal_detector.run(image, 0, 0.0)
-        if not rectangles:
-            detections = self._any_pose_detector(image, 0)
-            rectangles = [detection.rect for detection in detections]
-            scores = [detection.confidence for detection in detections]
-        corners = [np.array([box.left(), box.top(), box.right(), box.bottom()], dtype=np.float64) for box in rectangles]
-        return list(zip(corners, scores, strict=True))
+    def _frontal_faces(self, image: np.ndarray) -> list[tuple[np.ndarray, float]]:
+        small, scale = _scaled(image, FRONTAL_SIDE)
+        rectangles, scores, _ = self._frontal_detector.run(small, 0, 0.0)
+        return [(_corners(rectangle) / scale, score) for rectangle, score in zip(rectangles, scores, strict=True)]
+
+    def _faces_in_any_pose(self, image: np.ndarray) -> list[tuple[np.ndarray, float]]:
+        small, scale = _scaled(image, ANY_POSE_SIDE)
+        detections = self._any_pose_detector(small, 0)
+        return [(_corners(detection.rect) / scale, detection.confidence) for detection in detections]
+
+    def _landmarks(self, image: np.ndarray, box: np.ndarray) -> np.ndarray:
+        shape = self._shape_predictor(image, _rectangle(box))
+        return np.array([(point.x, point.y) for point in shape.parts()], dtype=np.float64)
+
+    def _landmarks_at_best_roll(self, image: np.ndarray, box: np.ndarray, rolls: range) -> np.ndarray:
+        """
+        The shape predictor fails from about 30° of roll on, so it gets the turned crop in which the frontal detector is
+        surest of the face; if that sees it in none (profiles), the photo as it is.
+        """
+        centre = (box[:2] + box[2:]) / 2 + 0.5  # Pillow's coordinates: the centre of the first pixel is at 0.5.
+        zoom = 2 * (box[2] - box[0]) / CROP_SIDE
+        photo = PIL.Image.fromarray(image)
+        best_score, landmarks = 0.0, None
+        for roll in rolls:
+            cos, sin = zoom * math.cos(math.radians(roll)), zoom * math.sin(math.radians(roll))
+            linear = np.array([[cos, -sin], [sin, cos]])
+            offset = centre - linear @ [CROP_SIDE / 2, CROP_SIDE / 2]
+            matrix = np.column_stack([linear, offset]).ravel()
+            turned = photo.transform(
+                (CROP_SIDE, CROP_SIDE), PIL.Image.Transform.AFFINE, matrix.tolist(), PIL.Image.Resampling.BICUBIC
+            )
+            crop = np.array(turned)
+            rectangles, scores, _ = self._frontal_detector.run(crop, 0, best_score)
+            for rectangle, score in zip(rectangles, scores, strict=True):
+                if score > best_score and rectangle.contains(CROP_SIDE // 2, CROP_SIDE // 2):
+                    best_score = score
+                    landmarks = (self._landmarks(crop, _corners(rectangle)) + 0.5) @ linear.T + offset - 0.5
+        return self._landmarks(image, box) if landmarks is None else landmarks
+
+
+def _scaled(image: np.ndarray, side: int) -> tuple[np.ndarray, float]:
+    """The photo with its longer side scaled to `side`, and the scale."""
+    scale = side / max(image.shape[:2])
+    size = [max(1, round(length * scale)) for length in (image.shape[1], image.shape[0])]
+    return np.array(PIL.Image.fromarray(image).resize(size, PIL.Image.Resampling.BICUBIC)), scale
+
+
+def _corners(rectangle: "dlib.rectangle") -> np.ndarray:
+    return np.array([rectangle.left(), rectangle.top(), rectangle.right(), rectangle.bottom()], dtype=np.float64)
+
+
+def _rectangle(box: np.ndarray) -> "dlib.rectangle":
+    import dlib
+
+    return dlib.rectangle(*map(round, box.tolist()))

@@ -1,5 +1,7 @@
 """Faces by InsightFace's model packs."""
 
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,9 +59,11 @@ class InsightFaceAnalyzer:
         detection_size: int = 640,
         detection_threshold: float = 0.5,
     ) -> None:
+        if not isinstance(model, (str, Path)):
+            raise InputError(f"model={model!r} must be a folder or the name of a model pack.")
         if not isinstance(detection_size, int) or detection_size < 32 or detection_size % 32:
             raise InputError(f"detection_size={detection_size!r} must be a positive multiple of 32.")
-        if not 0.0 < detection_threshold < 1.0:
+        if not isinstance(detection_threshold, float) or not 0.0 < detection_threshold < 1.0:
             raise InputError(f"detection_threshold={detection_threshold!r} must be between 0 and 1.")
         try:
             import onnxruntime
@@ -101,26 +105,36 @@ class InsightFaceAnalyzer:
     def analyze(self, image: np.ndarray) -> list[Face]:
         """Returns all faces in an upright photo, `(H, W, 3)`, `uint8`, RGB; landmarks are `(68, 3)`."""
         bgr = np.ascontiguousarray(image[..., ::-1])
+        with warnings.catch_warnings():  # InsightFace calls a method that scikit-image deprecates.
+            warnings.simplefilter("ignore", FutureWarning)
+            faces = self._app.get(bgr)
         return [
             Face(
                 image=image,
-                box=found.bbox,
-                landmarks=_depth_towards_camera(found.landmark_3d_68),
-                embedding=found.normed_embedding,
-                score=float(found.det_score),
+                box=face.bbox,
+                landmarks=_depth_towards_camera(face.landmark_3d_68),
+                embedding=_unit(face.embedding),
+                score=float(face.det_score),
                 encoder=self.encoder,
             )
-            for found in self._app.get(bgr)
+            for face in faces
         ]
+
+
+def _unit(embedding: np.ndarray) -> np.ndarray:
+    length = np.linalg.norm(embedding)
+    return embedding / length if length > 0 else embedding
 
 
 def _model_folder(model: str | Path, root: str | Path) -> Path:
     """The folder with a pack's ONNX files; downloads a public pack that is missing."""
     from insightface.utils.storage import ensure_available
 
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))
     if not folder.is_dir():
-        folder = Path(root).expanduser() / "models" / str(model)
+        if folder.name != str(model):
+            raise InputError(f"model={str(model)!r} is no folder; pass one with a model pack's ONNX files.")
+        folder = Path(os.path.expanduser(root)) / "models" / folder.name
         try:
             if not folder.is_dir():
                 ensure_available("models", str(model), root=str(root))
@@ -137,17 +151,20 @@ def _model_folder(model: str | Path, root: str | Path) -> Path:
 
 
 def _check_providers(providers: Sequence[str], available: list[str]) -> None:
-    names = [provider[0] if isinstance(provider, tuple) else provider for provider in providers]
-    unknown = [name for name in names if name not in available]
-    if isinstance(providers, str) or not names or unknown:
+    names = (
+        [entry[0] if isinstance(entry, tuple) and entry else entry for entry in providers]
+        if isinstance(providers, (list, tuple))
+        else []
+    )
+    if not names or any(name not in available for name in names):
         raise InputError(f"providers={providers!r} must be a list of some of {', '.join(available)}.")
 
 
 def _depth_towards_camera(landmarks: np.ndarray) -> np.ndarray:
     """
-    Gives z its sign. The packs' documentation states none, and a mirrored depth is a mirrored shape at any pose: seen
-    from the front, the person's left, down and the nose's direction make the same corner as image x, y and z towards
-    the camera.
+    Gives z its sign, which InsightFace does not document (its mean shape has z towards the camera). A mirrored depth is
+    a mirrored shape at any pose: the person's left, down and the nose's direction must make the same corner as image x,
+    image y and z towards the camera.
     """
     left = landmarks[45] - landmarks[36]
     down = landmarks[8] - landmarks[27]

@@ -1,0 +1,36 @@
+"""The UNets of the base models that adapters are made for, by family."""
+
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+
+
+UNET_CONFIGS: dict[str, dict[str, Any]] = {
+    "sd1": {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd2": {
+        "sample_size": 96,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),
+        "use_linear_projection": True,
+    },
+    "sdxl": {
+        "sample_size": 128,
+        "block_out_channels": (320, 640, 1280),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
+        "transformer_layers_per_block": (1, 2, 10),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
+}
+
+
+def empty_unet(family: str) -> UNet2DConditionModel:
+    """The UNet of a family in full size on the meta device: its shapes, without memory for weights."""
+    with torch.device("meta"):
+        return UNet2DConditionModel(**UNET_CONFIGS[family])

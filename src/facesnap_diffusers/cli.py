@@ -1,0 +1,31 @@
+"""The `facesnap` command."""
+
+import sys
+
+import typer
+
+from .commands.info import info
+from .commands.landmarks import landmarks
+from .errors import FaceSnapError
+
+
+app = typer.Typer(
+    name="facesnap",
+    help="Identity-preserving portraits for 🧨 diffusers.",
+    no_args_is_help=True,
+    pretty_exceptions_show_locals=False,
+)
+app.command()(info)
+app.command()(landmarks)
+
+
+def main() -> None:
+    """Runs the command; an error that this package raises on purpose is one line, not a traceback."""
+    try:
+        app()
+    except FaceSnapError as error:
+        sys.exit(f"facesnap: {error}")
+
+
+if __name__ == "__main__":
+    main()

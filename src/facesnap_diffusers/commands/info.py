@@ -1,0 +1,76 @@
+from math import prod
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def info(
+    adapter: Annotated[
+        str | None, typer.Argument(help="Adapter folder or Hub repo. Without one: a fresh adapter, in full size.")
+    ] = None,
+    family: Annotated[str, typer.Option(help="Base model of the fresh adapter: sd1, sd2 or sdxl.")] = "sd1",
+    variant: Annotated[str | None, typer.Option(help="Variant of the weights, e.g. fp16.")] = None,
+) -> None:
+    """Print the parts of an adapter with their parameters and bytes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if adapter is None:
+        title, sizes, stored = f"fresh adapter for {family}", _fresh_sizes(family), "MB in float16"
+    else:
+        title, sizes, stored = adapter, _stored_sizes(adapter, variant), "MB as stored"
+    sizes["all"] = tuple(sum(column) for column in zip(*sizes.values()))
+
+    table = Table("part", title=title)
+    for column in ("parameters", stored):
+        table.add_column(column, justify="right")
+    for part, (parameters, size) in sizes.items():
+        table.add_row(part, f"{parameters:,}", f"{size / 1e6:,.1f}", end_section=part == list(sizes)[-2])
+    Console().print(table)
+
+
+def _fresh_sizes(family: str) -> dict[str, tuple[int, int]]:
+    import torch
+
+    from ..base_models import UNET_CONFIGS, empty_unet
+    from ..config import FaceSnapConfig
+    from ..errors import InputError
+    from ..models.attention import IdentityAttention
+    from ..models.ffrnet import FFRNet
+    from ..models.landmark_predictor import load_landmark_predictor
+    from ..models.mixer import FacialAttributeMixer
+
+    if family not in UNET_CONFIGS:
+        raise InputError(f"family {family!r} is unknown; choose one of {', '.join(UNET_CONFIGS)}")
+    unet = empty_unet(family)
+    with torch.device("meta"):
+        parts = {
+            "mixer": FacialAttributeMixer(unet.config.cross_attention_dim, num_tokens=FaceSnapConfig().num_tokens),
+            "identity_attention": IdentityAttention.from_unet(unet),
+            "ffrnet": FFRNet.from_unet(unet),
+        }
+    parts["landmark_predictor"] = load_landmark_predictor()
+    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
+    return {name: (count, count * torch.float16.itemsize) for name, count in counts.items()}
+
+
+def _stored_sizes(adapter: str, variant: str | None) -> dict[str, tuple[int, int]]:
+    from ..config import FaceSnapConfig
+    from ..hub import IMAGE_ENCODER_FOLDER, resolve_adapter_folder
+
+    folder = resolve_adapter_folder(adapter, variant=variant)
+    config = FaceSnapConfig.load(folder)
+    parts = [*config.parts, *([IMAGE_ENCODER_FOLDER] if config.image_encoder == IMAGE_ENCODER_FOLDER else [])]
+    suffix = f".{variant}.safetensors" if variant else ".safetensors"
+    return {part: _count(sorted((folder / part).glob(f"*{suffix}"))) for part in parts}
+
+
+def _count(files: list[Path]) -> tuple[int, int]:
+    from safetensors import safe_open
+
+    parameters = 0
+    for file in files:
+        with safe_open(file, framework="pt") as tensors:
+            parameters += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+    return parameters, sum(file.stat().st_size for file in files)

@@ -1,0 +1,104 @@
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from .errors import AdapterError
+
+
+CONFIG_NAME = "facesnap_config.json"
+FORMAT_VERSION = 1
+
+#: The parts of an adapter: each a folder of it, and a component of the pipeline.
+PARTS = ("mixer", "identity_attention", "ffrnet", "landmark_predictor")
+
+#: Where `load_facesnap_adapter()` looks when it is given no name.
+DEFAULT_ADAPTERS = {"sd1": "facesnap/facesnap-sd15", "sd2": "facesnap/facesnap-sd21", "sdxl": "facesnap/facesnap-sdxl"}
+
+
+@dataclass(frozen=True)
+class FaceSnapConfig:
+    r"""
+    What an adapter is made for: the `facesnap_config.json` of its folder. How its parts are built stands in the
+    `config.json` of each.
+
+    Attributes:
+        face_encoder (`str`): The face recogniser whose embeddings it was trained with, as `FaceAnalyzer.encoder` says.
+        face_embed_dim (`int`, *optional*): Width of those embeddings. `None`: the mixer takes none.
+        image_encoder (`str`, *optional*): Hub repo or folder of the CLIP vision model whose hidden states the mixer
+            takes; `"image_encoder"` if it stands in the adapter's own folder. `None`: the mixer takes none.
+        num_tokens (`int`): Number of identity tokens.
+        parts (`list[str]`): The parts that it has, of `PARTS`.
+        base_family (`str`, *optional*): Family of the base model: `"sd1"`, `"sd2"`, `"sdxl"`, or `"custom-<width>"`.
+        base_model (`str`, *optional*): The base model it was trained on.
+        license (`str`, *optional*): Licence of its weights, for the model card.
+        format_version (`int`): Version of this file's format.
+    """
+
+    face_encoder: str = "insightface/w600k_r50"
+    face_embed_dim: int | None = 512
+    image_encoder: str | None = "openai/clip-vit-large-patch14"
+    num_tokens: int = 16
+    parts: list[str] = field(default_factory=lambda: ["mixer", "identity_attention", "ffrnet"])
+    base_family: str | None = None
+    base_model: str | None = None
+    license: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def save(self, folder: str | Path) -> None:
+        (Path(folder) / CONFIG_NAME).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "FaceSnapConfig":
+        """Reads the config of an adapter folder. Raises [`AdapterError`] where there is none that fits."""
+        path = Path(folder) / CONFIG_NAME
+        try:
+            values = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise AdapterError(f"{folder} has no {CONFIG_NAME}, so it is no FaceSnap adapter; name one that is") from None
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise AdapterError(f"{path} cannot be read ({error}); download or save the adapter again") from None
+        return cls.from_dict(values, source=str(path))
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str = "config") -> "FaceSnapConfig":
+        """Makes a config from plain values. Raises [`AdapterError`] for unknown versions, names and types."""
+        if not isinstance(values, dict):
+            raise AdapterError(f"{source} holds {type(values).__name__} instead of names and values")
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise AdapterError(
+                f"{source} has format_version {version!r}, this package reads {FORMAT_VERSION};"
+                " install the version of facesnap-diffusers that the adapter was made with"
+            )
+        known = {field.name: field.type for field in fields(cls)}
+        unknown = sorted(set(values) - set(known))
+        if unknown:
+            raise AdapterError(f"{source} has unknown entries {unknown}; known are {sorted(known)}")
+        for name, kind in known.items():
+            if name in values and not isinstance(values[name], getattr(kind, "__origin__", kind)):
+                raise AdapterError(f"{source}: {name} is {values[name]!r}, expected {getattr(kind, '__name__', kind)}")
+        config = cls(**values)
+        check_parts(config.parts, source)
+        return config
+
+    def replace(self, **values: Any) -> "FaceSnapConfig":
+        return replace(self, **values)
+
+
+def check_parts(parts: Any, source: str = "parts") -> None:
+    """Raises [`AdapterError`] unless `parts` are names of [`PARTS`] with which an adapter can work."""
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise AdapterError(f"{source} has unknown parts {unknown}; known are {list(PARTS)}")
+    if not set(parts) & {"identity_attention", "ffrnet"}:
+        raise AdapterError(f"{source} are {list(parts)}, which change no image; add identity_attention or ffrnet")
+    if "mixer" not in parts:
+        raise AdapterError(f"{source} are {list(parts)}; add mixer, which makes the identity tokens for the others")
+
+
+def base_family(cross_attention_dim: int, is_xl: bool) -> str:
+    """The family of a base model, by the width of its text context: its adapters fit each other's members only."""
+    if is_xl:
+        return "sdxl" if cross_attention_dim == 2048 else f"custom-xl-{cross_attention_dim}"
+    return {768: "sd1", 1024: "sd2"}.get(cross_attention_dim, f"custom-{cross_attention_dim}")

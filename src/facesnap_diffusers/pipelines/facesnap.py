@@ -1,0 +1,25 @@
+from diffusers import StableDiffusionControlNetPipeline
+
+from .sd import FaceSnapSDMixin
+
+
+class FaceSnapPipeline(FaceSnapSDMixin, StableDiffusionControlNetPipeline):
+    r"""
+    Text-to-image with the identity of a person from one photo: a stock [`StableDiffusionControlNetPipeline`] to which
+    [`~FaceSnapAdapterMixin.load_facesnap_adapter`] adds a FaceSnap adapter.
+
+    Loads any Stable Diffusion 1.x or 2.x checkpoint with `from_pretrained`, `from_single_file` or `from_pipe`. Further ControlNets,
+    LoRA, IP-Adapter, schedulers and offloading work as in the stock pipeline.
+
+    Example:
+
+    ```py
+    from facesnap_diffusers import FaceSnapPipeline
+
+    pipe = FaceSnapPipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
+    pipe.load_facesnap_adapter("owner/adapter")
+    image = pipe("portrait as an astronaut", face_image="photo.jpg").images[0]
+    ```
+    """
+
+    _control_image_argument = "image"

@@ -1,0 +1,23 @@
+from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
+
+from .sdxl import FaceSnapSDXLMixin
+
+
+class FaceSnapXLImg2ImgPipeline(FaceSnapSDXLMixin, StableDiffusionXLControlNetImg2ImgPipeline):
+    r"""
+    Image-to-image with the identity of a person from one photo: a stock [`StableDiffusionXLControlNetImg2ImgPipeline`] to which
+    [`~FaceSnapAdapterMixin.load_facesnap_adapter`] adds a FaceSnap adapter.
+
+    Loads any Stable Diffusion XL checkpoint with `from_pretrained`, `from_single_file` or `from_pipe`. Further ControlNets,
+    LoRA, IP-Adapter, schedulers and offloading work as in the stock pipeline.
+
+    Example:
+
+    ```py
+    from facesnap_diffusers import FaceSnapXLImg2ImgPipeline
+
+    pipe = FaceSnapXLImg2ImgPipeline.from_pretrained("stabilityai/stable-diffusion-xl-base-1.0")
+    pipe.load_facesnap_adapter("owner/adapter")
+    image = pipe("portrait as an astronaut", face_image="photo.jpg", image=start).images[0]
+    ```
+    """

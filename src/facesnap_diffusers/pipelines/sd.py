@@ -1,0 +1,67 @@
+from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
+
+from ..adapter import ADAPTER_COMPONENTS
+from ..models.attention import IdentityAttention
+from ..models.ffrnet import FFRNet
+from ..models.landmark_predictor import LandmarkPredictor
+from ..models.mixer import FacialAttributeMixer
+from .mixin import FaceSnapMixin
+
+
+class FaceSnapSDMixin(FaceSnapMixin):
+    """The components of the pipelines for Stable Diffusion 1.x and 2.x."""
+
+    model_cpu_offload_seq = f"face_image_encoder->mixer->{StableDiffusionControlNetPipeline.model_cpu_offload_seq}"
+    _optional_components = [
+        *StableDiffusionControlNetPipeline._optional_components,
+        "controlnet",
+        *ADAPTER_COMPONENTS,
+    ]
+    # identity attention goes where the UNet goes, the landmark predictor is tiny and has no single forward
+    _exclude_from_cpu_offload = ["safety_checker", "identity_attention", "landmark_predictor"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: StableDiffusionSafetyChecker | None = None,
+        feature_extractor: CLIPImageProcessor | None = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        controlnet: ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel | None = None,
+        mixer: FacialAttributeMixer | None = None,
+        identity_attention: IdentityAttention | None = None,
+        ffrnet: FFRNet | ControlNetModel | None = None,
+        landmark_predictor: LandmarkPredictor | None = None,
+        face_image_encoder: CLIPVisionModelWithProjection | None = None,
+        face_image_processor: CLIPImageProcessor | None = None,
+        facesnap_config: dict | None = None,
+        requires_safety_checker: bool = True,
+    ):
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            controlnet=controlnet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            requires_safety_checker=requires_safety_checker,
+        )
+        self.register_modules(
+            mixer=mixer,
+            identity_attention=identity_attention,
+            ffrnet=ffrnet,
+            landmark_predictor=landmark_predictor,
+            face_image_encoder=face_image_encoder,
+            face_image_processor=face_image_processor,
+        )
+        self.register_to_config(facesnap_config=facesnap_config)

@@ -1,0 +1,83 @@
+from inspect import signature
+
+from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionXLControlNetPipeline, UNet2DConditionModel
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from transformers import (
+    CLIPImageProcessor,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionModelWithProjection,
+)
+
+from ..adapter import ADAPTER_COMPONENTS
+from ..models.attention import IdentityAttention
+from ..models.ffrnet import FFRNet
+from ..models.landmark_predictor import LandmarkPredictor
+from ..models.mixer import FacialAttributeMixer
+from .mixin import FaceSnapMixin
+
+
+class FaceSnapSDXLMixin(FaceSnapMixin):
+    """The components of the pipelines for Stable Diffusion XL."""
+
+    model_cpu_offload_seq = f"face_image_encoder->mixer->{StableDiffusionXLControlNetPipeline.model_cpu_offload_seq}"
+    _optional_components = [
+        *StableDiffusionXLControlNetPipeline._optional_components,
+        "controlnet",
+        *ADAPTER_COMPONENTS,
+    ]
+    # identity attention goes where the UNet goes, the landmark predictor is tiny and has no single forward
+    _exclude_from_cpu_offload = ["identity_attention", "landmark_predictor"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        text_encoder_2: CLIPTextModelWithProjection,
+        tokenizer: CLIPTokenizer,
+        tokenizer_2: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        feature_extractor: CLIPImageProcessor | None = None,
+        image_encoder: CLIPVisionModelWithProjection | None = None,
+        controlnet: ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel | None = None,
+        mixer: FacialAttributeMixer | None = None,
+        identity_attention: IdentityAttention | None = None,
+        ffrnet: FFRNet | ControlNetModel | None = None,
+        landmark_predictor: LandmarkPredictor | None = None,
+        face_image_encoder: CLIPVisionModelWithProjection | None = None,
+        face_image_processor: CLIPImageProcessor | None = None,
+        facesnap_config: dict | None = None,
+        requires_aesthetics_score: bool = False,
+        force_zeros_for_empty_prompt: bool = True,
+        add_watermarker: bool | None = None,
+    ):
+        # text-to-image knows no aesthetics score
+        knows_score = "requires_aesthetics_score" in signature(super().__init__).parameters
+        options = {"requires_aesthetics_score": requires_aesthetics_score} if knows_score else {}
+        super().__init__(
+            vae=vae,
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            tokenizer=tokenizer,
+            tokenizer_2=tokenizer_2,
+            unet=unet,
+            controlnet=controlnet,
+            scheduler=scheduler,
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+            add_watermarker=add_watermarker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            **options,
+        )
+        self.register_modules(
+            mixer=mixer,
+            identity_attention=identity_attention,
+            ffrnet=ffrnet,
+            landmark_predictor=landmark_predictor,
+            face_image_encoder=face_image_encoder,
+            face_image_processor=face_image_processor,
+        )
+        self.register_to_config(facesnap_config=facesnap_config)
