@@ -1,0 +1,87 @@
+"""Renders the data set. Run again to go on where it stopped.
+
+    python render.py --split test && python render.py --split validation && python render.py --split train --workers 2
+    python render.py --sheet people.png        # only a look
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dataset import SEED, SPLITS, VIEWS, Shard, planned_shards
+from people.renderer import Renderer
+from people.sampling import sample_person, sample_scene
+from workspace import add_work_dir
+
+
+def render_shard(renderer: Renderer, people: range, views: int = VIEWS) -> Shard:
+    index = renderer.model.expression_index
+    rows = []
+    for i in people:
+        person = sample_person(SEED, i)
+        scenes = [sample_scene(SEED, i, j, index) for j in range(views)]
+        rows.append((person, scenes, [renderer.render(person, scene) for scene in scenes]))
+
+    def stack(value):
+        return np.array([[value(scene, portrait) for scene, portrait in zip(s, p)] for _, s, p in rows])
+
+    return Shard(
+        people=np.array(people),
+        images=stack(lambda s, p: p.image),
+        landmarks=stack(lambda s, p: p.landmarks),
+        landmarks_3d=stack(lambda s, p: p.landmarks_3d),
+        shape=np.array([person.shape for person, _, _ in rows]),
+        expression=stack(lambda s, p: s.expression),
+        pose=stack(lambda s, p: np.float32([s.yaw, s.pitch, s.roll])),
+        camera=stack(lambda s, p: s.camera.astype(np.float32)),
+        attributes=[[person.attributes | scene.attributes for scene in scenes] for person, scenes, _ in rows],
+    )
+
+
+def work(shards: list[tuple[Path, range]], worker: int, workers: int):
+    renderer = Renderer()
+    for path, people in shards[worker::workers]:
+        if path.exists():
+            continue
+        start = time.time()
+        shard = render_shard(renderer, people)
+        shard.save(path)
+        print(f"{path.name}: {shard.images.shape[0] * VIEWS / (time.time() - start):.1f} images/s", flush=True)
+
+
+def contact_sheet(people: range, views: int) -> np.ndarray:
+    shard = render_shard(Renderer(), people, views)
+    rows = [np.concatenate(list(shard.images[k : k + 2].reshape(-1, *shard.images.shape[2:])), 1) for k in range(0, len(people), 2)]
+    return np.concatenate(rows, 0)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_work_dir(parser)
+    parser.add_argument("--split", choices=list(SPLITS), default="train")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--sheet", type=Path, help="write a contact sheet of the split's first people and stop")
+    args = parser.parse_args()
+    if args.sheet:
+        start = SPLITS[args.split].start
+        cv2.imwrite(str(args.sheet), contact_sheet(range(start, start + 16), 4)[..., ::-1])
+        return
+    shards = planned_shards(args.work_dir, args.split)
+    # spawned, not forked: a GL context does not survive a fork
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=work, args=(shards, k, args.workers)) for k in range(args.workers)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join()
+    raise SystemExit(max(process.exitcode for process in workers))
+
+
+if __name__ == "__main__":
+    main()

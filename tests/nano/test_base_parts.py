@@ -1,0 +1,67 @@
+"""The parts that the nano base is built of: tokenizer, autoencoder start, UNet and scheduler."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples/nano"))
+
+pytest.importorskip("scipy", reason="the captions' words come with the renderer, which needs scipy")
+pytest.importorskip("cv2", reason="the training script needs opencv")
+
+from autoencoder import AutoencoderPatch, start_from_components  # noqa: E402
+from base_model import TEXT_LENGTH, create_scheduler, create_tokenizer  # noqa: E402
+from people.captions import vocabulary  # noqa: E402
+
+
+def test_every_caption_word_is_one_token(tmp_path):
+    tokenizer = create_tokenizer()
+    for word in vocabulary():
+        assert len(tokenizer(word).input_ids) == 3, word
+    tokenizer.save_pretrained(tmp_path)
+    loaded = type(tokenizer).from_pretrained(tmp_path)
+    text = "a photo of a person with long blond hair, an astronaut"
+    assert loaded(text).input_ids == tokenizer(text).input_ids
+    assert loaded.model_max_length == TEXT_LENGTH
+    assert "astronaut" in loaded.decode(loaded(text).input_ids)
+
+
+def test_autoencoder_starts_at_the_principal_components():
+    """Its first reconstruction is the best linear one, computed here by singular values."""
+    generator = torch.Generator().manual_seed(0)
+    smooth = F.interpolate(torch.rand(24, 3, 9, 9, generator=generator), size=(64, 64), mode="bicubic")
+    images = smooth.clamp(0, 1) * 2 - 1
+    vae = AutoencoderPatch()
+    start_from_components(vae, images, latent_std=0.4, whitening=0.65)
+    with torch.no_grad():
+        latents = vae.encode(images).latents
+        output = vae.decode(latents).sample
+    patches = F.unfold(images, 8, stride=8).transpose(1, 2).reshape(-1, 192)
+    mean = patches.mean(0)
+    _, _, basis = torch.linalg.svd(patches - mean, full_matrices=False)
+    best = (patches - mean) @ basis[:16].T @ basis[:16] + mean
+    expected = F.fold(best.view(24, -1, 192).transpose(1, 2), (64, 64), 8, stride=8)
+    torch.testing.assert_close(output, expected, atol=2e-3, rtol=0)
+    assert latents.square().mean().sqrt().item() == pytest.approx(0.4, rel=1e-2)
+
+
+def test_autoencoder_saves_and_loads(tmp_path):
+    vae = AutoencoderPatch(decoder_channels=(16, 16, 16), decoder_blocks=(1, 1, 1))
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    vae.save_pretrained(tmp_path)
+    loaded = AutoencoderPatch.from_pretrained(tmp_path)
+    torch.testing.assert_close(loaded(images).sample, vae(images).sample)
+    assert loaded.config.scaling_factor == 2.5 and len(loaded.config.block_out_channels) == 4
+
+
+def test_scheduler_ends_in_pure_noise():
+    scheduler = create_scheduler()
+    assert scheduler.alphas_cumprod[-1].item() == pytest.approx(0.0, abs=1e-6)
+    scheduler.set_timesteps(20)
+    assert scheduler.timesteps[0].item() == 999 and np.all(np.diff(scheduler.timesteps.numpy()) < 0)
