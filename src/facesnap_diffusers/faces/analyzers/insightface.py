@@ -140,7 +140,7 @@ def _model_folder(model: str | Path, root: str | Path) -> Path:
                 ensure_available("models", str(model), root=str(root))
         except Exception as error:  # No network, no such pack, a full disk, a broken archive.
             raise InputError(
-                f"model={str(model)!r} is neither a folder nor downloadable ({_one_line(error)}); unpack the pack into "
+                f"model={str(model)!r} is neither a folder nor downloadable ({type(error).__name__}); unpack the pack into "
                 f"{folder} (InsightFace's are for non-commercial research only), or use DlibFaceAnalyzer."
             ) from error
     # antelopev2.zip has a folder of that name inside, so it unpacks one level too deep.
