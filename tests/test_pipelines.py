@@ -251,7 +251,12 @@ class TestSteering:
 
     def test_face_box(self, pipe):
         points = pipe.predict_landmarks(
-            tiny.identity(), height=100, width=200, pose=HeadPose(), expression="neutral", face_box=(0.5, 0.2, 0.9, 0.6)
+            tiny.identity(),
+            height=100,
+            width=200,
+            pose=HeadPose(),
+            expression="neutral",
+            face_box=(0.5, 0.2, 0.9, 0.6),
         )[0]
         low, high = points.amin(0), points.amax(0)
         torch.testing.assert_close((low + high) / 2, torch.tensor([140.0, 40.0]), atol=0.5, rtol=0)
@@ -299,9 +304,7 @@ class TestBatches:
 
     def test_prompt_embeds(self, pipe):
         embeds, negative = pipe.encode_prompt("a cat", "cpu", 1, True)
-        images = generate(
-            pipe, None, prompt_embeds=embeds, negative_prompt_embeds=negative, identity=tiny.identity()
-        )
+        images = generate(pipe, None, prompt_embeds=embeds, negative_prompt_embeds=negative, identity=tiny.identity())
         assert torch.equal(images, generate(pipe, identity=tiny.identity()))
 
 
@@ -362,7 +365,9 @@ class TestWorksTogetherWith:
             load_ip_adapter(pipe)
             if order == "before":
                 fresh = facesnap(tiny.sd_pipeline())
-                pipe._install_adapter(fresh.facesnap_config, {name: getattr(fresh, name) for name in ADAPTER_COMPONENTS})
+                pipe._install_adapter(
+                    fresh.facesnap_config, {name: getattr(fresh, name) for name in ADAPTER_COMPONENTS}
+                )
             assert torch.equal(generate(pipe, ip_adapter_image_embeds=style), expected)
             images.append(generate(pipe, ip_adapter_image_embeds=style, identity=tiny.identity()))
             other = generate(pipe, ip_adapter_image_embeds=[-style[0]], identity=tiny.identity())
@@ -411,17 +416,18 @@ class TestWorksTogetherWith:
         )
         assert seen == [(2, 77 + 5, 32), (1, 77 + 5, 32)]
 
-    def test_clip_skip_and_outputs(self, pipe):
-        assert not torch.equal(
-            generate(pipe, identity=tiny.identity(), clip_skip=1), generate(pipe, identity=tiny.identity())
-        )
+    def test_clip_skip(self, pipe_xl):
+        images = generate(pipe_xl, identity=tiny.identity())
+        assert not torch.equal(generate(pipe_xl, identity=tiny.identity(), clip_skip=1), images)
+
+    def test_outputs(self, pipe):
         assert isinstance(generate(pipe, identity=tiny.identity(), output_type="pil")[0], PIL.Image.Image)
         assert generate(pipe, identity=tiny.identity(), output_type="np").shape == (1, 64, 64, 3)
         assert generate(pipe, identity=tiny.identity(), output_type="latent").shape == (1, 4, 32, 32)
         images, nsfw = pipe("a cat", identity=tiny.identity(), return_dict=False, **STEPS)
         assert images.shape == (1, 3, 64, 64) and nsfw is None
 
-    @pytest.mark.parametrize("setting", ["slicing", "backend", "fused", "tiling"])
+    @pytest.mark.parametrize("setting", ["slicing", "backend", "fused"])
     def test_memory_and_speed_settings(self, setting):
         pipe = facesnap(tiny.sd_pipeline())
         expected = generate(pipe, identity=tiny.identity())
@@ -429,24 +435,29 @@ class TestWorksTogetherWith:
             pipe.enable_attention_slicing(1)
         elif setting == "backend":
             pipe.unet.set_attention_backend("native")
-        elif setting == "fused":
-            pipe.unet.fuse_qkv_projections()
         else:
-            pipe.vae.enable_tiling()
+            pipe.unet.fuse_qkv_projections()
         torch.testing.assert_close(generate(pipe, identity=tiny.identity()), expected, atol=1e-4, rtol=0)
         if setting == "slicing":
             pipe.disable_attention_slicing()
             assert torch.equal(generate(pipe, identity=tiny.identity()), expected)
 
-    @pytest.mark.parametrize("kind", ["model", "sequential", "group_leaf", "group_block"])
+    def test_vae_tiling(self):
+        pipe = facesnap(tiny.sd_pipeline())
+        latents = generate(pipe, identity=tiny.identity(), output_type="latent")
+        pipe.vae.enable_tiling()
+        with torch.no_grad():
+            decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
+        expected = (decoded / 2 + 0.5).clamp(0, 1)
+        assert torch.equal(generate(pipe, identity=tiny.identity()), expected)
+
+    @pytest.mark.parametrize("kind", ["model", "group_leaf", "group_block"])
     def test_offload(self, kind):
         """On the CPU nothing moves, but every hook runs: where one is missing, or left behind, the call fails."""
         pipe = facesnap(tiny.sd_pipeline())
         expected = generate(pipe, identity=tiny.identity())
         if kind == "model":
             pipe.enable_model_cpu_offload(device="cpu")
-        elif kind == "sequential":
-            pipe.enable_sequential_cpu_offload(device="cpu")
         else:
             block = {"offload_type": "block_level", "num_blocks_per_group": 1}
             pipe.enable_group_offload(

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from diffusers.models.modeling_utils import ModelMixin
-
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .config import DEFAULT_ADAPTERS, PARTS, FaceSnapConfig, base_family, check_parts

@@ -55,7 +55,9 @@ class FaceSnapConfig:
         try:
             values = json.loads(path.read_text())
         except FileNotFoundError:
-            raise AdapterError(f"{folder} has no {CONFIG_NAME}, so it is no FaceSnap adapter; name one that is") from None
+            raise AdapterError(
+                f"{folder} has no {CONFIG_NAME}, so it is no FaceSnap adapter; name one that is"
+            ) from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise AdapterError(f"{path} cannot be read ({error}); download or save the adapter again") from None
         return cls.from_dict(values, source=str(path))

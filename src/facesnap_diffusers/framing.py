@@ -7,9 +7,7 @@ import torch
 PORTRAIT_BOX = (0.3, 0.2, 0.7, 0.65)
 
 
-def photo_to_canvas(
-    landmarks: torch.Tensor, photo_size: tuple[int, int], height: int, width: int
-) -> torch.Tensor:
+def photo_to_canvas(landmarks: torch.Tensor, photo_size: tuple[int, int], height: int, width: int) -> torch.Tensor:
     r"""
     Moves landmarks from a photo to an image that the photo, scaled, covers; like a centred crop, but one that is
     shifted as far as needed to keep the face inside.

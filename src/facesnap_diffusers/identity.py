@@ -56,7 +56,9 @@ class FaceIdentity:
                 f"face_embeds must have shape (dim,) and not be all zero, got shape {tuple(self.face_embeds.shape)}"
             )
         if self.landmarks is not None and (
-            self.landmarks.ndim != 2 or self.landmarks.shape[0] not in (68, 72) or self.landmarks.shape[1] not in (2, 3)
+            self.landmarks.ndim != 2
+            or self.landmarks.shape[0] not in (68, 72)
+            or self.landmarks.shape[1] not in (2, 3)
         ):
             raise InputError(
                 f"landmarks must have shape (68 or 72, 2 or 3), got {tuple(self.landmarks.shape)};"
@@ -110,7 +112,9 @@ class FaceIdentity:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
-            raise InputError(f"path {path} is no readable safetensors file ({error}); save the identity again") from None
+            raise InputError(
+                f"path {path} is no readable safetensors file ({error}); save the identity again"
+            ) from None
         if metadata.get("format") != "facesnap_identity" or metadata.get("version") != FORMAT_VERSION:
             raise InputError(f"path {path} holds no FaceSnap identity of version {FORMAT_VERSION}; save it again")
         if "face_embeds" not in tensors or not set(tensors) <= set(_TENSORS):

@@ -168,7 +168,10 @@ class IdentityAttention(ModelMixin, ConfigMixin):
             projection = self.projections[key] if key in self.projections else attn
             processor = IdentityAttnProcessor(projection, num_tokens, stock_ip_adapter)
             self._processors[name] = (stock_ip_adapter, processor)
-        processor.scale = [scale if len(self.projections) else 0.0, *(stock_ip_adapter.scale if stock_ip_adapter is not None else [])]
+        processor.scale = [
+            scale if len(self.projections) else 0.0,
+            *(stock_ip_adapter.scale if stock_ip_adapter is not None else []),
+        ]
         return processor
 
 

@@ -1,5 +1,8 @@
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel, ControlNetOutput
+
+# `DiffusionPipeline.from_pretrained` looks in the component's module for the base class that says how to load it
+from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
 from ..errors import InputError

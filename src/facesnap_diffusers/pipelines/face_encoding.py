@@ -92,7 +92,7 @@ class FaceEncodingMixin(FaceSnapAdapterMixin):
         shape = None
         if landmarks is not None:
             predictor = self._landmark_predictor()
-            shape = predictor.encode(landmarks[None].to(predictor.device, predictor.dtype)).shape[0].float().cpu()
+            shape = predictor.encode(landmarks[None].to(predictor.device, torch.float32)).shape[0].float().cpu()
         return FaceIdentity(
             face_embeds=embeds,
             face_encoder=config.face_encoder,

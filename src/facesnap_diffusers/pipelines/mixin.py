@@ -166,7 +166,9 @@ class FaceSnapMixin(FaceEncodingMixin):
         """
         config = self._require_adapter("predict_landmarks")
         predictor = self._landmark_predictor()
-        photos = [] if pose_image is None else list(pose_image) if isinstance(pose_image, (list, tuple)) else [pose_image]
+        photos = (
+            [] if pose_image is None else list(pose_image) if isinstance(pose_image, (list, tuple)) else [pose_image]
+        )
         asked = {
             "identity": as_list(identity, FaceIdentity, "identity"),
             "pose_image": [
@@ -330,8 +332,12 @@ class FaceSnapMixin(FaceEncodingMixin):
                 raise InputError(
                     f"{self._control_image_argument}= must have an image for each of the {len(nets)} further ControlNets"
                 )
-            images = [self.control_image_processor.preprocess(item, kwargs["height"], kwargs["width"]) for item in images]
-            scales = _for_each(kwargs.get("controlnet_conditioning_scale", 1.0), len(nets), "controlnet_conditioning_scale")
+            images = [
+                self.control_image_processor.preprocess(item, kwargs["height"], kwargs["width"]) for item in images
+            ]
+            scales = _for_each(
+                kwargs.get("controlnet_conditioning_scale", 1.0), len(nets), "controlnet_conditioning_scale"
+            )
             starts = _for_each(kwargs.get("control_guidance_start", 0.0), len(nets), "control_guidance_start")
             ends = _for_each(kwargs.get("control_guidance_end", 1.0), len(nets), "control_guidance_end")
             if ffrnet is not None:

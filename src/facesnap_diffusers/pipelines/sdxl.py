@@ -42,7 +42,11 @@ class FaceSnapSDXLMixin(FaceSnapMixin):
         scheduler: KarrasDiffusionSchedulers,
         feature_extractor: CLIPImageProcessor | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
-        controlnet: ControlNetModel | list[ControlNetModel] | tuple[ControlNetModel] | MultiControlNetModel | None = None,
+        controlnet: ControlNetModel
+        | list[ControlNetModel]
+        | tuple[ControlNetModel]
+        | MultiControlNetModel
+        | None = None,
         mixer: FacialAttributeMixer | None = None,
         identity_attention: IdentityAttention | None = None,
         ffrnet: FFRNet | ControlNetModel | None = None,

@@ -126,7 +126,7 @@ def _own_coefficients(predictor: LandmarkPredictor, identity: FaceIdentity) -> F
 
 
 def _neutral_coefficients(predictor: LandmarkPredictor) -> FaceCoefficients:
-    options = {"device": predictor.device, "dtype": predictor.dtype}
+    options = {"device": predictor.device}
     return FaceCoefficients(
         shape=torch.zeros(1, predictor.shape_basis.shape[0], **options),
         expression=torch.zeros(1, predictor.expression_basis.shape[0], **options),
@@ -136,5 +136,5 @@ def _neutral_coefficients(predictor: LandmarkPredictor) -> FaceCoefficients:
     )
 
 
-def _on_device_of(predictor: LandmarkPredictor, tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to(device=predictor.device, dtype=predictor.dtype)
+def _on_device_of(predictor: LandmarkPredictor, landmarks: torch.Tensor) -> torch.Tensor:
+    return landmarks.to(predictor.device, torch.float32)
