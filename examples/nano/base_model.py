@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from people.captions import vocabulary
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-from people.captions import vocabulary
 
 
 TEXT_WIDTH = 128
@@ -82,4 +81,5 @@ def create_scheduler() -> DDIMScheduler:
         rescale_betas_zero_snr=True,
         timestep_spacing="trailing",
         clip_sample=False,
+        steps_offset=1,
     )

@@ -1,6 +1,6 @@
 """Do recognisers made for real faces see the rendered people as people? Prints what dlib makes of the test split.
 
-    python check_people.py --people 60 --views 4
+python check_people.py --people 60 --views 4
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from pathlib import Path
 
 import dlib
 import numpy as np
-
 from dataset import Shard, shard_paths
 from workspace import add_work_dir
 
@@ -51,7 +50,9 @@ def main():
     shards = [Shard.load(path) for path in shard_paths(args.work_dir, "test")]
     images = np.concatenate([shard.images for shard in shards])[: args.people, : args.views]
     faces = DlibFaces()
-    found = {(i, j): faces.embed(np.ascontiguousarray(images[i, j])) for i in range(len(images)) for j in range(args.views)}
+    found = {
+        (i, j): faces.embed(np.ascontiguousarray(images[i, j])) for i in range(len(images)) for j in range(args.views)
+    }
     known = {key: value for key, value in found.items() if value is not None}
     people = np.array([i for i, _ in known])
     embeddings = np.stack(list(known.values()))
@@ -63,7 +64,9 @@ def main():
     first = is_same[np.arange(len(people)), distance.argmin(1)].mean()
     print(f"faces found: {len(known)} of {len(found)}")
     print(f"distance, same person: median {np.median(same):.3f}, 90th percentile {np.percentile(same, 90):.3f}")
-    print(f"distance, different people: median {np.median(different):.3f}, 10th percentile {np.percentile(different, 10):.3f}")
+    print(
+        f"distance, different people: median {np.median(different):.3f}, 10th percentile {np.percentile(different, 10):.3f}"
+    )
     print(f"area under the ROC curve: {area_under_curve(same, different):.4f}")
     print(f"nearest other picture is of the same person: {first:.1%}")
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-
 from workspace import replace_atomically
 
 
@@ -39,14 +38,14 @@ class Average:
 
 
 def save_checkpoint(path: Path, step: int, module: nn.Module, average: Average, optimizer, rng: np.random.Generator):
-    state = dict(
-        step=step,
-        module=module.state_dict(),
-        average=average.parameters,
-        optimizer=optimizer.state_dict(),
-        rng=rng.bit_generator.state,
-        torch_rng=torch.get_rng_state(),
-    )
+    state = {
+        "step": step,
+        "module": module.state_dict(),
+        "average": average.parameters,
+        "optimizer": optimizer.state_dict(),
+        "rng": rng.bit_generator.state,
+        "torch_rng": torch.get_rng_state(),
+    }
     replace_atomically(path, lambda temporary: torch.save(state, temporary))
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-
 from workspace import replace_atomically
 
 
@@ -53,7 +52,7 @@ class Shard:
         replace_atomically(path, write)
 
     @classmethod
-    def load(cls, path: Path) -> "Shard":
+    def load(cls, path: Path) -> Shard:
         with np.load(path) as data:
             arrays = {name: data[name] for name in data.files if name != "attributes"}
             return cls(attributes=json.loads(str(data["attributes"])), **arrays)

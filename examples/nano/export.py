@@ -1,7 +1,7 @@
 """Writes the base model, averaged weights in half precision, as a folder that any Stable Diffusion pipeline loads.
 
-    python export.py
-    StableDiffusionPipeline.from_pretrained("<work dir>/export", safety_checker=None)
+python export.py
+StableDiffusionPipeline.from_pretrained("<work dir>/export", safety_checker=None)
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ import argparse
 from pathlib import Path
 
 import torch
-
-from autoencoder import AutoencoderPatch
 from train_base import BaseModel, create_pipeline
 from workspace import add_work_dir
+
+from facesnap_diffusers.nano.autoencoder import AutoencoderPatch
 
 
 def main():

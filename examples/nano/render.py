@@ -1,7 +1,7 @@
 """Renders the data set. Run again to go on where it stopped.
 
-    python render.py --split test && python render.py --split validation && python render.py --split train --workers 2
-    python render.py --sheet people.png        # only a look
+python render.py --split test && python render.py --split validation && python render.py --split train --workers 2
+python render.py --sheet people.png        # only a look
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-
 from dataset import SEED, SPLITS, VIEWS, Shard, planned_shards
 from people.renderer import Renderer
 from people.sampling import sample_person, sample_scene
@@ -57,7 +56,10 @@ def work(shards: list[tuple[Path, range]], worker: int, workers: int):
 
 def contact_sheet(people: range, views: int) -> np.ndarray:
     shard = render_shard(Renderer(), people, views)
-    rows = [np.concatenate(list(shard.images[k : k + 2].reshape(-1, *shard.images.shape[2:])), 1) for k in range(0, len(people), 2)]
+    rows = [
+        np.concatenate(list(shard.images[k : k + 2].reshape(-1, *shard.images.shape[2:])), 1)
+        for k in range(0, len(people), 2)
+    ]
     return np.concatenate(rows, 0)
 
 

@@ -15,17 +15,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-
-from autoencoder import PATCH, AutoencoderPatch, start_from_components
+from autoencoder_start import start_from_components
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import Shard, shard_paths
 from workspace import add_work_dir
+
+from facesnap_diffusers.nano.autoencoder import PATCH, AutoencoderPatch
 
 
 LATENT_STD = 0.4
 WHITENING = 0.65
 CROP = 64
-FEATURE_WEIGHT = 3.0
+FEATURE_WEIGHT = 5.0
 BATCH = 20
 LEARNING_RATE = 1.5e-3
 
@@ -105,9 +106,9 @@ def reconstruction_loss(output: torch.Tensor, target: torch.Tensor, weight: torc
 @torch.no_grad()
 def peak_signal_to_noise(vae: AutoencoderPatch, images: torch.Tensor, weights: torch.Tensor) -> tuple[float, float]:
     """PSNR (dB, range 0 to 1) of whole pictures, and of the eyes and mouth."""
-    output = torch.cat([vae.decode(vae.encode(part).latents).sample for part in images.split(32)])
+    output = torch.cat([vae.decode(vae.encode(part).latent_dist.mean).sample for part in images.split(32)])
     error = (output.clamp(-1, 1) - images).square().mean(1) / 4
-    mask = (weights > 2).float()
+    mask = (weights > 1 + FEATURE_WEIGHT / 3).float()
     features = (error * mask).sum() / mask.sum()
     return float(-10 * torch.log10(error.mean())), float(-10 * torch.log10(features))
 
@@ -115,7 +116,7 @@ def peak_signal_to_noise(vae: AutoencoderPatch, images: torch.Tensor, weights: t
 @torch.no_grad()
 def reconstruction_sheet(vae: AutoencoderPatch, images: torch.Tensor) -> np.ndarray:
     """Rows of eight: originals above their reconstructions."""
-    output = to_images(vae.decode(vae.encode(images).latents).sample)
+    output = to_images(vae.decode(vae.encode(images).latent_dist.mean).sample)
     originals = to_images(images)
     rows = [np.concatenate(list(x[k : k + 8]), 1) for k in range(0, len(images), 8) for x in (originals, output)]
     return np.concatenate(rows, 0)
@@ -149,14 +150,24 @@ def main():
         vae.encoder.requires_grad_(False)
         trained = vae.decoder
     else:
-        start_from_components(vae, to_tensor(np.concatenate([x[::5] for x in train.images[:15]])), LATENT_STD, WHITENING)
+        start_from_components(
+            vae, to_tensor(np.concatenate([x[::5] for x in train.images[:15]])), LATENT_STD, WHITENING
+        )
         trained = vae
     average = Average(trained, 0.998)
     optimizer = torch.optim.AdamW(trained.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     step = load_checkpoint(checkpoint, trained, average, optimizer, rng)
-    print(f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters, step {step}, {len(train)} pictures", flush=True)
+    print(
+        f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters, step {step}, {len(train)} pictures",
+        flush=True,
+    )
     if step == 0:
-        print("start: PSNR %.2f dB, eyes and mouth %.2f dB" % peak_signal_to_noise(vae, validation, validation_weights), flush=True)
+        print(
+            "start: PSNR {:.2f} dB, eyes and mouth {:.2f} dB".format(
+                *peak_signal_to_noise(vae, validation, validation_weights)
+            ),
+            flush=True,
+        )
 
     started, saved, first = time.time(), time.time(), step
     while step < args.steps:
@@ -164,7 +175,7 @@ def main():
             group["lr"] = learning_rate(step, args.steps)
         target, weight = train.crops(BATCH, rng)
         with torch.set_grad_enabled(not args.decoder_only):
-            latents = vae.encode(target).latents
+            latents = vae.encode(target).latent_dist.mean
         noisy = latents + 0.04 * LATENT_STD * torch.randn_like(latents)
         loss = reconstruction_loss(vae.decode(noisy).sample, target, weight)
         # the pipelines scale latents but do not shift them
@@ -180,7 +191,10 @@ def main():
                 whole, features = peak_signal_to_noise(vae, validation, validation_weights)
                 cv2.imwrite(str(folder / "reconstructions.png"), reconstruction_sheet(vae, validation[::6])[..., ::-1])
             speed = BATCH * (step - first) / (time.time() - started)
-            print(f"step {step} loss {loss:.4f} PSNR {whole:.2f} dB, eyes and mouth {features:.2f} dB, {speed:.0f} crops/s", flush=True)
+            print(
+                f"step {step} loss {loss:.4f} PSNR {whole:.2f} dB, eyes and mouth {features:.2f} dB, {speed:.0f} crops/s",
+                flush=True,
+            )
         if time.time() - saved > 300 or step == args.steps:
             save_checkpoint(checkpoint, step, trained, average, optimizer, rng)
             saved = time.time()

@@ -17,16 +17,16 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import StableDiffusionPipeline
-from torch import nn
-
-from autoencoder import AutoencoderPatch
 from base_model import LATENT_SIZE, create_scheduler, create_text_encoder, create_tokenizer, create_unet
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import Shard, shard_paths
+from diffusers import StableDiffusionPipeline
 from people.captions import caption
+from torch import nn
 from train_autoencoder import feature_weights, to_tensor
 from workspace import add_work_dir, replace_atomically
+
+from facesnap_diffusers.nano.autoencoder import AutoencoderPatch
 
 
 BATCH = 16
@@ -54,7 +54,7 @@ def encode_shard(vae: AutoencoderPatch, shard: Shard) -> np.ndarray:
     latents = []
     for images in shard.images:
         both = to_tensor(np.concatenate([images, images[:, :, ::-1]]))
-        encoded = vae.encode(both).latents * vae.config.scaling_factor
+        encoded = vae.encode(both).latent_dist.mean * vae.config.scaling_factor
         latents.append(encoded.view(2, views, *encoded.shape[1:]).transpose(0, 1))
     return torch.stack(latents).half().numpy()
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 def add_work_dir(parser: argparse.ArgumentParser):
     default = os.environ.get("FACESNAP_NANO_DIR", Path.home() / ".cache/facesnap-nano")
-    parser.add_argument("--work-dir", type=Path, default=default, help="data, checkpoints and logs (default: %(default)s)")
+    parser.add_argument(
+        "--work-dir", type=Path, default=default, help="data, checkpoints and logs (default: %(default)s)"
+    )
 
 
 def replace_atomically(path: Path, write):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -15,9 +16,11 @@ sys.path.insert(0, str(ROOT / "examples/nano"))
 pytest.importorskip("scipy", reason="the captions' words come with the renderer, which needs scipy")
 pytest.importorskip("cv2", reason="the training script needs opencv")
 
-from autoencoder import AutoencoderPatch, start_from_components  # noqa: E402
-from base_model import TEXT_LENGTH, create_scheduler, create_tokenizer  # noqa: E402
+from autoencoder_start import start_from_components  # noqa: E402
+from base_model import TEXT_LENGTH, create_scheduler, create_text_encoder, create_tokenizer, create_unet  # noqa: E402
 from people.captions import vocabulary  # noqa: E402
+
+from facesnap_diffusers.nano.autoencoder import AutoencoderPatch  # noqa: E402
 
 
 def test_every_caption_word_is_one_token(tmp_path):
@@ -40,7 +43,7 @@ def test_autoencoder_starts_at_the_principal_components():
     vae = AutoencoderPatch()
     start_from_components(vae, images, latent_std=0.4, whitening=0.65)
     with torch.no_grad():
-        latents = vae.encode(images).latents
+        latents = vae.encode(images).latent_dist.mean
         output = vae.decode(latents).sample
     patches = F.unfold(images, 8, stride=8).transpose(1, 2).reshape(-1, 192)
     mean = patches.mean(0)
@@ -57,6 +60,7 @@ def test_autoencoder_saves_and_loads(tmp_path):
     vae.save_pretrained(tmp_path)
     loaded = AutoencoderPatch.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(images).sample, vae(images).sample)
+    assert isinstance(loaded, AutoencoderKL)
     assert loaded.config.scaling_factor == 2.5 and len(loaded.config.block_out_channels) == 4
 
 
@@ -65,3 +69,30 @@ def test_scheduler_ends_in_pure_noise():
     assert scheduler.alphas_cumprod[-1].item() == pytest.approx(0.0, abs=1e-6)
     scheduler.set_timesteps(20)
     assert scheduler.timesteps[0].item() == 999 and np.all(np.diff(scheduler.timesteps.numpy()) < 0)
+
+
+def test_stock_pipelines_take_the_parts(tmp_path):
+    """Saved, loaded and run as text-to-image and image-to-image, with a smaller UNet."""
+    tokenizer = create_tokenizer()
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderPatch(decoder_channels=(16, 16, 16), decoder_blocks=(1, 1, 1)),
+        text_encoder=create_text_encoder(tokenizer),
+        tokenizer=tokenizer,
+        unet=create_unet((16, 32, 32)),
+        scheduler=create_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(tmp_path)
+    loaded = StableDiffusionPipeline.from_pretrained(tmp_path)
+    arguments = {"num_inference_steps": 2, "guidance_scale": 3.0, "guidance_rescale": 0.7, "output_type": "np"}
+    images = [
+        p("a photo of a person", generator=torch.Generator().manual_seed(0), **arguments).images
+        for p in (pipeline, loaded)
+    ]
+    assert images[0].shape == (1, 128, 128, 3) and np.isfinite(images[0]).all()
+    np.testing.assert_allclose(images[0], images[1], atol=1e-5)
+    again = StableDiffusionImg2ImgPipeline.from_pipe(loaded, vae=loaded.vae)
+    output = again("a photo of a person", image=images[0], strength=1.0, **arguments).images
+    assert output.shape == (1, 128, 128, 3)

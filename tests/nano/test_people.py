@@ -122,7 +122,7 @@ def test_captions_use_only_the_vocabulary_and_all_of_it(renderer):
 
 
 def test_mirrored_captions_swap_left_and_right_only():
-    attributes = dict(expression=EXPRESSIONS[0], shirt="red", background="blue")
+    attributes = {"expression": EXPRESSIONS[0], "shirt": "red", "background": "blue"}
     swapped = dict(zip(DIRECTIONS, DIRECTIONS)) | {"looking left": "looking right", "looking right": "looking left"}
     for direction in DIRECTIONS:
         plain = scene_clauses(attributes | {"direction": direction})

@@ -6,7 +6,16 @@ import itertools
 
 import numpy as np
 
-from .sampling import BACKGROUND_COLORS, BEARDS, EXPRESSIONS, EYE_COLORS, HAIR_COLORS, HAIR_STYLES, SHIRT_COLORS, SKIN_TONES
+from .sampling import (
+    BACKGROUND_COLORS,
+    BEARDS,
+    EXPRESSIONS,
+    EYE_COLORS,
+    HAIR_COLORS,
+    HAIR_STYLES,
+    SHIRT_COLORS,
+    SKIN_TONES,
+)
 
 
 OPENING = "a photo of a person"

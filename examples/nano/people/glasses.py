@@ -53,7 +53,9 @@ def build_glasses(shape: GlassesShape, landmarks: np.ndarray):
         arm += [[side * (temple + 0.1), eye[1] + 0.3, 3.6], [side * (temple + 0.1), eye[1], 1.4]]
         pieces.append(_tube(np.array(arm), shape.thickness, closed=False))
     inner = np.array([right[0] - 0.15 + shape.width, left[0] + 0.15 - shape.width])
-    bridge = np.column_stack([np.linspace(*inner, 5), np.full(5, right[1] + 0.3), front + 0.12 * np.array([0, 1, 1.4, 1, 0])])
+    bridge = np.column_stack(
+        [np.linspace(*inner, 5), np.full(5, right[1] + 0.3), front + 0.12 * np.array([0, 1, 1.4, 1, 0])]
+    )
     pieces.append(_tube(bridge, shape.thickness, closed=False))
     starts = np.cumsum([0] + [len(v) for v, _, _ in pieces])
     triangles = np.concatenate([t + s for (_, _, t), s in zip(pieces, starts)])

@@ -237,7 +237,9 @@ def build_hair(model: FaceModel, shape: HairShape, rng: np.random.Generator) -> 
     normals = _shell_normals(points.reshape(-1, 3)).reshape(points.shape)
     locks, cells, lock_brightness = _locks(shape, points, normals, hangs, rng)
     count = len(locks)
-    nearest = (np.mod(np.round(cells[..., 0]), COLUMNS) * ROWS + np.clip(np.round(cells[..., 1]), 0, ROWS - 1)).astype(int)
+    nearest = (np.mod(np.round(cells[..., 0]), COLUMNS) * ROWS + np.clip(np.round(cells[..., 1]), 0, ROWS - 1)).astype(
+        int
+    )
     nearest = np.repeat(nearest.reshape(-1), 2)
     flat_bound, flat_weights = bound.reshape(COLUMNS * ROWS, -1), weights.reshape(COLUMNS * ROWS, -1)
     ribbon = _grid_triangles(LOCK_POINTS, 2, closed=False)

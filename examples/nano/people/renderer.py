@@ -10,8 +10,23 @@ import moderngl
 import numpy as np
 
 from . import shaders
-from .face_model import EYE, FRAME, HAIR, IRIS_RADIUS, NECK_PIVOT, SHIRT, SKIN, FaceModel, rotation_matrix, smoothstep
-from .face_model import GUMS, MOUTH, SOCKET, TEETH, SCALP_CENTER
+from .face_model import (
+    EYE,
+    FRAME,
+    GUMS,
+    HAIR,
+    IRIS_RADIUS,
+    MOUTH,
+    NECK_PIVOT,
+    SCALP_CENTER,
+    SHIRT,
+    SKIN,
+    SOCKET,
+    TEETH,
+    FaceModel,
+    rotation_matrix,
+    smoothstep,
+)
 from .glasses import build_glasses
 from .hair import HairMesh, build_hair, hairline
 from .sampling import Person, Scene
@@ -95,7 +110,16 @@ class Renderer:
         self._person, self._body = None, None
 
     def _compile(self):
-        values = dict(SKIN=SKIN, MOUTH=MOUTH, SOCKET=SOCKET, GUMS=GUMS, TEETH=TEETH, EYE=EYE, HAIR=HAIR, FRAME=FRAME)
+        values = {
+            "SKIN": SKIN,
+            "MOUTH": MOUTH,
+            "SOCKET": SOCKET,
+            "GUMS": GUMS,
+            "TEETH": TEETH,
+            "EYE": EYE,
+            "HAIR": HAIR,
+            "FRAME": FRAME,
+        }
         values.update(IRIS_RADIUS=IRIS_RADIUS, SHADOW_SIZE=float(SHADOW_SIZE))
         defines = "".join(f"#define {name} {value}\n" for name, value in values.items())
         version = "#version 330\n"
@@ -136,12 +160,12 @@ class Renderer:
         gl = self.context
         buffer = gl.buffer(reserve=vertex_count * _FLOATS * 4, dynamic=True)
         index = gl.buffer(np.ascontiguousarray(triangles, np.int32).tobytes())
-        return dict(
-            buffer=buffer,
-            index=index,
-            color=gl.vertex_array(self._program, [(buffer, *_COLOR_LAYOUT)], index),
-            depth=gl.vertex_array(self._depth_program, [(buffer, f"3f {_FLOATS * 4 - 12}x", "position")], index),
-        )
+        return {
+            "buffer": buffer,
+            "index": index,
+            "color": gl.vertex_array(self._program, [(buffer, *_COLOR_LAYOUT)], index),
+            "depth": gl.vertex_array(self._depth_program, [(buffer, f"3f {_FLOATS * 4 - 12}x", "position")], index),
+        }
 
     @staticmethod
     def _release(mesh: dict | None):

@@ -26,7 +26,13 @@ HAIR_COLORS = {
     "blue": (52, 92, 196),
 }  # fmt: skip
 HAIR_STYLES = ["bald", "buzz", "short", "parted", "curly", "bob", "long", "bun"]
-EYE_COLORS = {"brown": (88, 52, 28), "hazel": (128, 100, 50), "green": (76, 130, 80), "blue": (66, 126, 196), "gray": (126, 140, 150)}
+EYE_COLORS = {
+    "brown": (88, 52, 28),
+    "hazel": (128, 100, 50),
+    "green": (76, 130, 80),
+    "blue": (66, 126, 196),
+    "gray": (126, 140, 150),
+}
 BACKGROUND_COLORS = {
     "white": (238, 238, 236), "gray": (128, 130, 134), "black": (28, 28, 32), "blue": (66, 118, 206), "red": (196, 58, 58),
     "green": (78, 158, 88), "yellow": (236, 202, 84), "orange": (236, 146, 66), "purple": (132, 88, 184), "pink": (240, 166, 190),
@@ -72,15 +78,15 @@ class Person:
 
     @property
     def attributes(self) -> dict:
-        return dict(
-            skin=self.skin_tone,
-            hair_style=self.hair_style,
-            hair_color=self.hair_color_name,
-            bangs=self.hair is not None and self.hair.bangs > 10,
-            eyes=self.eye_color_name,
-            beard=self.beard,
-            glasses=self.glasses is not None,
-        )
+        return {
+            "skin": self.skin_tone,
+            "hair_style": self.hair_style,
+            "hair_color": self.hair_color_name,
+            "bangs": self.hair is not None and self.hair.bangs > 10,
+            "eyes": self.eye_color_name,
+            "beard": self.beard,
+            "glasses": self.glasses is not None,
+        }
 
 
 @dataclass
@@ -116,12 +122,12 @@ class Scene:
 
     @property
     def attributes(self) -> dict:
-        return dict(
-            expression=self.expression_name,
-            direction=self.direction,
-            shirt=self.shirt_name,
-            background=self.background_name,
-        )
+        return {
+            "expression": self.expression_name,
+            "direction": self.direction,
+            "shirt": self.shirt_name,
+            "background": self.background_name,
+        }
 
 
 class _Draw:
@@ -206,7 +212,11 @@ def sample_person(seed: int, index: int) -> Person:
     if not light_skinned:
         weights = weights * np.array([5, 2, 0.3, 0.1, 0.25, 0.8, 0.5, 0.6, 0.6])
     color_name = draw.choice(names, weights)
-    style_weights = [0.10, 0.16, 0.26, 0.22, 0.14, 0.01, 0.03, 0.01] if masculine else [0.01, 0.03, 0.09, 0.10, 0.17, 0.20, 0.26, 0.14]
+    style_weights = (
+        [0.10, 0.16, 0.26, 0.22, 0.14, 0.01, 0.03, 0.01]
+        if masculine
+        else [0.01, 0.03, 0.09, 0.10, 0.17, 0.20, 0.26, 0.14]
+    )
     style = draw.choice(HAIR_STYLES, style_weights)
     hair_color = linear(HAIR_COLORS[color_name]) * u(0.85, 1.15)
     natural = hair_color if color_name not in ("pink", "blue") else linear(HAIR_COLORS["brown"]) * u(0.5, 1.2)
@@ -246,7 +256,9 @@ def sample_person(seed: int, index: int) -> Person:
         beard_opacity=opacity,
         beard_length=length,
         brow_style=np.array([u(0.26, 0.46) if masculine else u(0.16, 0.30), u(-0.1, 0.3), u(0.75, 1.0), u(-0.1, 0.1)]),
-        skin_style=np.array([u(0.2, 0.9), u(0.4, 0.9) if light_skinned and draw.chance(0.13) else 0.0, u(0.5, 1.3), u(0.1, 0.9)]),
+        skin_style=np.array(
+            [u(0.2, 0.9), u(0.4, 0.9) if light_skinned and draw.chance(0.13) else 0.0, u(0.5, 1.3), u(0.1, 0.9)]
+        ),
         lashes=u(0.25, 0.4) if masculine else u(0.5, 0.85),
         lid_shade=0.0 if masculine else (u(0.3, 1.0) if draw.chance(0.3) else 0.0),
         moles=moles,
@@ -277,9 +289,19 @@ def named_expression(name: str, strength: float, draw: _Draw, index: dict[str, i
         one("jawOpen", 0.5, 0.85), both("browInnerUp", 0.7, 1), both("browOuterUp", 0.7, 1), both("eyeWide", 0.6, 1)
         one("mouthFunnel", 0, 0.4)
     elif name == "sad":
-        both("mouthFrown", 0.8, 1), both("browInnerUp", 0.7, 1), both("eyeBlink", 0.1, 0.25), one("mouthShrugLower", 0.3, 0.7)
+        (
+            both("mouthFrown", 0.8, 1),
+            both("browInnerUp", 0.7, 1),
+            both("eyeBlink", 0.1, 0.25),
+            one("mouthShrugLower", 0.3, 0.7),
+        )
     elif name == "angry":
-        both("browDown", 0.8, 1), both("noseSneer", 0.5, 0.9), both("mouthPress", 0.2, 0.6), both("mouthFrown", 0.3, 0.6)
+        (
+            both("browDown", 0.8, 1),
+            both("noseSneer", 0.5, 0.9),
+            both("mouthPress", 0.2, 0.6),
+            both("mouthFrown", 0.3, 0.6),
+        )
         both("eyeSquint", 0.2, 0.6)
     elif name == "closed eyes":
         both("eyeBlink", 0.95, 1), both("mouthSmile", 0, 0.25)
@@ -319,7 +341,9 @@ def sample_scene(seed: int, person: int, view: int, expression_index: dict[str, 
         shirt_name=shirt_name,
         shirt_color=linear(SHIRT_COLORS[shirt_name]),
         collar=np.array([u(-10.6, -9.4), u(1.5, 3.0) if draw.chance(0.3) else 0.0]),
-        key_direction=np.array([np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)]),
+        key_direction=np.array(
+            [np.sin(azimuth) * np.cos(elevation), np.sin(elevation), np.cos(azimuth) * np.cos(elevation)]
+        ),
         key_color=u(0.9, 1.25) * np.array([1 + warmth, 1, 1 - warmth]),
         fill_direction=np.array([-np.sin(azimuth), 0.2, 1.0]),
         fill_color=np.full(3, u(0.18, 0.42)),

@@ -1,79 +1,12 @@
-"""The autoencoder: the encoder of a stock `AutoencoderTiny`, and a decoder that starts at the best linear answer.
-
-`AutoencoderTiny` grows pictures by nearest-neighbour upsampling, so its decoder cannot begin as a linear map from a
-latent to its 8x8 patch. `PatchDecoder` can: principal components plus a residual tower that begins at zero.
-"""
+"""Where the autoencoder's training starts: at the best linear autoencoder of 8x8 patches."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderTiny
-from diffusers.configuration_utils import register_to_config
 from torch import nn
 
-
-PATCH = 8
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))), the identity at the start."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.conv2(F.silu(self.conv1(F.silu(x))))
-
-
-class PatchDecoder(nn.Module):
-    """(N, C, h, w) latents to (N, 3, 8 h, 8 w) pictures in -1 to 1: a linear map of each latent to its patch, plus a tower."""
-
-    def __init__(self, latent_channels: int, channels: tuple[int, int, int], blocks: tuple[int, int, int]):
-        super().__init__()
-        self.linear = nn.Conv2d(latent_channels, 3 * PATCH**2, 1)
-        self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
-        stages = []
-        for k, (width, count) in enumerate(zip(channels, blocks)):
-            stages += [ResidualBlock(width) for _ in range(count)]
-            if k + 1 < len(channels):
-                stages += [nn.Conv2d(width, 4 * channels[k + 1], 1), nn.PixelShuffle(2)]
-        self.stages = nn.Sequential(*stages)
-        self.conv_out = nn.Conv2d(channels[-1], 12, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
-
-    def forward(self, latents: torch.Tensor) -> torch.Tensor:
-        residual = self.conv_out(F.silu(self.stages(self.conv_in(latents))))
-        return F.pixel_shuffle(self.linear(latents), PATCH) + F.pixel_shuffle(residual, 2)
-
-
-class AutoencoderPatch(AutoencoderTiny):
-    """An `AutoencoderTiny` that decodes with `PatchDecoder`; same interface, same use in pipelines."""
-
-    @register_to_config
-    def __init__(
-        self,
-        encoder_block_out_channels: tuple[int, ...] = (56, 56, 56, 56),
-        num_encoder_blocks: tuple[int, ...] = (0, 0, 1, 2),
-        decoder_channels: tuple[int, ...] = (96, 64, 32),
-        decoder_blocks: tuple[int, ...] = (2, 2, 2),
-        latent_channels: int = 16,
-        scaling_factor: float = 2.5,
-    ):
-        super().__init__(
-            encoder_block_out_channels=encoder_block_out_channels,
-            decoder_block_out_channels=(1, 1, 1, 1),
-            num_encoder_blocks=num_encoder_blocks,
-            num_decoder_blocks=(0, 0, 0, 0),
-            latent_channels=latent_channels,
-            scaling_factor=scaling_factor,
-        )
-        self.decoder = PatchDecoder(latent_channels, decoder_channels, decoder_blocks)
+from facesnap_diffusers.nano.autoencoder import PATCH, AutoencoderPatch
 
 
 @torch.no_grad()
