@@ -130,7 +130,7 @@ def learning_rate(step: int, steps: int) -> float:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
-    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--decoder-only", action="store_true", help="keep the trained encoder, train its decoder on")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -199,6 +199,7 @@ def main():
             save_checkpoint(checkpoint, step, trained, average, optimizer, rng)
             saved = time.time()
             train.refresh()
+    # only when done: the base model must not meet latents that still change
     with average:
         vae.save_pretrained(folder / ("final" if args.decoder_only else "joint"))
 

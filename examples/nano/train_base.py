@@ -47,6 +47,12 @@ PROMPTS = [
 ]
 
 
+def load_autoencoder(work_dir: Path) -> AutoencoderPatch:
+    """The trained autoencoder, with the later decoder where there is one."""
+    final = work_dir / "autoencoder/final"
+    return AutoencoderPatch.from_pretrained(final if final.exists() else work_dir / "autoencoder/joint").eval()
+
+
 @torch.no_grad()
 def encode_shard(vae: AutoencoderPatch, shard: Shard) -> np.ndarray:
     """(N, V, 2, 16, 16, 16) half-precision latents, scaled for the UNet, of the pictures and of their mirror images."""
@@ -205,13 +211,13 @@ def main():
     rng = np.random.default_rng(0)
     folder = args.work_dir / "base"
     folder.mkdir(parents=True, exist_ok=True)
-    best = args.work_dir / "autoencoder/final"
-    vae = AutoencoderPatch.from_pretrained(best if best.exists() else args.work_dir / "autoencoder/joint").eval()
+    vae = load_autoencoder(args.work_dir)
     train, held_out = (LatentData(args.work_dir, split, vae) for split in ("train", "validation"))
     train.refresh()
     held_out.refresh(3)
 
     model = BaseModel()
+    model.unet.to(memory_format=torch.channels_last)
     average = Average(model, 0.9995)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2)
     checkpoint = folder / "training.pt"
