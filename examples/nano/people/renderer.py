@@ -243,11 +243,7 @@ class Renderer:
         offset = model.vertices - SCALP_CENTER
         azimuth = np.rad2deg(np.abs(np.arctan2(offset[:, 0], offset[:, 2])))
         polar = np.rad2deg(np.arccos(np.clip(offset[:, 1] / np.linalg.norm(offset, axis=1), -1, 1)))
-        if person.hair is None:
-            front, peak = 46 + 8 * ((person.hair_seed % 1000) / 1000), -3 + 8 * ((person.hair_seed % 777) / 777)
-        else:
-            front, peak = person.hair.front + 1, person.hair.peak
-        limit = hairline(front, peak, 90, azimuth)
+        limit = hairline(*person.hairline, 90, azimuth)
         return (smoothstep(limit + 4, limit - 5, polar) * (model.part == SKIN)).astype(np.float32)
 
     def _use(self, person: Person):

@@ -65,6 +65,7 @@ class Person:
     eye_color: np.ndarray
     hair: HairShape | None
     hair_seed: int
+    hairline: tuple[float, float]  # polar angle above the forehead, and how much lower at 25 degrees to the sides
     scalp_paint: float
     glasses: GlassesShape | None
     beard_mix: np.ndarray  # (3,) full, moustache, goatee
@@ -235,6 +236,11 @@ def sample_person(seed: int, index: int) -> Person:
         moles[k] = u(-5, 5), u(-6, 2), u(0.24, 0.38), 1.0
     eyes = draw.choice(list(EYE_COLORS) if light_skinned else ["brown", "brown", "brown", "hazel", "green"])
     scalp_paint = {"bald": 0.0 if draw.chance(0.6) else u(0.12, 0.3), "buzz": u(0.75, 0.92)}.get(style, 0.85)
+    hair, hair_seed = hair_shape(style, draw), int(draw.rng.integers(2**31))
+    if hair is None:
+        front_line = (46 + 8 * (hair_seed % 1000) / 1000, -3 + 8 * (hair_seed % 777) / 777)
+    else:
+        front_line = (hair.front + 1, hair.peak)
     return Person(
         shape=shape,
         skin_tone=skin_tone,
@@ -248,8 +254,9 @@ def sample_person(seed: int, index: int) -> Person:
         brow_color=brow_color,
         beard_color=natural * 0.85,
         eye_color=linear(EYE_COLORS[eyes]) * 1.3,
-        hair=hair_shape(style, draw),
-        hair_seed=int(draw.rng.integers(2**31)),
+        hair=hair,
+        hair_seed=hair_seed,
+        hairline=front_line,
         scalp_paint=scalp_paint,
         glasses=glasses,
         beard_mix=beard_mix,
