@@ -27,6 +27,11 @@ class FaceSnapConfig:
         face_embed_dim (`int`, *optional*): Width of those embeddings. `None`: the mixer takes none.
         image_encoder (`str`, *optional*): Hub repo or folder of the CLIP vision model whose hidden states the mixer
             takes; `"image_encoder"` if it stands in the adapter's own folder. `None`: the mixer takes none.
+        normalized_embeds (`bool`): Whether it was trained with face embeddings of unit length. Otherwise they need the
+            length that the recogniser gives them.
+        image_crop (`str`): What the image encoder sees of the photo: `"head"` ([`align_for_clip`]) or `"arcface"`, the
+            recogniser's tight crop.
+        landmark_style (`str`): How landmarks are drawn: `"facesnap72"`, or `"instantid5"`: InstantID's five points.
         num_tokens (`int`): Number of identity tokens.
         parts (`list[str]`): The parts that it has, of `PARTS`.
         base_family (`str`, *optional*): Family of the base model: `"sd1"`, `"sd2"`, `"sdxl"`, or `"custom-<width>"`.
@@ -38,6 +43,9 @@ class FaceSnapConfig:
     face_encoder: str = "insightface/w600k_r50"
     face_embed_dim: int | None = 512
     image_encoder: str | None = "openai/clip-vit-large-patch14"
+    normalized_embeds: bool = True
+    image_crop: str = "head"
+    landmark_style: str = "facesnap72"
     num_tokens: int = 16
     parts: list[str] = field(default_factory=lambda: ["mixer", "identity_attention", "ffrnet"])
     base_family: str | None = None
@@ -73,7 +81,7 @@ class FaceSnapConfig:
                 f"{source} has format_version {version!r}, this package reads {FORMAT_VERSION};"
                 " install the version of facesnap-diffusers that the adapter was made with"
             )
-        known = {field.name: field.type for field in fields(cls)}
+        known: dict[str, Any] = {field.name: field.type for field in fields(cls)}
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise AdapterError(f"{source} has unknown entries {unknown}; known are {sorted(known)}")
@@ -82,10 +90,16 @@ class FaceSnapConfig:
                 raise AdapterError(f"{source}: {name} is {values[name]!r}, expected {getattr(kind, '__name__', kind)}")
         config = cls(**values)
         check_parts(config.parts, source)
+        for name, choices in _CHOICES.items():
+            if getattr(config, name) not in choices:
+                raise AdapterError(f"{source}: {name} is {getattr(config, name)!r}, expected one of {list(choices)}")
         return config
 
     def replace(self, **values: Any) -> "FaceSnapConfig":
         return replace(self, **values)
+
+
+_CHOICES = {"image_crop": ("head", "arcface"), "landmark_style": ("facesnap72", "instantid5")}
 
 
 def check_parts(parts: Any, source: str = "parts") -> None:

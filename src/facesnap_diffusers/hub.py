@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HFValidationError
 
 from .config import CONFIG_NAME, PARTS
 from .errors import AdapterError
@@ -41,10 +41,9 @@ def resolve_adapter_folder(
             )
         except HFValidationError:
             raise AdapterError(f"{name!r} is neither a folder nor the name of a Hub repo (owner/name)") from None
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        except Exception as error:
             raise AdapterError(
-                f"adapter {name!r} is no local folder and cannot be had from the Hub ({reason});"
+                f"adapter {name!r} is no local folder and cannot be had from the Hub ({first_line(error)});"
                 " check the name and the connection"
             ) from error
     return folder / subfolder if subfolder else folder
@@ -61,15 +60,27 @@ def upload_adapter_folder(
 ) -> str:
     """Puts an adapter folder onto the Hub and returns the address of the commit."""
     api = HfApi(token=token)
-    repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-    commit = api.upload_folder(
-        repo_id=repo_id,
-        folder_path=folder,
-        commit_message=commit_message,
-        revision=revision,
-        create_pr=create_pr,
-    )
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except Exception as error:
+        raise AdapterError(
+            f"the adapter is saved in {folder}, but cannot be uploaded as {repo_id!r} ({first_line(error)});"
+            " check repo_id, token and the connection"
+        ) from error
     return commit.commit_url
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def _file_patterns(subfolder: str | None, variant: str | None) -> list[str]:

@@ -42,7 +42,7 @@ class FaceIdentity:
     image_hidden_states: torch.Tensor | None = None
     image_encoder: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in _TENSORS:
             tensor = getattr(self, name)
             if tensor is None:

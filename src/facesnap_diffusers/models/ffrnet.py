@@ -1,3 +1,5 @@
+from typing import Any
+
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel, ControlNetOutput
 
@@ -20,7 +22,7 @@ class FFRNet(ControlNetModel):
     """
 
     @classmethod
-    def from_unet(cls, unet: UNet2DConditionModel, **kwargs) -> "FFRNet":
+    def from_unet(cls, unet: UNet2DConditionModel, **kwargs: Any) -> "FFRNet":
         """As [`~ControlNetModel.from_unet`]; raises [`InputError`] for UNets that cannot be copied."""
         if unet.config.in_channels != unet.config.out_channels:
             raise InputError(
@@ -40,7 +42,7 @@ class FFRNet(ControlNetModel):
         controlnet_cond: torch.Tensor,
         conditioning_scale: float = 1.0,
         added_cond_kwargs: dict[str, torch.Tensor] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> ControlNetOutput | tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         if added_cond_kwargs is not None and "text_embeds" in added_cond_kwargs:
             added_cond_kwargs = {

@@ -1,5 +1,7 @@
 """What the stock ControlNet pipelines see as their ControlNets while a face is in play."""
 
+from typing import Any
+
 import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import nn
@@ -19,7 +21,7 @@ class RoutedControlNet(ControlNetModel):
 
     def __init__(
         self,
-        net: nn.Module | None,
+        net: Any,
         num_tokens: int,
         context: str,
         device: torch.device | None = None,
@@ -53,8 +55,8 @@ class RoutedControlNet(ControlNetModel):
         conditioning_scale: float = 1.0,
         guess_mode: bool = False,
         return_dict: bool = True,
-        **kwargs,
-    ):
+        **kwargs: Any,
+    ) -> Any:
         if self.net is None:
             return None, None
         if conditioning_scale == 0:

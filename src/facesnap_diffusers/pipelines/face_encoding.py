@@ -8,7 +8,7 @@ import torch
 from ..adapter import FaceSnapAdapterMixin
 from ..config import FaceSnapConfig
 from ..errors import FaceEncoderMismatchError, InputError
-from ..faces.alignment import align_for_clip
+from ..faces.alignment import align_face, align_for_clip
 from ..faces.analyzers import FaceAnalyzer, default_analyzer
 from ..faces.detection import find_face
 from ..faces.photo import load_photo
@@ -19,9 +19,6 @@ from .steering import as_landmarks
 
 class FaceEncodingMixin(FaceSnapAdapterMixin):
     """From photos of a person to a [`FaceIdentity`]."""
-
-    #: Finds and describes the faces in photos. Made from the adapter's config when it is first needed; set your own.
-    face_analyzer: FaceAnalyzer | None = None
 
     @torch.no_grad()
     def encode_face(
@@ -99,15 +96,16 @@ class FaceEncodingMixin(FaceSnapAdapterMixin):
             landmarks=landmarks,
             shape=shape,
             photo_size=None if image is None else image.shape[:2],
-            image_hidden_states=None if image is None else self._encode_image(image, landmarks),
+            image_hidden_states=None if image is None else self._encode_image(image, landmarks, config),
             image_encoder=config.image_encoder,
         )
 
-    def _encode_image(self, image: np.ndarray, landmarks: torch.Tensor) -> torch.Tensor | None:
+    def _encode_image(self, image: np.ndarray, landmarks: torch.Tensor, config: FaceSnapConfig) -> torch.Tensor | None:
         encoder = self.face_image_encoder
         if encoder is None:
             return None
-        crop = align_for_clip(image, landmarks.numpy(), size=encoder.config.image_size)
+        align = align_face if config.image_crop == "arcface" else align_for_clip
+        crop = align(image, landmarks.numpy(), size=encoder.config.image_size)
         pixel_values = self.face_image_processor(crop, return_tensors="pt").pixel_values
         pixel_values = pixel_values.to(self._execution_device, encoder.dtype)
         # the last layer serves CLIP's own loss; the one before keeps more of the picture (IP-Adapter, section 3.2)
@@ -115,7 +113,7 @@ class FaceEncodingMixin(FaceSnapAdapterMixin):
 
     def _analyzer(self, config: FaceSnapConfig) -> FaceAnalyzer:
         if self.face_analyzer is None:
-            self.face_analyzer = default_analyzer(config.face_encoder)
+            self.face_analyzer = default_analyzer(config.face_encoder, config.normalized_embeds)
         if self.face_analyzer.encoder != config.face_encoder:
             raise FaceEncoderMismatchError(
                 f"face_analyzer makes embeddings of {self.face_analyzer.encoder}, the adapter was trained with"

@@ -13,8 +13,8 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from ..config import FaceSnapConfig
 from ..errors import FaceEncoderMismatchError, InputError
 from ..faces.detection import find_face
-from ..faces.drawing import draw_landmarks
 from ..faces.expression import Expression
+from ..faces.key_points import draw_for_style
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
@@ -43,13 +43,15 @@ class FaceSnapMixin(FaceEncodingMixin):
             kwargs: Components that replace those of `pipeline`; `dtype` to convert all of them, in place.
         """
         dtype = kwargs.pop("dtype", None)
-        names, options = cls._get_signature_keys(cls)
-        shared = {name: component for name, component in pipeline.components.items() if name in names}
-        settings = {name: value for name, value in pipeline.config.items() if name in options}
-        absent = {name: None for name in names if name in cls._optional_components}
-        arguments = {**absent, **shared, **settings, **kwargs}
-        missing = sorted(set(names) - set(arguments))
-        unknown = sorted(set(kwargs) - {*names, *options})
+        parameters = inspect.signature(cls.__init__).parameters
+        shared = {**pipeline.config, **pipeline.components}
+        arguments = {**{name: value for name, value in shared.items() if name in parameters}, **kwargs}
+        missing = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is parameter.empty and name not in (*arguments, "self")
+        ]
+        unknown = sorted(set(kwargs) - set(parameters))
         if missing or unknown:
             raise InputError(
                 f"pipeline {type(pipeline).__name__} cannot become a {cls.__name__}:"
@@ -128,7 +130,8 @@ class FaceSnapMixin(FaceEncodingMixin):
         else:
             points = as_landmarks(landmarks, "landmarks")[..., :2]
         prompt = self._match_batch(prompt, identities, points, kwargs)
-        with self._with_face(identities, draw_landmarks(points.float(), height, width), kwargs):
+        style = self._require_adapter("landmarks=").landmark_style
+        with self._with_face(identities, draw_for_style(style, points.float(), height, width), kwargs):
             return super().__call__(prompt, **kwargs)
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
@@ -185,11 +188,11 @@ class FaceSnapMixin(FaceEncodingMixin):
         for name, values in asked.items():
             if len(values) not in (0, 1, batch):
                 raise InputError(f"{name} has {len(values)} entries, another argument {batch}; give 1 or {batch}")
-        images = [
+        images: list[list[Any]] = [
             [None if not values else values[0] if len(values) == 1 else values[i] for values in asked.values()]
             for i in range(batch)
         ]
-        return torch.cat([steer(predictor, *image, height, width) for image in images])
+        return torch.cat([steer(predictor, height, width, *image) for image in images])
 
     def _check_arguments(self, kwargs: dict[str, Any]) -> None:
         # the stock pipelines take any keyword and ignore those that they do not know
@@ -315,6 +318,7 @@ class FaceSnapMixin(FaceEncodingMixin):
         """While this lasts, FFRNet stands beside the pipeline's own ControlNets, each with its part of the context."""
         own_controlnet = self.controlnet
         own_images = kwargs.get(self._control_image_argument)
+        controlnet: Any
         if own_controlnet is None:
             if own_images is not None:
                 raise InputError(
@@ -399,6 +403,11 @@ def _check_identity(identity: FaceIdentity, config: FaceSnapConfig) -> None:
         raise FaceEncoderMismatchError(
             f"identity has an embedding of {len(identity.face_embeds)} numbers, the adapter takes"
             f" {config.face_embed_dim}; encode the face again with encode_face"
+        )
+    if not config.normalized_embeds and abs(float(identity.face_embeds.norm()) - 1) < 1e-3:
+        raise FaceEncoderMismatchError(
+            "identity has an embedding of unit length, the adapter takes them as long as the recogniser gives them;"
+            " encode the face again with InsightFaceAnalyzer(..., normalize=False) as face_analyzer"
         )
     if config.image_encoder is not None and identity.image_encoder != config.image_encoder:
         raise FaceEncoderMismatchError(

@@ -1,5 +1,8 @@
+from typing import TYPE_CHECKING
+
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
@@ -8,11 +11,16 @@ from ..adapter import ADAPTER_COMPONENTS
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
-from ..models.mixer import FacialAttributeMixer
 from .mixin import FaceSnapMixin
 
 
-class FaceSnapSDMixin(FaceSnapMixin):
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionControlNetPipeline as _Pipeline
+else:
+    _Pipeline = object
+
+
+class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
     """The components of the pipelines for Stable Diffusion 1.x and 2.x."""
 
     model_cpu_offload_seq = f"face_image_encoder->mixer->{StableDiffusionControlNetPipeline.model_cpu_offload_seq}"
@@ -39,7 +47,7 @@ class FaceSnapSDMixin(FaceSnapMixin):
         | tuple[ControlNetModel]
         | MultiControlNetModel
         | None = None,
-        mixer: FacialAttributeMixer | None = None,
+        mixer: ModelMixin | None = None,
         identity_attention: IdentityAttention | None = None,
         ffrnet: FFRNet | ControlNetModel | None = None,
         landmark_predictor: LandmarkPredictor | None = None,

@@ -1,7 +1,9 @@
 from inspect import signature
+from typing import TYPE_CHECKING
 
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionXLControlNetPipeline, UNet2DConditionModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import (
     CLIPImageProcessor,
@@ -15,11 +17,16 @@ from ..adapter import ADAPTER_COMPONENTS
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
-from ..models.mixer import FacialAttributeMixer
 from .mixin import FaceSnapMixin
 
 
-class FaceSnapSDXLMixin(FaceSnapMixin):
+if TYPE_CHECKING:
+    from diffusers import StableDiffusionXLControlNetPipeline as _Pipeline
+else:
+    _Pipeline = object
+
+
+class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
     """The components of the pipelines for Stable Diffusion XL."""
 
     model_cpu_offload_seq = f"face_image_encoder->mixer->{StableDiffusionXLControlNetPipeline.model_cpu_offload_seq}"
@@ -47,7 +54,7 @@ class FaceSnapSDXLMixin(FaceSnapMixin):
         | tuple[ControlNetModel]
         | MultiControlNetModel
         | None = None,
-        mixer: FacialAttributeMixer | None = None,
+        mixer: ModelMixin | None = None,
         identity_attention: IdentityAttention | None = None,
         ffrnet: FFRNet | ControlNetModel | None = None,
         landmark_predictor: LandmarkPredictor | None = None,

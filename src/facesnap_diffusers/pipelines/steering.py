@@ -20,13 +20,13 @@ from ..models.landmark_predictor import FaceCoefficients, LandmarkPredictor
 
 def steer(
     predictor: LandmarkPredictor,
+    height: int,
+    width: int,
     identity: FaceIdentity,
     driving: Face | None,
     pose: HeadPose | None,
     expression: Expression | None,
     face_box: torch.Tensor | None,
-    height: int,
-    width: int,
 ) -> torch.Tensor:
     r"""
     The landmarks of one image: the identity's shape, the driving face's (else the identity's own) expression, pose
@@ -36,11 +36,12 @@ def steer(
         `torch.Tensor` of shape `(1, 72, 2)`: in pixels of the image.
     """
     own = _own_coefficients(predictor, identity)
+    photo_size = identity.photo_size
     if driving is not None:
         coefficients = predictor.encode(_on_device_of(predictor, torch.as_tensor(driving.landmarks)[None]))
-        photo_size = driving.image.shape[:2]
+        photo_size = (driving.image.shape[0], driving.image.shape[1])
     else:
-        coefficients, photo_size = own, identity.photo_size
+        coefficients = own
     coefficients = replace(coefficients, shape=own.shape)
     if pose is not None:
         coefficients = replace(

@@ -1,0 +1,280 @@
+"""What a caller can get wrong: each gives one line that names the argument, and changes nothing."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny
+import torch
+
+from facesnap_diffusers import (
+    AdapterError,
+    FaceEncoderMismatchError,
+    FaceIdentity,
+    FaceSnapConfig,
+    FaceSnapError,
+    FaceSnapImg2ImgPipeline,
+    FaceSnapPipeline,
+    HeadPose,
+    InputError,
+    NoFaceFoundError,
+    PhotoError,
+)
+from facesnap_diffusers.faces.analyzers.dlib import DlibFaceAnalyzer
+
+
+class Recogniser:
+    """An analyzer of another encoder."""
+
+    encoder = "somebody/else"
+    embedding_dim = 7
+
+    def analyze(self, image):
+        raise AssertionError("an analyzer of the wrong encoder must not run")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = FaceSnapPipeline.from_pipe(tiny.sd_pipeline())
+    pipe.set_progress_bar_config(disable=True)
+    tiny.add_adapter(pipe)
+    pipe.face_analyzer = DlibFaceAnalyzer()
+    return pipe
+
+
+PERSON = tiny.identity()
+NOISE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8))
+EMBEDDING = torch.ones(tiny.FACE_EMBED_DIM)
+POINTS = torch.rand(72, 2) * 64
+
+
+def identity_of(**changes):
+    return FaceIdentity(**{"face_embeds": EMBEDDING, "face_encoder": tiny.FACE_ENCODER, **changes})
+
+
+#: arguments of a call beside the prompt, error, what the message says
+CALLS = [
+    ({"pose": HeadPose()}, InputError, "pose= steers a face"),
+    ({"expression": "smile"}, InputError, "expression= steers a face"),
+    ({"face_box": (0, 0, 1, 1)}, InputError, "face_box= steers a face"),
+    ({"pose_image": NOISE}, InputError, "pose_image= steers a face"),
+    ({"landmarks": POINTS}, InputError, "landmarks= steers a face"),
+    ({"face_image": NOISE, "identity": PERSON}, InputError, "face_image= and identity="),
+    ({"face_image": NOISE}, NoFaceFoundError, r"face_image .*96×96"),
+    ({"face_image": [NOISE, NOISE]}, NoFaceFoundError, r"face_image\[0\]"),
+    ({"face_image": []}, InputError, "face_image is an empty list"),
+    ({"face_image": [[]]}, InputError, "face_image is an empty list"),
+    ({"face_image": 7}, PhotoError, "face_image"),
+    ({"face_image": "no/such/photo.jpg"}, PhotoError, "face_image"),
+    ({"face_image": np.full((64, 64, 3), np.nan)}, PhotoError, "face_image"),
+    ({"face_image": torch.zeros(5)}, PhotoError, "face_image"),
+    ({"face_image": NOISE, "face_index": "first"}, InputError, "face_index"),
+    ({"face_image": NOISE, "face_index": 0.5}, InputError, "face_index"),
+    ({"identity": []}, InputError, "identity is an empty list"),
+    ({"identity": "someone"}, InputError, "identity must be a FaceIdentity"),
+    ({"identity": [PERSON, None]}, InputError, "identity must be a FaceIdentity"),
+    ({"identity": EMBEDDING}, InputError, "identity must be a FaceIdentity"),
+    ({"identity": identity_of(face_encoder="somebody/else")}, FaceEncoderMismatchError, "made by somebody/else"),
+    ({"identity": identity_of(face_embeds=torch.ones(9))}, FaceEncoderMismatchError, "embedding of 9 numbers"),
+    ({"identity": identity_of()}, FaceEncoderMismatchError, "image features of None"),
+    (
+        {"identity": identity_of(image_hidden_states=torch.ones(3, 5), image_encoder="image_encoder")},
+        InputError,
+        "image_hidden_states must have shape",
+    ),
+    ({"identity": PERSON, "pose": 30}, InputError, "pose must be a HeadPose"),
+    ({"identity": PERSON, "pose": (30, 0, 0)}, InputError, "pose must be a HeadPose"),
+    ({"identity": PERSON, "pose": {"yaw": 30}}, InputError, "pose must be a HeadPose"),
+    ({"identity": PERSON, "expression": "smlie"}, InputError, "smlie"),
+    ({"identity": PERSON, "expression": {"mouthSmlie": 1}}, InputError, "mouthSmlie"),
+    ({"identity": PERSON, "expression": {"jawOpen": 2}}, InputError, "jawOpen"),
+    ({"identity": PERSON, "expression": {"jawOpen": float("nan")}}, InputError, "jawOpen"),
+    ({"identity": PERSON, "expression": 3}, InputError, "expression"),
+    ({"identity": PERSON, "face_box": (0, 0, 1)}, InputError, "face_box must be four numbers"),
+    ({"identity": PERSON, "face_box": "middle"}, InputError, "face_box must be four numbers"),
+    ({"identity": PERSON, "face_box": (0.5, 0, 0.5, 1)}, InputError, "left < right"),
+    ({"identity": PERSON, "face_box": (0, 0.9, 1, 0.1)}, InputError, "top < bottom"),
+    ({"identity": PERSON, "face_box": (0, 0, 64, 64)}, InputError, "shares of the image"),
+    ({"identity": PERSON, "face_box": (-0.1, 0, 1, 1)}, InputError, "shares of the image"),
+    ({"identity": PERSON, "face_box": (0, 0, float("nan"), 1)}, InputError, "face_box"),
+    ({"identity": PERSON, "face_box": []}, InputError, "face_box must be four numbers"),
+    ({"identity": PERSON, "pose_image": NOISE}, NoFaceFoundError, "pose_image"),
+    ({"identity": PERSON, "pose_image": "no/such/photo.jpg"}, PhotoError, "pose_image"),
+    ({"identity": PERSON, "pose_image": [NOISE, NOISE]}, NoFaceFoundError, r"pose_image\[0\]"),
+    ({"identity": PERSON, "landmarks": POINTS, "pose": HeadPose()}, InputError, "landmarks= are used as they are"),
+    ({"identity": PERSON, "landmarks": POINTS[:68]}, InputError, "landmarks must have shape"),
+    ({"identity": PERSON, "landmarks": POINTS * torch.nan}, InputError, "landmarks has values"),
+    ({"identity": PERSON, "landmarks": "here"}, InputError, "landmarks must be a tensor"),
+    ({"identity": PERSON, "landmarks": torch.zeros(0, 72, 2)}, InputError, "landmarks must have shape"),
+    ({"identity": [PERSON] * 2, "pose": [HeadPose()] * 3}, InputError, "identity has 2 entries, another argument 3"),
+    ({"identity": PERSON, "pose": [HeadPose()] * 2, "expression": ["smile"] * 3}, InputError, "pose has 2 entries"),
+    ({"identity": [PERSON] * 2, "landmarks": POINTS.expand(3, 72, 2)}, InputError, "identity has 2 entries"),
+    ({"identity": [PERSON] * 2, "prompt": ["a"] * 3}, InputError, "identity has 2 entries, another argument 3"),
+    ({"face_image": [NOISE] * 2, "prompt": ["a"] * 2}, InputError, "one person or 2"),
+    ({"identity": PERSON, "prompt": 5}, InputError, "prompt must be a string"),
+    (
+        {"identity": [PERSON] * 2, "prompt": None, "prompt_embeds": torch.zeros(1, 77, 32)},
+        InputError,
+        "prompt_embeds has 1 entry",
+    ),
+    ({"identity": PERSON, "height": 63}, InputError, "height must be a positive multiple"),
+    ({"identity": PERSON, "width": -64}, InputError, "width must be a positive multiple"),
+    ({"identity": PERSON, "height": 64.0}, InputError, "height must be a positive multiple"),
+    ({"identity": PERSON, "guidance": 5}, InputError, "takes no argument guidance="),
+    ({"identity": PERSON, "face_images": NOISE}, InputError, "takes no argument face_images="),
+    ({"identity": PERSON, "image": NOISE}, InputError, "image= is for further ControlNets"),
+    ({"num_steps": 3}, InputError, "takes no argument num_steps="),
+]
+
+
+def check(error, message, pipe, call):
+    components, config, processors = dict(pipe.components), dict(pipe.config), pipe.unet.attn_processors
+    scale, analyzer = pipe.facesnap_scale, pipe.face_analyzer
+    with pytest.raises(error, match=message) as raised:
+        call()
+    assert "\n" not in str(raised.value) and isinstance(raised.value, FaceSnapError)
+    assert pipe.components == components and dict(pipe.config) == config
+    assert pipe.unet.attn_processors == processors
+    assert pipe.facesnap_scale == scale and pipe.face_analyzer is analyzer and pipe._identity_tokens is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"), CALLS, ids=lambda value: "-".join(value) if isinstance(value, dict) else None
+)
+def test_calls(pipe, arguments, error, message):
+    arguments = {"prompt": "a cat", "height": 64, "width": 64, "num_inference_steps": 1, **arguments}
+    check(error, message, pipe, lambda: pipe(**arguments))
+
+
+#: arguments of encode_face, error, what the message says
+ENCODINGS = [
+    ({}, PhotoError, "face_image"),
+    ({"face_image": NOISE, "landmarks": POINTS}, InputError, "landmarks= without embedding="),
+    ({"face_image": [NOISE, NOISE], "embedding": EMBEDDING}, InputError, "go with one photo"),
+    ({"face_image": NOISE, "embedding": EMBEDDING}, InputError, "and landmarks= beside embedding="),
+    ({"embedding": EMBEDDING}, InputError, "and landmarks= beside embedding="),
+    ({"embedding": EMBEDDING[:5], "face_image": NOISE, "landmarks": POINTS}, InputError, "embedding must have shape"),
+    ({"embedding": "me", "face_image": NOISE, "landmarks": POINTS}, InputError, "embedding must be a tensor"),
+    ({"embedding": 0 * EMBEDDING, "face_image": NOISE, "landmarks": POINTS}, InputError, "all zero"),
+    ({"embedding": torch.nan * EMBEDDING, "face_image": NOISE, "landmarks": POINTS}, InputError, "face_embeds"),
+    ({"embedding": EMBEDDING, "face_image": NOISE, "landmarks": POINTS[:5]}, InputError, "landmarks must have shape"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "message"), ENCODINGS)
+def test_encode_face(pipe, arguments, error, message):
+    check(error, message, pipe, lambda: pipe.encode_face(**arguments))
+
+
+#: arguments of set_facesnap_scale, what the message says
+SCALES = [
+    ({"identity": -1}, "identity must be a number"),
+    ({"identity": "strong"}, "identity must be a number"),
+    ({"identity": float("nan")}, "identity must be a number"),
+    ({"identity": True}, "identity must be a number"),
+    ({"identity": {"mid_block": -1}}, "identity"),
+    ({"identity": {"middle": 1}}, "no attention layer begins with 'middle'"),
+    ({"landmarks": float("inf")}, "landmarks must be a number"),
+    ({"landmarks": {"mid_block": 1}}, "landmarks must be a number"),
+    ({"identity": 0.5, "landmarks": -1}, "landmarks must be a number"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), SCALES)
+def test_scales(pipe, arguments, message):
+    check(InputError, message, pipe, lambda: pipe.set_facesnap_scale(**arguments))
+
+
+def test_another_recogniser(pipe):
+    pipe.face_analyzer, own = Recogniser(), pipe.face_analyzer
+    try:
+        for call in (
+            lambda: pipe("a cat", face_image=NOISE),
+            lambda: pipe.encode_face(NOISE),
+            lambda: pipe("a cat", identity=PERSON, pose_image=NOISE),
+        ):
+            check(FaceEncoderMismatchError, "face_analyzer makes embeddings of somebody/else", pipe, call)
+    finally:
+        pipe.face_analyzer = own
+
+
+def test_without_an_adapter():
+    pipe = FaceSnapPipeline.from_pipe(tiny.sd_pipeline())
+    for call in (
+        lambda: pipe("a cat", face_image=NOISE),
+        lambda: pipe("a cat", identity=PERSON),
+        lambda: pipe.encode_face(NOISE),
+        lambda: pipe.predict_landmarks(PERSON, height=64, width=64),
+        lambda: pipe.save_facesnap_adapter("nowhere"),
+        lambda: pipe.set_facesnap_scale(identity={"mid_block": 1.0}),
+    ):
+        check(AdapterError, "load_facesnap_adapter", pipe, call)
+
+
+#: arguments of init_facesnap_adapter, what the message says
+FRESH = [
+    ({"config": {"num_tokens": 4}}, "config must be a FaceSnapConfig"),
+    ({"config": FaceSnapConfig(image_encoder="image_encoder")}, "image encoder"),
+    ({"config": FaceSnapConfig(image_encoder="nobody/nothing")}, "image encoder 'nobody/nothing'"),
+    ({"config": FaceSnapConfig(image_encoder=None, parts=["mixer"])}, "change no image"),
+    ({"config": FaceSnapConfig(image_encoder=None, parts=["motor"])}, "unknown parts"),
+    ({"config": FaceSnapConfig(image_encoder=None, base_family="sdxl")}, "base_family"),
+    ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"size": 3}}, "mixer"),
+    ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"hidden_size": 20}}, "hidden_size"),
+    ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"num_tokens": 3}}, "mixer gives 3 tokens"),
+    ({"config": FaceSnapConfig(image_encoder=None, face_embed_dim=None)}, "both None"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), FRESH)
+def test_init(arguments, message):
+    pipe = FaceSnapPipeline.from_pipe(tiny.sd_pipeline())
+    check(FaceSnapError, message, pipe, lambda: pipe.init_facesnap_adapter(**arguments))
+
+
+#: attributes of a FaceIdentity, what the message says
+IDENTITIES = [
+    ({"face_embeds": [1.0, 2.0]}, "face_embeds must be a floating point"),
+    ({"face_embeds": torch.ones(4, dtype=torch.long)}, "face_embeds must be a floating point"),
+    ({"face_embeds": torch.zeros(4)}, "not be all zero"),
+    ({"face_embeds": torch.ones(2, 2)}, "face_embeds must have shape"),
+    ({"face_embeds": torch.tensor([1.0, torch.inf])}, "face_embeds has values that are not finite"),
+    ({"landmarks": torch.ones(5, 2)}, "landmarks must have shape"),
+    ({"landmarks": torch.full((68, 2), torch.nan)}, "landmarks has values"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), IDENTITIES)
+def test_identities(values, message):
+    with pytest.raises(InputError, match=message):
+        identity_of(**values)
+
+
+def test_identity_files(tmp_path):
+    for content, message in [
+        (None, "is no file"),
+        (b"", "no readable safetensors"),
+        (b"\xff" * 100, "no readable safetensors"),
+    ]:
+        path = tmp_path / "identity.safetensors"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(InputError, match=message):
+            FaceIdentity.load(path)
+    from safetensors.torch import save_file
+
+    save_file({"face_embeds": EMBEDDING}, path)
+    with pytest.raises(InputError, match="holds no FaceSnap identity"):
+        FaceIdentity.load(path)
+    with pytest.raises(FaceEncoderMismatchError, match="different encoders"):
+        FaceIdentity.fuse([PERSON, identity_of(face_encoder="somebody/else")])
+    with pytest.raises(InputError, match="identities is empty"):
+        FaceIdentity.fuse([])
+
+
+def test_from_pipe_of_another_family():
+    with pytest.raises(InputError, match=r"missing \['text_encoder_2', 'tokenizer_2'\]"):
+        from facesnap_diffusers import FaceSnapXLPipeline
+
+        FaceSnapXLPipeline.from_pipe(tiny.sd_pipeline())
+    with pytest.raises(InputError, match=r"unknown \['lora'\]"):
+        FaceSnapImg2ImgPipeline.from_pipe(tiny.sd_pipeline(), lora=1)

@@ -1,0 +1,71 @@
+"""A checkpoint in the single-file format of the original Stable Diffusion code."""
+
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from facesnap_diffusers import FaceSnapPipeline
+
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+OTHERS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def original_name(name: str, layers: int, attention_in_up: tuple[bool, ...]) -> str:
+    """The name of a UNet tensor in the original code, for `layers` resnets a block."""
+    head, _, tail = name.partition(".")
+    for ours, theirs in OTHERS.items():
+        if name.startswith(ours + "."):
+            return "model.diffusion_model." + theirs + name[len(ours) :]
+    if head == "mid_block":
+        kind, index, rest = tail.split(".", 2)
+        place = f"middle_block.{1 if kind == 'attentions' else 2 * int(index)}"
+    else:
+        block, kind, index, rest = tail.split(".", 3)
+        block, index = int(block), int(index)
+        if head == "down_blocks":
+            number = (layers + 1) * block + (layers if kind == "downsamplers" else index) + 1
+            place = f"input_blocks.{number}.{1 if kind == 'attentions' else 0}"
+            rest = rest.replace("conv.", "op.") if kind == "downsamplers" else rest
+        else:
+            number = (layers + 1) * block + (layers if kind == "upsamplers" else index)
+            slot = {"resnets": 0, "attentions": 1, "upsamplers": 2 if attention_in_up[block] else 1}[kind]
+            place = f"output_blocks.{number}.{slot}"
+    if kind == "resnets":
+        part, _, leaf = rest.partition(".")
+        rest = f"{RESNET[part]}.{leaf}"
+    return f"model.diffusion_model.{place}.{rest}"
+
+
+def test_from_single_file(tmp_path):
+    stock = tiny.sd_pipeline()
+    stock.save_pretrained(tmp_path / "config")
+    state = {original_name(name, 1, (True, False)): tensor for name, tensor in stock.unet.state_dict().items()}
+    save_file(state, tmp_path / "checkpoint.safetensors")
+
+    pipe = FaceSnapPipeline.from_single_file(
+        str(tmp_path / "checkpoint.safetensors"),
+        config=str(tmp_path / "config"),
+        vae=stock.vae,
+        text_encoder=stock.text_encoder,
+        tokenizer=stock.tokenizer,
+        safety_checker=None,
+    )
+    for name, tensor in stock.unet.state_dict().items():
+        assert torch.equal(tensor, pipe.unet.state_dict()[name]), name
+    tiny.add_adapter(pipe)
+    call = {"num_inference_steps": 1, "height": 64, "width": 64, "output_type": "pt"}
+    assert pipe("a cat", identity=tiny.identity(), **call).images.isfinite().all()
