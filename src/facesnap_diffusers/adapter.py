@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import ControlNetModel
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from diffusers.models.modeling_utils import ModelMixin
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .config import DEFAULT_ADAPTERS, PARTS, FaceSnapConfig, base_family, check_parts
 from .errors import AdapterError, InputError
-from .hub import IMAGE_ENCODER_FOLDER, resolve_adapter_folder, upload_adapter_folder
+from .hub import IMAGE_ENCODER_FOLDER, first_line, resolve_adapter_folder, upload_adapter_folder
+from .interop.loading import finish_foreign, is_foreign, load_foreign
+from .interop.mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
 from .model_card import write_model_card
 from .models.attention import IdentityAttention, scale_of_layer
 from .models.ffrnet import FFRNet
@@ -20,24 +24,42 @@ from .models.landmark_predictor import LandmarkPredictor, load_landmark_predicto
 from .models.mixer import FacialAttributeMixer
 
 
-PART_CLASSES: dict[str, type[ModelMixin]] = {
-    "mixer": FacialAttributeMixer,
-    "identity_attention": IdentityAttention,
-    "ffrnet": FFRNet,
-    "landmark_predictor": LandmarkPredictor,
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline as _Pipeline
+
+    from .faces.analyzers import FaceAnalyzer
+else:
+    _Pipeline = object
+
+
+#: The classes that a part may be of, its `config.json` says of which: FaceSnap's own first.
+PART_CLASSES: dict[str, tuple[type[ModelMixin], ...]] = {
+    "mixer": (FacialAttributeMixer, FaceIDMixer, FaceIDPlusMixer, InstantIDMixer),
+    "identity_attention": (IdentityAttention,),
+    "ffrnet": (FFRNet, ControlNetModel),
+    "landmark_predictor": (LandmarkPredictor,),
 }
 
 #: What an adapter adds to a pipeline; all of it may be absent.
 ADAPTER_COMPONENTS = [*PARTS, "face_image_encoder", "face_image_processor"]
 
 
-class FaceSnapAdapterMixin:
+class FaceSnapAdapterMixin(_Pipeline):
     """The life of a FaceSnap adapter on a pipeline: load or make it, weigh it, save it, take it off."""
+
+    controlnet: Any
+    landmark_predictor: Any
+
+    #: Finds and describes the faces in photos. Made from the adapter's config when it is first needed; set your own.
+    face_analyzer: FaceAnalyzer | None = None
+
+    _facesnap_scale: dict[str, Any] | None = None
 
     def load_facesnap_adapter(
         self,
-        pretrained_model_name_or_path: str | Path | None = None,
+        pretrained_model_name_or_path: str | Path | Mapping[str, Any] | None = None,
         *,
+        weight_name: str | None = None,
         parts: Sequence[str] | None = None,
         subfolder: str | None = None,
         variant: str | None = None,
@@ -48,14 +70,19 @@ class FaceSnapAdapterMixin:
         local_files_only: bool = False,
         dtype: torch.dtype | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
+        faceid_plus_v2: bool | None = None,
     ) -> None:
         r"""
         Loads an adapter onto this pipeline, in place of one that it already has. All or nothing: after an error the
         pipeline is as it was.
 
         Args:
-            pretrained_model_name_or_path (`str` or `Path`, *optional*): Hub repo or folder. Without it, the default
-                adapter of the base model's family.
+            pretrained_model_name_or_path (`str`, `Path` or `dict`, *optional*): Hub repo, folder, or a file or state
+                dict of an IP-Adapter FaceID or InstantID. Without it, the default adapter of the base model's family.
+            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognised by its
+                content: IP-Adapter FaceID, FaceID-Plus (both versions), FaceID-Portrait or InstantID, as
+                `.safetensors` or `.bin` (read with `weights_only`). InstantID's ControlNet is looked for beside it, in
+                `ControlNetModel`, and its repo needs no `weight_name`.
             parts (`list[str]`, *optional*): The parts to load, of `"mixer"`, `"identity_attention"`, `"ffrnet"` and
                 `"landmark_predictor"`. All that the adapter has by default. Without `"landmark_predictor"` the one
                 that comes with this package serves.
@@ -65,6 +92,8 @@ class FaceSnapAdapterMixin:
             dtype (`torch.dtype`, *optional*): That of the UNet by default.
             image_encoder (`CLIPVisionModelWithProjection`, *optional*): The image encoder that the adapter was trained
                 with, if you have it already; otherwise it is loaded too.
+            faceid_plus_v2 (`bool`, *optional*): Whether a FaceID-Plus file is of version 2, which its content does not
+                tell. By default by its name (`plusv2`); all public ones for SDXL are.
 
         Raises:
             AdapterError: The adapter cannot be found or read, or does not fit the base model.
@@ -73,13 +102,21 @@ class FaceSnapAdapterMixin:
         name = pretrained_model_name_or_path
         if name is None:
             name = _default_adapter(family)
-        hub_arguments = {
+        hub_arguments: dict[str, Any] = {
             "revision": revision,
             "token": token,
             "cache_dir": cache_dir,
             "force_download": force_download,
             "local_files_only": local_files_only,
         }
+        if is_foreign(name, weight_name):
+            config, modules = load_foreign(
+                name, weight_name, self.unet, parts, subfolder, faceid_plus_v2, hub_arguments
+            )
+            dtype = dtype or self.unet.dtype
+            modules.update(_load_image_encoder(config, Path(), None, dtype, image_encoder, hub_arguments))
+            self._install_adapter(config, finish_foreign(modules, dtype))
+            return
         try:
             folder = resolve_adapter_folder(str(name), subfolder, variant, **hub_arguments)
         except AdapterError as error:
@@ -240,7 +277,7 @@ class FaceSnapAdapterMixin:
     @property
     def facesnap_scale(self) -> dict[str, Any]:
         """The weights that [`set_facesnap_scale`] has set."""
-        return getattr(self, "_facesnap_scale", {"identity": 1.0, "landmarks": 1.0})
+        return dict(self._facesnap_scale or {"identity": 1.0, "landmarks": 1.0})
 
     @property
     def facesnap_config(self) -> FaceSnapConfig | None:
@@ -274,7 +311,7 @@ class FaceSnapAdapterMixin:
                     module.to(self._execution_device)
         self.register_modules(**{name: modules.get(name) for name in ADAPTER_COMPONENTS})
         self.register_to_config(facesnap_config=vars(config) if config is not None else None)
-        self._facesnap_scale = {"identity": 1.0, "landmarks": 1.0}
+        self._facesnap_scale = None
         if model_offload:
             self.enable_model_cpu_offload(device=self._offload_device)
         elif sequential_offload:
@@ -309,7 +346,9 @@ def _load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype)
     if not (folder / "config.json").is_file():
         raise AdapterError(f"{folder} has no config.json although the adapter lists {part}; download or save it again")
     try:
-        module, info = PART_CLASSES[part].from_pretrained(
+        class_name = json.loads((folder / "config.json").read_text()).get("_class_name")
+        part_class = next((cls for cls in PART_CLASSES[part] if cls.__name__ == class_name), PART_CLASSES[part][0])
+        module, info = part_class.from_pretrained(
             folder,
             variant=variant,
             dtype=dtype,
@@ -317,8 +356,9 @@ def _load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype)
             output_loading_info=True,
         )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise AdapterError(f"{part} cannot be loaded from {folder} ({reason}); download or save it again") from error
+        raise AdapterError(
+            f"{part} cannot be loaded from {folder} ({first_line(error)}); download or save it again"
+        ) from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
         raise AdapterError(
@@ -357,9 +397,8 @@ def _load_image_encoder(
                 size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
             )
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdapterError(
-            f"the adapter's image encoder {source!r} cannot be loaded ({reason});"
+            f"the adapter's image encoder {source!r} cannot be loaded ({first_line(error)});"
             " pass it as image_encoder=, or make it reachable"
         ) from error
     return {"face_image_encoder": image_encoder, "face_image_processor": image_processor}

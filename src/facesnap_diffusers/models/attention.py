@@ -1,5 +1,6 @@
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -10,6 +11,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from ..errors import InputError
+from .regions import Regions
 
 
 class IdentityProjection(nn.Module):
@@ -19,6 +21,18 @@ class IdentityProjection(nn.Module):
         super().__init__()
         self.to_k = nn.Linear(cross_attention_dim, hidden_size, bias=False)
         self.to_v = nn.Linear(cross_attention_dim, hidden_size, bias=False)
+
+
+class LowRankUpdate(nn.Module):
+    """LoRA (arXiv 2106.09685) of one linear layer: what is added to its output. Its alpha equals its rank."""
+
+    def __init__(self, in_features: int, rank: int, out_features: int):
+        super().__init__()
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features, bias=False)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.up(self.down(hidden_states.to(self.down.weight.dtype))).to(hidden_states.dtype)
 
 
 class IdentityAttnProcessor(IPAdapterAttnProcessor2_0):
@@ -48,6 +62,7 @@ class IdentityAttnProcessor(IPAdapterAttnProcessor2_0):
         self.hidden_size = projection.to_k.out_features
         self.cross_attention_dim = projection.to_k.in_features
         self.num_identity_tokens = num_tokens
+        self.regions: Regions | None = None
         self.num_tokens = [num_tokens, *(stock.num_tokens if stock is not None else [])]
         self.to_k_ip = nn.ModuleList([projection.to_k, *(stock.to_k_ip if stock is not None else [])])
         self.to_v_ip = nn.ModuleList([projection.to_v, *(stock.to_v_ip if stock is not None else [])])
@@ -69,8 +84,16 @@ class IdentityAttnProcessor(IPAdapterAttnProcessor2_0):
             prompt_embeds, stock_tokens = encoder_hidden_states, []
         text = prompt_embeds[:, : -self.num_identity_tokens]
         identity_tokens = prompt_embeds[:, -self.num_identity_tokens :].unsqueeze(1)
-        if ip_adapter_masks is not None:
-            ip_adapter_masks = [None, *ip_adapter_masks]
+        masks = None
+        if self.regions is not None:
+            identity_tokens = identity_tokens[:, 0].unflatten(1, (self.regions.num_people, -1))
+            # one row, as long as there are queries: the stock processor then has nothing to resize
+            masks = self.regions.masks(hidden_states.shape[1], hidden_states.device)[None, :, None].to(hidden_states)
+        if ip_adapter_masks is not None or masks is not None:
+            ip_adapter_masks = [
+                masks,
+                *(ip_adapter_masks if ip_adapter_masks is not None else [None] * len(stock_tokens)),
+            ]
         return super().__call__(
             attn,
             hidden_states,
@@ -94,14 +117,20 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         layers (`dict[str, list[int]]`): Name of each cross-attention module of the UNet, as in
             `unet.get_submodule(name)`, with its context width and its inner width. Without any, the identity tokens are
             kept from the UNet's attention and nothing else.
+        lora_layers (`dict[str, list[int]]`, *optional*): Linear layers of the UNet that get a low-rank update while a
+            face is in play, with their input width, the rank and their output width: adapters of the FaceID family
+            were trained with one.
     """
 
     @register_to_config
-    def __init__(self, layers: dict[str, list[int]]):
+    def __init__(self, layers: dict[str, list[int]], lora_layers: dict[str, list[int]] | None = None):
         super().__init__()
         # module names must not contain dots
         self.projections = nn.ModuleDict(
             {name.replace(".", "-"): IdentityProjection(context, inner) for name, (context, inner) in layers.items()}
+        )
+        self.loras = nn.ModuleDict(
+            {name.replace(".", "-"): LowRankUpdate(*sizes) for name, sizes in (lora_layers or {}).items()}
         )
         self._processors: dict[str, tuple[nn.Module | object, IdentityAttnProcessor]] = {}
 
@@ -127,10 +156,24 @@ class IdentityAttention(ModelMixin, ConfigMixin):
                 f"identity attention does not fit this UNet: layer {odd} is {own.get(odd)} in the adapter and"
                 f" {expected.get(odd)} in the UNet; use an adapter of the base model's family"
             )
+        linears = {
+            name: module for name, module in _uncompiled(unet).named_modules() if hasattr(module, "in_features")
+        }
+        for name, (in_features, _, out_features) in (self.config.lora_layers or {}).items():
+            linear = linears.get(name)
+            if linear is None or (linear.in_features, linear.out_features) != (in_features, out_features):
+                raise InputError(
+                    f"identity attention does not fit this UNet: it has no linear layer {name} from {in_features} to"
+                    f" {out_features}; use an adapter of the base model's family"
+                )
 
     @contextmanager
     def attached(
-        self, unet: UNet2DConditionModel, num_tokens: int, scale: float | Mapping[str, float] = 1.0
+        self,
+        unet: UNet2DConditionModel,
+        num_tokens: int,
+        scale: float | Mapping[str, float] = 1.0,
+        regions: Regions | None = None,
     ) -> Iterator[None]:
         r"""
         While this context lasts, the UNet takes the last `num_tokens` tokens of its `encoder_hidden_states` as
@@ -141,19 +184,25 @@ class IdentityAttention(ModelMixin, ConfigMixin):
             num_tokens (`int`): Number of identity tokens.
             scale (`float` or `dict[str, float]`): Weight of the identity attention: everywhere, or by layer names or
                 their beginnings (`{"mid_block": 0.5, "up_blocks.1": 1.0}`; the longest that fits counts, layers that
-                none fits get 0).
+                none fits get 0). Low-rank updates are on unless it is 0.
+            regions ([`Regions`], *optional*): Where each of several people is; `num_tokens` are those of all, one
+                person's after the other's, and each place attends to its own person's.
         """
         modules = _cross_attention_modules(unet)
         stock_processors = {name: attn.processor for name, attn in modules.items()}
-        try:
+        active = any(scale.values()) if isinstance(scale, Mapping) else scale != 0
+        with ExitStack() as stack:
+            for key, lora in self.loras.items() if active else ():
+                handle = _uncompiled(unet).get_submodule(key.replace("-", ".")).register_forward_hook(_adding(lora))
+                stack.callback(handle.remove)
             for name, attn in modules.items():
-                attn.set_processor(self._processor(name, attn, num_tokens, scale_of_layer(scale, name)))
+                stack.callback(attn.set_processor, stock_processors[name])
+                processor = self._processor(name, attn, num_tokens, scale_of_layer(scale, name))
+                processor.regions = regions
+                attn.set_processor(processor)
             yield
-        finally:
-            for name, attn in modules.items():
-                attn.set_processor(stock_processors[name])
 
-    def enable_group_offload(self, onload_device: torch.device, **kwargs) -> None:
+    def enable_group_offload(self, onload_device: torch.device, **kwargs: Any) -> None:
         """As in `ModelMixin`, but always leaf by leaf: the projections run without a `forward` of this module."""
         kwargs.update(offload_type="leaf_level", num_blocks_per_group=None, use_stream=False)
         super().enable_group_offload(onload_device, **kwargs)
@@ -183,14 +232,21 @@ def scale_of_layer(scale: float | Mapping[str, float], name: str) -> float:
     return scale[max(fitting, key=len)] if fitting else 0.0
 
 
+def _adding(lora: LowRankUpdate) -> Callable[..., torch.Tensor]:
+    return lambda linear, inputs, output: output + lora(inputs[0])
+
+
+def _uncompiled(unet: nn.Module) -> nn.Module:
+    return unet._orig_mod if is_compiled_module(unet) else unet
+
+
 def _sizes(attn: Attention) -> list[int]:
     return [attn.to_k.in_features, attn.to_k.out_features]
 
 
 def _cross_attention_modules(unet: UNet2DConditionModel) -> dict[str, nn.Module]:
-    unet = unet._orig_mod if is_compiled_module(unet) else unet
     return {
         name: module
-        for name, module in unet.named_modules()
+        for name, module in _uncompiled(unet).named_modules()
         if name.endswith(".attn2") and isinstance(module, Attention)
     }

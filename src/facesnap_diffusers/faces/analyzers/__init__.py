@@ -33,7 +33,7 @@ class FaceAnalyzer(Protocol):
         ...
 
 
-def default_analyzer(encoder: str) -> FaceAnalyzer:
+def default_analyzer(encoder: str, normalize: bool = True) -> FaceAnalyzer:
     """
     Makes the analyzer that has a given face encoder.
 
@@ -41,6 +41,7 @@ def default_analyzer(encoder: str) -> FaceAnalyzer:
         encoder (`str`):
             `"insightface/w600k_r50"` (the pack buffalo_l), `"insightface/glintr100"` (antelopev2),
             `"insightface/w600k_mbf"` (buffalo_s) or `"dlib/face_recognition_resnet_model_v1"`.
+        normalize (`bool`): Whether InsightFace's embeddings are brought to unit length; dlib's keep theirs.
 
     Raises:
         `InputError`: if no analyzer is known for it, or its models are neither there nor to be had.
@@ -49,7 +50,7 @@ def default_analyzer(encoder: str) -> FaceAnalyzer:
     if encoder == DlibFaceAnalyzer.encoder:
         return DlibFaceAnalyzer()
     if encoder in MODEL_PACKS:
-        analyzer = InsightFaceAnalyzer(MODEL_PACKS[encoder])
+        analyzer = InsightFaceAnalyzer(MODEL_PACKS[encoder], normalize=normalize)
         if analyzer.encoder != encoder:
             raise InputError(
                 f"encoder={encoder!r}: the pack {MODEL_PACKS[encoder]} here has {analyzer.encoder} instead."

@@ -41,6 +41,8 @@ class InsightFaceAnalyzer:
             The side that the detector scales photos to, a multiple of 32. Larger finds smaller faces. Close-ups are
             looked for at 128 px as well.
         detection_threshold (`float`, *optional*, defaults to 0.5): The least confidence of a face, 0 to 1.
+        normalize (`bool`, *optional*, defaults to `True`):
+            Whether embeddings are brought to unit length. Some adapters (InstantID) need the length they come with.
 
     Attributes:
         encoder (`str`): e.g. `"insightface/w600k_r50"`.
@@ -58,6 +60,7 @@ class InsightFaceAnalyzer:
         providers: Sequence[str] | None = None,
         detection_size: int = 640,
         detection_threshold: float = 0.5,
+        normalize: bool = True,
     ) -> None:
         if not isinstance(model, (str, Path)):
             raise InputError(f"model={model!r} must be a folder or the name of a model pack.")
@@ -99,6 +102,7 @@ class InsightFaceAnalyzer:
         self._app.prepare(ctx_id=0, det_thresh=detection_threshold, det_size=[(size, size) for size in sizes])
         recogniser = self._app.models["recognition"]
         side = recogniser.input_size[0]
+        self.normalize = normalize
         self.encoder = f"insightface/{Path(recogniser.model_file).stem}"
         self.embedding_dim = recogniser.get_feat(np.zeros((side, side, 3), dtype=np.uint8)).shape[-1]
 
@@ -113,7 +117,7 @@ class InsightFaceAnalyzer:
                 image=image,
                 box=face.bbox,
                 landmarks=_depth_towards_camera(face.landmark_3d_68),
-                embedding=_unit(face.embedding),
+                embedding=_unit(face.embedding) if self.normalize else face.embedding,
                 score=float(face.det_score),
                 encoder=self.encoder,
             )

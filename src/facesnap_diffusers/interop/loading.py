@@ -1,0 +1,115 @@
+"""Other people's checkpoints on disk and on the Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from huggingface_hub import hf_hub_download
+
+from ..config import CONFIG_NAME, FaceSnapConfig, check_parts
+from ..errors import AdapterError, InputError
+from ..hub import first_line
+from .checkpoint import Checkpoint, read_checkpoint
+from .conversion import convert_checkpoint
+from .mixers import FaceIDPlusMixer
+
+
+INSTANTID_REPO = "InstantX/InstantID"
+INSTANTID_FILE = "ip-adapter.bin"
+CONTROLNET_FOLDER = "ControlNetModel"
+_CONTROLNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
+
+
+def is_foreign(name: str | Path | Mapping[str, Any], weight_name: str | None) -> bool:
+    """Whether a name means another kind of adapter than FaceSnap's own."""
+    if isinstance(name, Mapping) or weight_name is not None or Path(name).is_file():
+        return True
+    folder = Path(name)
+    if folder.is_dir():
+        return not (folder / CONFIG_NAME).is_file() and (folder / INSTANTID_FILE).is_file()
+    return str(name) == INSTANTID_REPO
+
+
+def load_foreign(
+    name: str | Path | Mapping[str, Any],
+    weight_name: str | None,
+    unet: UNet2DConditionModel,
+    parts: Sequence[str] | None = None,
+    subfolder: str | None = None,
+    plus_v2: bool | None = None,
+    hub_arguments: Mapping[str, Any] | None = None,
+) -> tuple[FaceSnapConfig, dict[str, Any]]:
+    """The config and parts of another kind of adapter; raises [`AdapterError`] where they cannot be had."""
+    hub_arguments = dict(hub_arguments or {})
+    folder: str | Path | None = None
+    if isinstance(name, Mapping):
+        checkpoint, file_name = read_checkpoint(name), ""
+    else:
+        if Path(name).is_file():
+            file, folder = Path(name), Path(name).parent
+        else:
+            folder = name
+            file = _fetch(name, subfolder, weight_name or INSTANTID_FILE, hub_arguments)
+        checkpoint, file_name = read_checkpoint(file), file.name.lower()
+    wanted = _wanted_parts(checkpoint, parts)
+    controlnet = None
+    if "ffrnet" in wanted:
+        if folder is None:
+            raise AdapterError("InstantID needs its ControlNet, which a state dict has not; name its folder or repo")
+        controlnet = _load_controlnet(folder, subfolder, hub_arguments)
+    config, modules = convert_checkpoint(checkpoint, unet, controlnet=controlnet, plus_v2=plus_v2, file_name=file_name)
+    modules = {part: module for part, module in modules.items() if part in wanted}
+    return config.replace(parts=list(modules)), modules
+
+
+def finish_foreign(modules: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """What is left to do once the image encoder is there; the parts come out in `dtype`."""
+    mixer, encoder = modules["mixer"], modules.get("face_image_encoder")
+    if isinstance(mixer, FaceIDPlusMixer):
+        try:
+            mixer.set_image_encoder(encoder)
+        except InputError as error:
+            raise AdapterError(str(error)) from None
+    own = ("mixer", "identity_attention", "ffrnet")
+    return {
+        name: module.to(dtype) if name in own and module.dtype != dtype else module for name, module in modules.items()
+    }
+
+
+def _wanted_parts(checkpoint: Checkpoint, parts: Sequence[str] | None) -> list[str]:
+    available = ["mixer", "identity_attention", *(["ffrnet"] if checkpoint.kind == "instantid" else [])]
+    if parts is None:
+        return available
+    check_parts(parts)
+    missing = sorted(set(parts) - set(available) - {"landmark_predictor"})
+    if missing:
+        raise AdapterError(f"{checkpoint.source} has no {missing}; it has {available}")
+    return [part for part in available if part in parts]
+
+
+def _fetch(name: str | Path, subfolder: str | None, file_name: str, hub_arguments: Mapping[str, Any]) -> Path:
+    if Path(name).is_dir():
+        return Path(name) / (subfolder or "") / file_name
+    try:
+        return Path(hf_hub_download(str(name), file_name, subfolder=subfolder, **hub_arguments))
+    except Exception as error:
+        raise AdapterError(
+            f"{file_name} of {str(name)!r} is in no local folder and cannot be had from the Hub ({first_line(error)});"
+            " check names and connection"
+        ) from error
+
+
+def _load_controlnet(name: str | Path, subfolder: str | None, hub_arguments: Mapping[str, Any]) -> ControlNetModel:
+    folder = "/".join(filter(None, [subfolder, CONTROLNET_FOLDER]))
+    config, _ = [_fetch(name, folder, file_name, hub_arguments) for file_name in _CONTROLNET_FILES]
+    try:
+        return ControlNetModel.from_pretrained(config.parent, use_safetensors=True, local_files_only=True)
+    except Exception as error:
+        raise AdapterError(
+            f"InstantID's ControlNet cannot be loaded from {config.parent} ({first_line(error)}); it belongs into"
+            f" {CONTROLNET_FOLDER} beside the file, or leave it out with parts=['mixer', 'identity_attention']"
+        ) from error

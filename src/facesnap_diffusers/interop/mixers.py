@@ -1,0 +1,189 @@
+"""The image projections of other people's identity adapters, with the interface of the [`FacialAttributeMixer`]."""
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import (
+    IPAdapterFaceIDImageProjection,
+    IPAdapterFaceIDPlusImageProjection,
+    IPAdapterPlusImageProjection,
+)
+from diffusers.models.modeling_utils import ModelMixin
+
+from ..errors import InputError
+
+
+class FaceIDMixer(ModelMixin, ConfigMixin):
+    r"""
+    IP-Adapter FaceID and FaceID-Portrait: tokens from the face embedding alone. The unconditional tokens are those of
+    an embedding of zeros.
+
+    Args:
+        cross_attention_dim (`int`): Width of the base model's cross-attention context.
+        face_embed_dim (`int`): Width of the face-recognition embedding.
+        num_tokens (`int`): 4, for Portrait 16.
+        mult (`int`): Inner width, as a multiple of `face_embed_dim`.
+        normalize (`bool`): Whether embeddings are brought to unit length first. Not for the "unnorm" checkpoints.
+        image_embed_dim: Always `None`: no image features.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        cross_attention_dim: int = 768,
+        face_embed_dim: int = 512,
+        num_tokens: int = 4,
+        mult: int = 2,
+        normalize: bool = True,
+        image_embed_dim: None = None,
+    ):
+        super().__init__()
+        self.projection = IPAdapterFaceIDImageProjection(face_embed_dim, cross_attention_dim, mult, num_tokens)
+
+    def forward(
+        self,
+        face_embeds: torch.Tensor,
+        image_hidden_states: torch.Tensor | None = None,
+        unconditional: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As [`FacialAttributeMixer.forward`]."""
+        _check_face_embeds(face_embeds, self.config.face_embed_dim)
+        if self.config.normalize:
+            face_embeds = F.normalize(face_embeds, dim=-1)
+        if unconditional is not None:
+            face_embeds = face_embeds.masked_fill(unconditional[:, None], 0)
+        return self.projection(face_embeds)
+
+
+class FaceIDPlusMixer(ModelMixin, ConfigMixin):
+    r"""
+    IP-Adapter FaceID-Plus and its version 2: tokens of the face embedding look at CLIP's hidden states. The
+    unconditional tokens are those of an embedding of zeros and the hidden states of an empty image, which
+    [`set_image_encoder`] computes once.
+
+    Args:
+        cross_attention_dim (`int`): Width of the base model's cross-attention context.
+        face_embed_dim (`int`): Width of the face-recognition embedding.
+        image_embed_dim (`int`): Width of the CLIP hidden states.
+        image_sequence_length (`int`): Number of CLIP hidden states of one image.
+        hidden_size (`int`): Inner width; that of the context in the public checkpoints.
+        num_heads (`int`): Attention heads, of 64 channels each.
+        shortcut (`bool`): Version 2, where the face embedding's tokens are added to the result.
+        num_tokens (`int`): Number of tokens.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        cross_attention_dim: int = 768,
+        face_embed_dim: int = 512,
+        image_embed_dim: int = 1280,
+        image_sequence_length: int = 257,
+        hidden_size: int = 768,
+        num_heads: int = 12,
+        shortcut: bool = False,
+        num_tokens: int = 4,
+    ):
+        super().__init__()
+        self.projection = IPAdapterFaceIDPlusImageProjection(
+            embed_dims=hidden_size,
+            output_dims=cross_attention_dim,
+            hidden_dims=image_embed_dim,
+            id_embeddings_dim=face_embed_dim,
+            heads=num_heads,
+            num_tokens=num_tokens,
+        )
+        self.projection.shortcut = shortcut
+        self.register_buffer("empty_image", torch.zeros(image_sequence_length, image_embed_dim))
+
+    @torch.no_grad()
+    def set_image_encoder(self, image_encoder: torch.nn.Module) -> None:
+        """Keeps what the image encoder says of an image whose (normalised) pixels are all zero."""
+        size = image_encoder.config.image_size
+        pixel_values = torch.zeros(1, 3, size, size, device=image_encoder.device, dtype=image_encoder.dtype)
+        states = image_encoder(pixel_values, output_hidden_states=True).hidden_states[-2][0]
+        if states.shape[-1] != self.config.image_embed_dim:
+            raise InputError(
+                f"image_encoder gives hidden states of width {states.shape[-1]}, the adapter takes"
+                f" {self.config.image_embed_dim}; pass the image encoder that it was trained with"
+            )
+        self.empty_image = states.to(self.empty_image)
+        self.register_to_config(image_sequence_length=len(states))
+
+    def forward(
+        self,
+        face_embeds: torch.Tensor,
+        image_hidden_states: torch.Tensor | None = None,
+        unconditional: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As [`FacialAttributeMixer.forward`]."""
+        _check_face_embeds(face_embeds, self.config.face_embed_dim)
+        width = self.config.image_embed_dim
+        if image_hidden_states is None or image_hidden_states.ndim != 3 or image_hidden_states.shape[-1] != width:
+            got = None if image_hidden_states is None else tuple(image_hidden_states.shape)
+            raise InputError(f"image_hidden_states must have shape (batch, sequence, {width}), got {got}")
+        tokens = self._project(F.normalize(face_embeds, dim=-1), image_hidden_states)
+        if unconditional is not None:
+            empty = self._project(torch.zeros_like(face_embeds[:1]), self.empty_image[None].to(image_hidden_states))
+            tokens = torch.where(unconditional[:, None, None], empty, tokens)
+        return tokens
+
+    def _project(self, face_embeds: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor:
+        # diffusers' layer takes its CLIP states from an attribute; they must not outlive the call
+        self.projection.clip_embeds = image_hidden_states[:, None]
+        try:
+            return self.projection(face_embeds)
+        finally:
+            self.projection.clip_embeds = None
+
+
+class InstantIDMixer(ModelMixin, ConfigMixin):
+    r"""
+    InstantID (arXiv 2401.07519): a resampler over the face embedding as its only input token. Takes embeddings as long
+    as the recogniser gives them. The unconditional tokens are those of an embedding of zeros.
+
+    Args:
+        cross_attention_dim (`int`): Width of the base model's cross-attention context.
+        face_embed_dim (`int`): Width of the face-recognition embedding.
+        num_tokens (`int`): Number of queries.
+        hidden_size (`int`): Inner width.
+        num_heads (`int`): Attention heads, of 64 channels each.
+        image_embed_dim: Always `None`: no image features.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        cross_attention_dim: int = 2048,
+        face_embed_dim: int = 512,
+        num_tokens: int = 16,
+        hidden_size: int = 1280,
+        num_heads: int = 20,
+        image_embed_dim: None = None,
+    ):
+        super().__init__()
+        self.projection = IPAdapterPlusImageProjection(
+            embed_dims=face_embed_dim,
+            output_dims=cross_attention_dim,
+            hidden_dims=hidden_size,
+            heads=num_heads,
+            num_queries=num_tokens,
+        )
+
+    def forward(
+        self,
+        face_embeds: torch.Tensor,
+        image_hidden_states: torch.Tensor | None = None,
+        unconditional: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """As [`FacialAttributeMixer.forward`]."""
+        _check_face_embeds(face_embeds, self.config.face_embed_dim)
+        if unconditional is not None:
+            face_embeds = face_embeds.masked_fill(unconditional[:, None], 0)
+        return self.projection(face_embeds[:, None])
+
+
+def _check_face_embeds(face_embeds: torch.Tensor | None, width: int) -> None:
+    if face_embeds is None or face_embeds.ndim != 2 or face_embeds.shape[-1] != width:
+        got = None if face_embeds is None else tuple(face_embeds.shape)
+        raise InputError(f"face_embeds must have shape (batch, {width}), got {got}")
