@@ -1,0 +1,1 @@
+"""Training of FaceSnap adapters: `facesnap train`, or `accelerate launch -m facesnap_diffusers.training`."""

@@ -1,0 +1,109 @@
+"""The parts of `L = L_diffusion + λ_id · L_id`, as functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from ..errors import InputError
+
+
+class NoiseSchedule:
+    r"""
+    What training needs of a scheduler: `noisy = alpha · clean + sigma · noise`, with the arithmetic in float32 (or
+    float64 if the samples are).
+
+    Args:
+        scheduler (`SchedulerMixin`): Of the base model, with `alphas_cumprod` and `config.prediction_type`
+            `"epsilon"` or `"v_prediction"`.
+    """
+
+    def __init__(self, scheduler: SchedulerMixin):
+        prediction_type = scheduler.config.get("prediction_type", "epsilon")
+        if prediction_type not in ("epsilon", "v_prediction"):
+            raise InputError(f"the base model predicts {prediction_type!r}; training takes epsilon or v_prediction")
+        self.predicts_velocity = prediction_type == "v_prediction"
+        self.alphas_cumprod = scheduler.alphas_cumprod.double()
+        if not self.predicts_velocity and self.alphas_cumprod.min() < 1e-6:
+            raise InputError(
+                "the base model's schedule ends in pure noise (zero terminal SNR) but it predicts epsilon, which says"
+                " nothing there; use prediction_type v_prediction"
+            )
+
+    def __len__(self) -> int:
+        return len(self.alphas_cumprod)
+
+    def snr(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """Signal-to-noise ratio `alpha² / sigma²` of timesteps `(batch,)`, in float32."""
+        alphas = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        return (alphas / (1 - alphas)).float()
+
+    def add_noise(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        alpha, sigma = self._alpha_sigma(clean, timesteps)
+        return alpha * clean + sigma * noise
+
+    def target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What the model should predict: the noise, or the velocity `alpha · noise - sigma · clean`."""
+        if not self.predicts_velocity:
+            return noise
+        alpha, sigma = self._alpha_sigma(clean, timesteps)
+        return alpha * noise - sigma * clean
+
+    def clean(self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The clean sample that a prediction for a noisy one amounts to."""
+        alpha, sigma = self._alpha_sigma(noisy, timesteps)
+        if self.predicts_velocity:
+            return alpha * noisy - sigma * predicted
+        return (noisy - sigma * predicted) / alpha
+
+    def noise(self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The noise that a prediction for a noisy sample amounts to."""
+        if not self.predicts_velocity:
+            return predicted
+        alpha, sigma = self._alpha_sigma(noisy, timesteps)
+        return sigma * noisy + alpha * predicted
+
+    def min_snr_weight(self, timesteps: torch.Tensor, gamma: float) -> torch.Tensor:
+        r"""
+        Weights of the timesteps in the error of the prediction, "Efficient Diffusion Training via Min-SNR Weighting
+        Strategy" (Hang et al. 2023, arXiv 2303.09556, section 3.4): `min(SNR, gamma)` of the error of the clean
+        sample, which is `min(SNR, gamma) / SNR` of that of the noise and `min(SNR, gamma) / (SNR + 1)` of that of
+        the velocity.
+        """
+        snr = self.snr(timesteps)
+        return snr.clamp(max=gamma) / (snr + 1 if self.predicts_velocity else snr)
+
+    def _alpha_sigma(self, samples: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        alphas = self.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
+        dtype = torch.float64 if samples.dtype == torch.float64 else torch.float32
+        return alphas.sqrt().to(dtype), (1 - alphas).sqrt().to(dtype)
+
+
+def identity_distance(embeds: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+    """`1 - cos` between face embeddings `(batch, dim)`, of shape `(batch,)`."""
+    return 1 - F.cosine_similarity(embeds, reference, dim=-1)
+
+
+def face_weights(landmarks: torch.Tensor, image_size: tuple[int, int], latent_size: tuple[int, int], weight: float):
+    r"""
+    Weights of the places of a latent in the loss: `weight` where the face is, 1 elsewhere, with a soft edge, scaled to
+    1 on average.
+
+    Args:
+        landmarks (`torch.Tensor` of shape `(batch, points, 2)`): In pixels of the image.
+        image_size (`tuple[int, int]`), latent_size (`tuple[int, int]`): Height and width.
+        weight (`float`): Of the face.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 1, height, width)` of the latent.
+    """
+    low, high = landmarks.amin(dim=1), landmarks.amax(dim=1)
+    centre, radius = (low + high) / 2, (high - low).clamp(min=1) / 2
+    distances = []
+    for axis, (pixels, count) in enumerate(zip(reversed(image_size), reversed(latent_size))):
+        position = (torch.arange(count, device=landmarks.device) + 0.5) * (pixels / count) - 0.5
+        distances.append(((position - centre[:, axis, None]) / radius[:, axis, None]).square())
+    inside = torch.sigmoid(6 * (1.3 - distances[1][:, :, None] - distances[0][:, None, :]))
+    weights = 1 + (weight - 1) * inside[:, None]
+    return weights / weights.mean(dim=(1, 2, 3), keepdim=True)

@@ -1,0 +1,126 @@
+"""Face recognisers as differentiable torch modules, for the identity loss."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..errors import InputError, MissingDependencyError
+from .alignment import CROP_TEMPLATES, align_faces
+
+
+class FaceRecogniser(nn.Module):
+    r"""
+    A frozen recognition network with the crop that it takes.
+
+    Args:
+        network (`nn.Module`): Crops `(batch, 3, size, size)` to embeddings `(batch, dim)`.
+        crop (`str`): Alignment of its crops, `"arcface"` or `"dlib"`.
+        size (`int`, *optional*): Side of its crops; the template's usual one by default.
+        mean (`float`), std (`float`): It takes pixels in `[0, 1]` as `(pixel - mean) / std`; InsightFace's 0.5 and 0.5.
+        bgr (`bool`): It takes blue first.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        crop: str = "arcface",
+        size: int | None = None,
+        mean: float = 0.5,
+        std: float = 0.5,
+        bgr: bool = False,
+    ):
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.crop = crop
+        self.size = size or CROP_TEMPLATES[crop].size
+        self.mean, self.std, self.bgr = mean, std, bgr
+
+    def train(self, mode: bool = True) -> FaceRecogniser:
+        """Stays in evaluation mode: its batch statistics are those it was trained with."""
+        return super().train(False)
+
+    def forward(self, images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+        r"""
+        Args:
+            images (`torch.Tensor` of shape `(batch, 3, height, width)`): RGB in `[0, 1]`.
+            landmarks (`torch.Tensor` of shape `(batch, 68 or 72, 2)`): In pixels of the images.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, dim)`: embeddings of unit length.
+        """
+        return self.embed(align_faces(images, landmarks, self.crop, self.size))
+
+    def embed(self, crops: torch.Tensor) -> torch.Tensor:
+        """Embeddings of unit length of aligned crops `(batch, 3, size, size)`, RGB in `[0, 1]`."""
+        pixels = crops.flip(1) if self.bgr else crops
+        return F.normalize(self.network((pixels - self.mean) / self.std), dim=-1)
+
+
+def load_network(name: str) -> nn.Module:
+    r"""
+    Loads a recognition network.
+
+    Args:
+        name (`str`): One of
+
+            - the path of an ONNX file, e.g. `w600k_r50.onnx` of an InsightFace pack: converted by onnx2torch;
+            - the path of a program that `torch.export.save` (`.pt2`) or `torch.jit.save` (`.pt`, `.pth`) wrote;
+            - `package.module:function`: a function without arguments that returns a module.
+
+    Raises:
+        InputError: It cannot be loaded.
+        MissingDependencyError: An ONNX file without onnx2torch.
+    """
+    module, colon, function = name.partition(":")
+    path = Path(name).expanduser()
+    if not path.is_file() and colon and module.replace(".", "").isidentifier():
+        return _from_function(name, module, function)
+    if not path.is_file():
+        raise InputError(f"recogniser {name!r} is neither a file nor package.module:function; name one of the two")
+    loaders = {".onnx": _from_onnx, ".pt2": _from_export, ".pt": _from_script, ".pth": _from_script}
+    if path.suffix not in loaders:
+        raise InputError(f"recogniser {name!r} ends in none of {', '.join(loaders)}; convert it to one of them")
+    try:
+        return loaders[path.suffix](path)
+    except (InputError, MissingDependencyError):
+        raise
+    except Exception as error:  # onnx, onnx2torch and torch raise many kinds for damaged and unknown content
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"recogniser {name!r} cannot be loaded ({reason}); use another file") from error
+
+
+def _from_function(name: str, module: str, function: str) -> nn.Module:
+    try:
+        network = getattr(import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"recogniser {name!r} cannot be imported ({error}); name package.module:function") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"recogniser {name!r} returned {type(network).__name__}; it must return a torch.nn.Module")
+    return network
+
+
+def _from_onnx(path: Path) -> nn.Module:
+    try:
+        import onnx
+        import onnx2torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            f'an ONNX recogniser needs onnx2torch ({error}): pip install "facesnap-diffusers[train]"'
+        ) from error
+    return onnx2torch.convert(onnx.load(str(path)))
+
+
+def _from_export(path: Path) -> nn.Module:
+    network = torch.export.load(path).module()
+    # it has one mode, the exported one, and raises where it is asked for another
+    network.train = network.eval = lambda mode=True: network
+    return network
+
+
+def _from_script(path: Path) -> nn.Module:
+    return torch.jit.load(str(path), map_location="cpu")
