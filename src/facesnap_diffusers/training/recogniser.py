@@ -112,7 +112,7 @@ def _from_onnx(path: Path) -> nn.Module:
         raise MissingDependencyError(
             f'an ONNX recogniser needs onnx2torch ({error}): pip install "facesnap-diffusers[train]"'
         ) from error
-    return onnx2torch.convert(onnx.load(str(path)))
+    return onnx2torch.convert(onnx.load(str(path))).eval()
 
 
 def _from_export(path: Path) -> nn.Module:
