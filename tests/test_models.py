@@ -80,7 +80,7 @@ class TestMixer:
         face, image = torch.randn(2, 10), torch.randn(2, 7, 12)
         tokens = mixer(face, image, unconditional=torch.tensor([False, True]))
         torch.testing.assert_close(tokens[0], mixer(face, image)[0])
-        torch.testing.assert_close(tokens[1], mixer.unconditional_tokens)
+        torch.testing.assert_close(tokens[1], mixer.norm_out(mixer.unconditional_tokens))
 
     def test_one_feature_suffices(self):
         face, image = torch.randn(2, 10), torch.randn(2, 7, 12)

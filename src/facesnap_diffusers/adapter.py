@@ -114,7 +114,7 @@ class FaceSnapAdapterMixin(_Pipeline):
                 name, weight_name, self.unet, parts, subfolder, faceid_plus_v2, hub_arguments
             )
             dtype = dtype or self.unet.dtype
-            modules.update(_load_image_encoder(config, Path(), None, dtype, image_encoder, hub_arguments))
+            modules.update(load_image_encoder(config, Path(), None, dtype, image_encoder, hub_arguments))
             self._install_adapter(config, finish_foreign(modules, dtype))
             return
         try:
@@ -141,10 +141,10 @@ class FaceSnapAdapterMixin(_Pipeline):
 
         dtype = dtype or self.unet.dtype
         modules: dict[str, Any] = {
-            part: _load_part(part, folder / part, variant, torch.float32 if part == "landmark_predictor" else dtype)
+            part: load_part(part, folder / part, variant, torch.float32 if part == "landmark_predictor" else dtype)
             for part in parts
         }
-        modules.update(_load_image_encoder(config, folder, variant, dtype, image_encoder, hub_arguments))
+        modules.update(load_image_encoder(config, folder, variant, dtype, image_encoder, hub_arguments))
         self._install_adapter(config.replace(parts=parts), modules)
 
     def init_facesnap_adapter(
@@ -175,7 +175,7 @@ class FaceSnapAdapterMixin(_Pipeline):
             raise AdapterError(
                 f"config.base_family is {config.base_family}, this base model is of family {self._base_family()}"
             )
-        modules = _load_image_encoder(
+        modules = load_image_encoder(
             config, Path(), None, self.unet.dtype, image_encoder, {}, image_processor=image_processor
         )
         encoder = modules.get("face_image_encoder")
@@ -226,17 +226,9 @@ class FaceSnapAdapterMixin(_Pipeline):
         """
         config = self._require_adapter("save_facesnap_adapter")
         folder = Path(save_directory)
-        if folder.is_file():
-            raise InputError(f"save_directory {folder} is a file; name a folder")
-        folder.mkdir(parents=True, exist_ok=True)
-        for part in config.parts:
-            getattr(self, part).save_pretrained(folder / part, variant=variant)
-        if config.image_encoder == IMAGE_ENCODER_FOLDER:
-            self.face_image_encoder.save_pretrained(folder / IMAGE_ENCODER_FOLDER, variant=variant)
-            self.face_image_processor.save_pretrained(folder / IMAGE_ENCODER_FOLDER)
-        config.save(folder)
         repo_id = repo_id or folder.name
-        write_model_card(folder / "README.md", config, type(self).__name__, repo_id)
+        modules = {name: getattr(self, name) for name in ADAPTER_COMPONENTS}
+        save_adapter_folder(folder, config, modules, type(self).__name__, repo_id, variant)
         if push_to_hub:
             upload_adapter_folder(folder, repo_id, **hub_arguments)
 
@@ -328,6 +320,27 @@ class FaceSnapAdapterMixin(_Pipeline):
                 raise InputError(f"identity: no attention layer begins with {key!r}; layers are like {layers[0]}")
 
 
+def save_adapter_folder(
+    folder: Path,
+    config: FaceSnapConfig,
+    modules: Mapping[str, Any],
+    pipeline: str,
+    repo_id: str,
+    variant: str | None = None,
+) -> None:
+    """Writes an adapter's parts as the folder that [`FaceSnapAdapterMixin.load_facesnap_adapter`] reads."""
+    if folder.is_file():
+        raise InputError(f"save_directory {folder} is a file; name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in config.parts:
+        modules[part].save_pretrained(folder / part, variant=variant)
+    if config.image_encoder == IMAGE_ENCODER_FOLDER:
+        modules["face_image_encoder"].save_pretrained(folder / IMAGE_ENCODER_FOLDER, variant=variant)
+        modules["face_image_processor"].save_pretrained(folder / IMAGE_ENCODER_FOLDER)
+    config.save(folder)
+    write_model_card(folder / "README.md", config, pipeline, repo_id)
+
+
 def _check_scale(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         raise InputError(f"{name} must be a number ≥ 0, got {value!r}")
@@ -342,7 +355,7 @@ def _default_adapter(family: str) -> str:
     return DEFAULT_ADAPTERS[family]
 
 
-def _load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) -> ModelMixin:
+def load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) -> ModelMixin:
     if not (folder / "config.json").is_file():
         raise AdapterError(f"{folder} has no config.json although the adapter lists {part}; download or save it again")
     try:
@@ -371,7 +384,7 @@ def _load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype)
     return module
 
 
-def _load_image_encoder(
+def load_image_encoder(
     config: FaceSnapConfig,
     folder: Path,
     variant: str | None,

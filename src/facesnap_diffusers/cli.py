@@ -4,6 +4,8 @@ import sys
 
 import typer
 
+from .commands.convert import convert
+from .commands.eval import evaluate
 from .commands.info import info
 from .commands.landmarks import landmarks
 from .errors import FaceSnapError
@@ -15,6 +17,8 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
+app.command()(convert)
+app.command("eval")(evaluate)
 app.command()(info)
 app.command()(landmarks)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,7 +28,6 @@ def convert_checkpoint(
     *,
     controlnet: ControlNetModel | None = None,
     plus_v2: bool | None = None,
-    file_name: str = "",
 ) -> tuple[FaceSnapConfig, dict[str, ModelMixin]]:
     r"""
     The config and parts that a checkpoint amounts to, in float32.
@@ -39,7 +39,6 @@ def convert_checkpoint(
         controlnet (`ControlNetModel`, *optional*): InstantID's.
         plus_v2 (`bool`, *optional*): Whether a FaceID-Plus checkpoint is of version 2, which does not show in it. By
             default as the file name says; all public ones for SDXL are.
-        file_name (`str`): Name of the file that it came from.
 
     Raises:
         AdapterError: The checkpoint does not fit the base model or itself.
@@ -48,6 +47,7 @@ def convert_checkpoint(
     identity_attention = _identity_attention(checkpoint, unet)
     projection = _projection(checkpoint)
 
+    file_name = Path(checkpoint.source).name.lower()
     mixer: ModelMixin
     if checkpoint.kind == "faceid":
         mixer = _faceid_mixer(projection, normalize="unnorm" not in file_name)

@@ -45,25 +45,29 @@ def load_foreign(
 ) -> tuple[FaceSnapConfig, dict[str, Any]]:
     """The config and parts of another kind of adapter; raises [`AdapterError`] where they cannot be had."""
     hub_arguments = dict(hub_arguments or {})
-    folder: str | Path | None = None
-    if isinstance(name, Mapping):
-        checkpoint, file_name = read_checkpoint(name), ""
-    else:
-        if Path(name).is_file():
-            file, folder = Path(name), Path(name).parent
-        else:
-            folder = name
-            file = _fetch(name, subfolder, weight_name or INSTANTID_FILE, hub_arguments)
-        checkpoint, file_name = read_checkpoint(file), file.name.lower()
+    checkpoint = find_checkpoint(name, weight_name, subfolder, hub_arguments)
     wanted = _wanted_parts(checkpoint, parts)
     controlnet = None
     if "ffrnet" in wanted:
-        if folder is None:
+        if isinstance(name, Mapping):
             raise AdapterError("InstantID needs its ControlNet, which a state dict has not; name its folder or repo")
+        folder = Path(name).parent if Path(name).is_file() else name
         controlnet = _load_controlnet(folder, subfolder, hub_arguments)
-    config, modules = convert_checkpoint(checkpoint, unet, controlnet=controlnet, plus_v2=plus_v2, file_name=file_name)
+    config, modules = convert_checkpoint(checkpoint, unet, controlnet=controlnet, plus_v2=plus_v2)
     modules = {part: module for part, module in modules.items() if part in wanted}
     return config.replace(parts=list(modules)), modules
+
+
+def find_checkpoint(
+    name: str | Path | Mapping[str, Any],
+    weight_name: str | None = None,
+    subfolder: str | None = None,
+    hub_arguments: Mapping[str, Any] | None = None,
+) -> Checkpoint:
+    """The checkpoint that a name means: a state dict, a file, or a file of a folder or Hub repo."""
+    if isinstance(name, Mapping) or Path(name).is_file():
+        return read_checkpoint(name)
+    return read_checkpoint(_fetch(name, subfolder, weight_name or INSTANTID_FILE, hub_arguments or {}))
 
 
 def finish_foreign(modules: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

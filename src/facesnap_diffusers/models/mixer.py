@@ -102,11 +102,10 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
         hidden_states = self.queries.expand(context.shape[0], -1, -1).to(context.dtype)
         for layer in self.layers:
             hidden_states = layer(hidden_states, encoder_hidden_states=context)
-        tokens = self.norm_out(self.proj_out(hidden_states))
-
+        tokens = self.proj_out(hidden_states)
         if unconditional is not None:
             tokens = torch.where(unconditional[:, None, None], self.unconditional_tokens.to(tokens.dtype), tokens)
-        return tokens
+        return self.norm_out(tokens)
 
     def _fuse(self, face_embeds: torch.Tensor | None, image_hidden_states: torch.Tensor | None) -> torch.Tensor:
         face_embed_dim, image_embed_dim = self.config.face_embed_dim, self.config.image_embed_dim

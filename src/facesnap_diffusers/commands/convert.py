@@ -1,0 +1,100 @@
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+
+def convert(
+    adapter: Annotated[str, typer.Argument(help="File, folder or Hub repo of the adapter.")],
+    output: Annotated[Path, typer.Argument(help="Folder to write; with --to ip-adapter a .safetensors or .bin file.")],
+    weight_name: Annotated[str | None, typer.Option(help="File in that folder or repo.")] = None,
+    to: Annotated[
+        str, typer.Option(help="facesnap, or ip-adapter (an adapter of ours for stock diffusers).")
+    ] = "facesnap",
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base model: a folder with unet/config.json, or sd1, sd2, sdxl. Default: by width."),
+    ] = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(help="CLIP vision model, folder or repo; only FaceID-Plus needs one.")
+    ] = None,
+    plus_v2: Annotated[
+        bool | None, typer.Option(help="FaceID-Plus: whether it is version 2. Default: by the file's name.")
+    ] = None,
+) -> None:
+    """Convert an IP-Adapter FaceID or InstantID checkpoint to a FaceSnap adapter, or a FaceSnap adapter to an IP-Adapter."""
+    from ..errors import InputError
+
+    if to == "facesnap":
+        _to_facesnap(adapter, output, weight_name, base, image_encoder, plus_v2)
+    elif to == "ip-adapter":
+        _to_ip_adapter(adapter, output, base)
+    else:
+        raise InputError(f"to is {to!r}; choose facesnap or ip-adapter")
+    typer.echo(output)
+
+
+def _to_facesnap(
+    adapter: str, output: Path, weight_name: str | None, base: str | None, image_encoder: str | None, v2: bool | None
+) -> None:
+    import torch
+
+    from ..adapter import load_image_encoder, save_adapter_folder
+    from ..errors import InputError
+    from ..interop.loading import find_checkpoint, finish_foreign, is_foreign, load_foreign
+
+    if not is_foreign(adapter, weight_name):
+        raise InputError(f"adapter {adapter} needs weight_name: which of its files?")
+    if base is None:
+        tensors = find_checkpoint(adapter, weight_name).ip_adapter
+        width = next((tensor.shape[1] for key, tensor in tensors.items() if key.endswith("to_k_ip.weight")), 0)
+        base = {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(width)
+        if base is None:
+            raise InputError(
+                f"adapter {adapter} takes tokens of width {width}, of no known family; say which with --base"
+            )
+    config, modules = load_foreign(adapter, weight_name, _base_unet(base), plus_v2=v2)
+    if config.image_encoder is not None:
+        source = config.replace(image_encoder=image_encoder or config.image_encoder)
+        modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})
+    pipeline = "FaceSnapXLPipeline" if "xl" in (config.base_family or "") else "FaceSnapPipeline"
+    save_adapter_folder(output, config, finish_foreign(modules, torch.float32), pipeline, output.name)
+
+
+def _to_ip_adapter(adapter: str, output: Path, base: str | None) -> None:
+    import torch
+
+    from ..adapter import load_part
+    from ..config import FaceSnapConfig
+    from ..errors import InputError
+    from ..hub import resolve_adapter_folder
+    from ..interop.export import write_ip_adapter
+
+    folder = resolve_adapter_folder(adapter)
+    family = base or FaceSnapConfig.load(folder).base_family
+    if family is None:
+        raise InputError(f"adapter {adapter} does not say what base model it is for; say so with --base")
+    mixer, attention = (
+        load_part(part, folder / part, None, torch.float32) for part in ("mixer", "identity_attention")
+    )
+    write_ip_adapter(output, mixer, attention, _base_unet(family))
+
+
+def _base_unet(base: str) -> "UNet2DConditionModel":
+    """The base model's UNet without weights."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from ..base_models import UNET_CONFIGS, empty_unet
+    from ..errors import InputError
+
+    if base in UNET_CONFIGS:
+        return empty_unet(base)
+    if not (Path(base) / "unet" / "config.json").is_file():
+        raise InputError(f"base {base} is neither of {', '.join(UNET_CONFIGS)} nor a folder with unet/config.json")
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base, subfolder="unet"))

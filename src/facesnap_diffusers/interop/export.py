@@ -1,0 +1,123 @@
+"""An adapter's UNet part as an IP-Adapter that stock diffusers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.modeling_utils import ModelMixin
+from safetensors.torch import save_file
+from torch import nn
+
+from ..errors import AdapterError, InputError
+from ..identity import FaceIdentity
+from ..models.attention import IdentityAttention
+from ..models.mixer import FacialAttributeMixer
+from .mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
+
+
+if TYPE_CHECKING:
+    from ..pipelines.mixin import FaceSnapMixin
+
+
+def export_ip_adapter(pipe: FaceSnapMixin, path: str | Path) -> None:
+    r"""
+    Writes the identity attention of a pipeline's adapter as an IP-Adapter file, for `load_ip_adapter(folder,
+    subfolder=None, weight_name=..., image_encoder_folder=None)` of any stock pipeline of the same base model. FFRNet
+    is no part of it: the images are those of `set_facesnap_scale(landmarks=0)`.
+
+    The mixer has no counterpart in diffusers, so it stays here: [`ip_adapter_image_embeds`] turns an identity into what
+    the stock pipeline takes as `ip_adapter_image_embeds`. The file has the layout of IP-Adapter FaceID with one token an
+    image: each identity token travels as an "image", its projection is the identity map and the mixer's last LayerNorm.
+
+    Args:
+        pipe: A FaceSnap pipeline with an adapter.
+        path (`str` or `Path`): A `.safetensors` or `.bin` file; made or replaced.
+
+    Raises:
+        AdapterError: There is no identity attention, or its tokens cannot be had by a stock IP-Adapter.
+        InputError: `path` has another suffix.
+    """
+    pipe._require_adapter("export_ip_adapter")
+    if pipe.identity_attention is None:
+        raise AdapterError("the adapter was loaded without identity_attention; load that part too")
+    write_ip_adapter(path, pipe.mixer, pipe.identity_attention, pipe.unet)
+
+
+@torch.no_grad()
+def ip_adapter_image_embeds(pipe: FaceSnapMixin, identity: FaceIdentity) -> torch.Tensor:
+    r"""
+    An identity as what a stock pipeline takes as `ip_adapter_image_embeds=[...]` with a file of [`export_ip_adapter`].
+
+    Returns:
+        `torch.Tensor` of shape `(2, num_tokens, cross_attention_dim)`: the unconditional half, then the conditional.
+    """
+    pipe._require_adapter("ip_adapter_image_embeds")
+    seen: list[torch.Tensor] = []
+    hook = _last_norm(pipe.mixer).register_forward_pre_hook(lambda norm, inputs: seen.append(inputs[0]))
+    try:
+        pipe._mix(pipe._identities(None, identity, None, None))
+    finally:
+        hook.remove()
+    (embeds,) = seen  # the conditional row, then the unconditional one
+    return embeds.flip(0)
+
+
+def write_ip_adapter(
+    path: str | Path, mixer: ModelMixin, identity_attention: IdentityAttention, unet: UNet2DConditionModel
+) -> None:
+    """As [`export_ip_adapter`], from the parts; of the UNet only the order of its layers counts."""
+    path = Path(path)
+    if path.suffix not in (".safetensors", ".bin"):
+        raise InputError(f"path {path} must end in .safetensors or .bin")
+    groups = {"image_proj": _image_proj(mixer), "ip_adapter": _ip_adapter(identity_attention, unet)}
+    if path.suffix == ".bin":
+        torch.save(groups, path)
+    else:
+        save_file({f"{name}.{key}": tensor for name, group in groups.items() for key, tensor in group.items()}, path)
+
+
+def _image_proj(mixer: ModelMixin) -> dict[str, torch.Tensor]:
+    norm = _last_norm(mixer)
+    identity = torch.eye(mixer.config.cross_attention_dim, dtype=norm.weight.dtype)
+    zeros = torch.zeros(len(identity), dtype=norm.weight.dtype)
+    # a feed-forward network that changes nothing, as x = gelu(x) - gelu(-x)
+    return {
+        "proj.0.weight": torch.cat([identity, -identity]),
+        "proj.0.bias": zeros.repeat(2),
+        "proj.2.weight": torch.cat([identity, -identity], dim=1),
+        "proj.2.bias": zeros,
+        "norm.weight": norm.weight.detach().cpu().clone(),
+        "norm.bias": norm.bias.detach().cpu().clone(),
+    }
+
+
+def _ip_adapter(identity_attention: IdentityAttention, unet: UNet2DConditionModel) -> dict[str, torch.Tensor]:
+    tensors = {}
+    lora_layers = identity_attention.config.lora_layers or {}
+    for number, processor in enumerate(unet.attn_processors):
+        name = processor.removesuffix(".processor")
+        if name in identity_attention.config.layers:
+            projection = identity_attention.projections[name.replace(".", "-")]
+            tensors[f"{number}.to_k_ip.weight"] = projection.to_k.weight
+            tensors[f"{number}.to_v_ip.weight"] = projection.to_v.weight
+        for linear in ("to_q", "to_k", "to_v", "to_out.0"):
+            if f"{name}.{linear}" in lora_layers:
+                lora = identity_attention.loras[f"{name}.{linear}".replace(".", "-")]
+                key = f"{number}.{linear.removesuffix('.0')}_lora"
+                tensors[f"{key}.down.weight"], tensors[f"{key}.up.weight"] = lora.down.weight, lora.up.weight
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+
+
+def _last_norm(mixer: ModelMixin) -> nn.LayerNorm:
+    if isinstance(mixer, FacialAttributeMixer):
+        return mixer.norm_out
+    if isinstance(mixer, FaceIDMixer):
+        return mixer.projection.norm
+    if isinstance(mixer, InstantIDMixer):
+        return mixer.projection.norm_out
+    if isinstance(mixer, FaceIDPlusMixer):
+        raise AdapterError("an IP-Adapter FaceID-Plus is not exported again: stock diffusers loads its own file")
+    raise AdapterError(f"tokens of a {type(mixer).__name__} cannot be expressed by a stock IP-Adapter")

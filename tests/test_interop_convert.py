@@ -1,0 +1,150 @@
+"""Other people's checkpoints to our format, our adapters to a stock IP-Adapter, and back to the same images."""
+
+import foreign
+import pytest
+import test_interop_faceid as faceid
+import test_interop_instantid as instant
+import tiny
+import torch
+from diffusers import ControlNetModel
+from typer.testing import CliRunner
+
+from facesnap_diffusers import AdapterError, FaceSnapConfig, FaceSnapPipeline, FaceSnapXLPipeline, InputError
+from facesnap_diffusers.base_models import empty_unet
+from facesnap_diffusers.cli import app
+from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
+
+
+CALL = {"num_inference_steps": 3, "output_type": "pt", "height": 64, "width": 64, "guidance_scale": 5.0}
+BASES = {"sd": tiny.sd_pipeline, "xl": tiny.xl_pipeline}
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def generate(pipe, **kwargs):
+    return pipe("a cat", generator=seeded(), **CALL, **kwargs).images
+
+
+def facesnap(base):
+    pipe = (FaceSnapXLPipeline if hasattr(base, "text_encoder_2") else FaceSnapPipeline).from_pipe(base)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def command(*arguments):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.mark.parametrize("kind", ["faceid", "faceid-plusv2", "instantid"])
+def test_convert_load_generate(kind, tmp_path):
+    base = tiny.xl_pipeline() if kind == "instantid" else tiny.sd_pipeline()
+    base.save_pretrained(tmp_path / "base")
+    arguments = ["--base", tmp_path / "base"]
+    encoder = {}
+    if kind == "faceid":
+        identity, content = faceid.person(image_features=False), foreign.faceid(base.unet)
+    elif kind == "faceid-plusv2":
+        identity, content = faceid.person(), foreign.faceid_plus(base.unet)
+        encoder = {"image_encoder": tiny.image_encoder()}
+        tiny.image_encoder().save_pretrained(tmp_path / "clip")
+        arguments += ["--image-encoder", tmp_path / "clip"]
+    else:
+        identity, content = instant.person(), foreign.instantid(base.unet)
+        torch.manual_seed(7)
+        controlnet = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(16, 32))
+        for parameter in controlnet.parameters():
+            parameter.data.add_(0.05 * torch.randn_like(parameter))
+        controlnet.save_pretrained(tmp_path / "ControlNetModel")
+    torch.save(content, tmp_path / f"{kind}.bin")
+
+    pipe = facesnap(base)
+    pipe.load_facesnap_adapter(tmp_path / f"{kind}.bin", **encoder)
+    original = generate(pipe, identity=identity)
+    command("convert", tmp_path / f"{kind}.bin", tmp_path / "ours", *arguments)
+    assert not list((tmp_path / "ours").rglob("*.bin"))
+    pipe.load_facesnap_adapter(tmp_path / "ours", **encoder)
+    torch.testing.assert_close(generate(pipe, identity=identity), original, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+@pytest.mark.parametrize("family", BASES)
+def test_export_to_stock_diffusers(family, suffix, tmp_path):
+    stock = BASES[family]()
+    plain = generate(stock)
+    pipe = facesnap(stock)
+    tiny.add_adapter(pipe)
+    pipe.set_facesnap_scale(identity=0.7, landmarks=0)
+    original = generate(pipe, identity=tiny.identity())
+    export_ip_adapter(pipe, tmp_path / f"facesnap{suffix}")
+    embeds = ip_adapter_image_embeds(pipe, tiny.identity())
+
+    stock.load_ip_adapter(str(tmp_path), subfolder=None, weight_name=f"facesnap{suffix}", image_encoder_folder=None)
+    stock.set_ip_adapter_scale(0.7)
+    image = generate(stock, ip_adapter_image_embeds=[embeds])
+    assert (image - plain).abs().max() > 1e-3
+    torch.testing.assert_close(image, original, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("make", [foreign.faceid, foreign.instantid])
+def test_export_of_an_imported_adapter(make, tmp_path):
+    stock = tiny.sd_pipeline()
+    pipe = facesnap(stock)
+    pipe.load_facesnap_adapter(make(stock.unet), parts=["mixer", "identity_attention"])
+    identity = faceid.person(image_features=False) if make is foreign.faceid else instant.person()
+    original = generate(pipe, identity=identity)
+    export_ip_adapter(pipe, tmp_path / "exported.safetensors")
+    embeds = ip_adapter_image_embeds(pipe, identity)
+    stock.load_ip_adapter(str(tmp_path), subfolder=None, weight_name="exported.safetensors", image_encoder_folder=None)
+    torch.testing.assert_close(generate(stock, ip_adapter_image_embeds=[embeds]), original, atol=1e-5, rtol=0)
+
+
+def test_the_command_exports_the_same_file(tmp_path):
+    pipe = facesnap(tiny.sd_pipeline())
+    tiny.add_adapter(pipe)
+    pipe.save_pretrained(tmp_path / "base")
+    pipe.save_facesnap_adapter(tmp_path / "adapter")
+    export_ip_adapter(pipe, tmp_path / "one.safetensors")
+    command(
+        "convert",
+        tmp_path / "adapter",
+        tmp_path / "two.safetensors",
+        "--to",
+        "ip-adapter",
+        "--base",
+        tmp_path / "base",
+    )
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "two.safetensors").read_bytes()
+
+
+def test_errors_are_typed(tmp_path):
+    pipe = facesnap(tiny.sd_pipeline())
+    with pytest.raises(AdapterError, match="export_ip_adapter needs"):
+        export_ip_adapter(pipe, tmp_path / "x.safetensors")
+    tiny.add_adapter(pipe)
+    with pytest.raises(InputError, match="must end in"):
+        export_ip_adapter(pipe, tmp_path / "x.pt")
+    pipe.load_facesnap_adapter(foreign.faceid_plus(pipe.unet), image_encoder=tiny.image_encoder())
+    with pytest.raises(AdapterError, match="FaceID-Plus"):
+        export_ip_adapter(pipe, tmp_path / "x.safetensors")
+    torch.save(foreign.faceid(pipe.unet), tmp_path / "x.bin")
+    with pytest.raises(InputError, match="--base"):
+        command("convert", tmp_path / "x.bin", tmp_path / "out")
+    with pytest.raises(InputError, match="unet/config.json"):
+        command("convert", tmp_path / "x.bin", tmp_path / "out", "--base", tmp_path)
+    with pytest.raises(InputError, match="choose facesnap"):
+        command("convert", tmp_path / "x.bin", tmp_path / "out", "--to", "onnx")
+
+
+def test_widths_say_the_family_in_full_size(tmp_path):
+    """A checkpoint in the real shapes of SD 1.5."""
+    unet = empty_unet("sd1")
+    content = foreign.faceid(unet, lora_rank=0)
+    torch.save({k: {n: t.half() for n, t in v.items()} for k, v in content.items()}, tmp_path / "x.bin")
+    command("convert", tmp_path / "x.bin", tmp_path / "out")
+    config = FaceSnapConfig.load(tmp_path / "out")
+    assert (config.base_family, config.num_tokens, config.parts) == ("sd1", 4, ["mixer", "identity_attention"])
