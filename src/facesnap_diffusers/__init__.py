@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .pipelines.facesnap_xl import FaceSnapXLPipeline as FaceSnapXLPipeline
     from .pipelines.facesnap_xl_img2img import FaceSnapXLImg2ImgPipeline as FaceSnapXLImg2ImgPipeline
     from .pipelines.facesnap_xl_inpaint import FaceSnapXLInpaintPipeline as FaceSnapXLInpaintPipeline
+    from .pipelines.people import Person as Person
 
 # Where each public name lives. Imported on first use: `import facesnap_diffusers` loads neither torch nor diffusers.
 _HOME = {
@@ -61,6 +62,7 @@ _HOME = {
     "LandmarkPredictor": "models.landmark_predictor",
     "MissingDependencyError": "errors",
     "NoFaceFoundError": "errors",
+    "Person": "pipelines.people",
     "PhotoError": "errors",
     "draw_landmarks": "faces.drawing",
     "load_landmark_predictor": "models.landmark_predictor",

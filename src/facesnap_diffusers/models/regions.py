@@ -77,17 +77,16 @@ class RegionalAttnProcessor(AttnProcessor2_0):
 
 
 @contextmanager
-def regional_context(net: nn.Module, regions: Regions | None) -> Iterator[None]:
+def regional_context(net: nn.Module | None, regions: Regions | None) -> Iterator[None]:
     """While this lasts, the cross-attention of a ControlNet keeps to the regions."""
-    layers = {}
-    if regions is not None:
-        layers = {name: module for name, module in net.named_modules() if name.endswith(".attn2")}
-    own = {name: attn.processor for name, attn in layers.items()}
-    processor = RegionalAttnProcessor(regions) if regions is not None else None
+    if net is None or regions is None:
+        yield
+        return
+    layers = {module: module.processor for name, module in net.named_modules() if name.endswith(".attn2")}
     try:
-        for attn in layers.values():
-            attn.set_processor(processor)
+        for attn in layers:
+            attn.set_processor(RegionalAttnProcessor(regions))
         yield
     finally:
-        for name, attn in layers.items():
-            attn.set_processor(own[name])
+        for attn, processor in layers.items():
+            attn.set_processor(processor)

@@ -18,8 +18,10 @@ from ..faces.key_points import draw_for_style
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
+from ..models.regions import Regions, regional_context
 from .control import RoutedControlNet
 from .face_encoding import FaceEncodingMixin
+from .people import Person, check_people
 from .steering import as_boxes, as_expressions, as_landmarks, as_list, steer
 
 
@@ -78,6 +80,7 @@ class FaceSnapMixin(FaceEncodingMixin):
         expression: str | dict[str, float] | Expression | Sequence[Any] | None = None,
         face_box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         landmarks: torch.Tensor | np.ndarray | None = None,
+        people: Sequence[Person] | None = None,
         **kwargs: Any,
     ) -> Any:
         r"""
@@ -99,6 +102,8 @@ class FaceSnapMixin(FaceEncodingMixin):
                 the image, for the same face seen from the front.
             landmarks (`torch.Tensor` of shape `([batch,] 72, 2)`, *optional*): Landmarks in pixels of the image, used as
                 they are.
+            people (`list[`[`Person`]`]`, *optional*): Several people in one image, each with an identity, a face box
+                and, if you like, a pose and an expression; in place of all of the above but the prompt.
             kwargs: All arguments of the stock pipeline, such as `negative_prompt`, `num_inference_steps`,
                 `guidance_scale`, `generator`, `height` and `width`. `controlnet_conditioning_scale` and the
                 ControlNet's images are for further ControlNets; [`set_facesnap_scale`] weighs FaceSnap.
@@ -115,6 +120,9 @@ class FaceSnapMixin(FaceEncodingMixin):
         self._check_arguments(kwargs)
         steering = {"pose_image": pose_image, "pose": pose, "expression": expression, "face_box": face_box}
         asked = [name for name, value in steering.items() if value is not None]
+        if people is not None:
+            given = {"face_image": face_image, "identity": identity, "landmarks": landmarks, **steering}
+            return self._call_with_people(prompt, people, [k for k, v in given.items() if v is not None], kwargs)
         if face_image is None and identity is None:
             if asked or landmarks is not None:
                 raise InputError(f"{[*asked, 'landmarks'][0]}= steers a face; pass face_image= or identity= too")
@@ -132,6 +140,30 @@ class FaceSnapMixin(FaceEncodingMixin):
         prompt = self._match_batch(prompt, identities, points, kwargs)
         style = self._require_adapter("landmarks=").landmark_style
         with self._with_face(identities, draw_for_style(style, points.float(), height, width), kwargs):
+            return super().__call__(prompt, **kwargs)
+
+    def _call_with_people(
+        self, prompt: str | list[str] | None, people: Sequence[Person], others: list[str], kwargs: dict[str, Any]
+    ) -> Any:
+        if others:
+            raise InputError(f"{others[0]}= is for one person, people= for several; give each Person its own")
+        config = self._require_adapter("people=")
+        people, boxes = check_people(people)
+        height, width = self._image_size(kwargs)
+        points = []
+        for person in people:
+            _check_identity(person.identity, config)
+            steering = {"pose_image": person.pose_image, "pose": person.pose, "expression": person.expression}
+            points.append(
+                self.predict_landmarks(
+                    person.identity, face_box=person.face_box, height=height, width=width, **steering
+                )
+            )
+        # all faces in one picture: it is black where there is none
+        images = draw_for_style(config.landmark_style, torch.cat(points).float(), height, width)
+        regions = Regions(boxes, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        prompt = self._match_batch(prompt, [people[0].identity], points[0], kwargs)
+        with self._with_face([person.identity for person in people], images.amax(0, keepdim=True), kwargs, regions):
             return super().__call__(prompt, **kwargs)
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
@@ -269,7 +301,11 @@ class FaceSnapMixin(FaceEncodingMixin):
 
     @contextmanager
     def _with_face(
-        self, identities: Sequence[FaceIdentity], landmark_image: torch.Tensor, kwargs: dict[str, Any]
+        self,
+        identities: Sequence[FaceIdentity],
+        landmark_image: torch.Tensor,
+        kwargs: dict[str, Any],
+        regions: Regions | None = None,
     ) -> Iterator[None]:
         """While this lasts, the stock pipeline works with the identity: in the prompt, in the UNet, in FFRNet."""
         attention_scale = self.facesnap_scale["identity"] if self.identity_attention is not None else 0.0
@@ -280,13 +316,16 @@ class FaceSnapMixin(FaceEncodingMixin):
             return
 
         tokens = self._mix(identities)
+        if regions is not None:  # one image, with the tokens of all people one after the other
+            tokens = (tokens[0].flatten(0, 1)[None], tokens[1].flatten(0, 1)[None])
         num_tokens = tokens[0].shape[1]
         attention = self.identity_attention if self.identity_attention is not None else self._no_identity_attention
         ffrnet = None
         if self.ffrnet is not None:
             ffrnet = RoutedControlNet(self.ffrnet, num_tokens, "identity")
         with (
-            attention.attached(self.unet, num_tokens, attention_scale),
+            attention.attached(self.unet, num_tokens, attention_scale, regions),
+            regional_context(self.ffrnet, regions),
             self._controlled_by(ffrnet, landmark_image, landmark_scale, num_tokens, kwargs),
         ):
             self._identity_tokens = tokens

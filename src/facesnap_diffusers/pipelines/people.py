@@ -1,0 +1,62 @@
+"""Several people in one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..faces.expression import Expression
+from ..faces.pose import HeadPose
+from ..identity import FaceIdentity
+from .steering import as_boxes
+
+
+@dataclass(frozen=True)
+class Person:
+    r"""
+    One of several people in an image: `pipe(prompt, people=[Person(...), Person(...)])`.
+
+    Attributes:
+        identity ([`FaceIdentity`]): Who it is: what `pipe.encode_face` gave.
+        face_box (`tuple[float, float, float, float]`): Where the face goes: left, top, right, bottom as shares of the
+            image. Boxes must not overlap; each place of the image goes by the identity whose box is nearest.
+        pose ([`HeadPose`], *optional*): Yaw, pitch and roll; the identity's own by default.
+        expression (`str`, `dict` or [`Expression`], *optional*): The identity's own by default.
+        pose_image (photo, *optional*): A photo to take pose and expression from.
+    """
+
+    identity: FaceIdentity
+    face_box: Sequence[float] | None = None
+    pose: HeadPose | None = None
+    expression: str | dict[str, float] | Expression | None = None
+    pose_image: Any = None
+
+
+def check_people(people: Any) -> tuple[list[Person], torch.Tensor]:
+    """The people and their boxes `(people, 4)`; raises [`InputError`] unless each has one of its own."""
+    if isinstance(people, Person) or not isinstance(people, (list, tuple)):
+        raise InputError(f"people must be a list of Person, got {type(people).__name__}")
+    if not people:
+        raise InputError("people is an empty list; give at least one Person")
+    boxes = []
+    for i, person in enumerate(people):
+        if not isinstance(person, Person) or not isinstance(person.identity, FaceIdentity):
+            raise InputError(f"people[{i}] must be a Person with a FaceIdentity, got {type(person).__name__}")
+        if person.face_box is None:
+            raise InputError(f"people[{i}] has no face_box; say where each of the {len(people)} faces goes")
+        try:
+            box = as_boxes(person.face_box)
+        except InputError as error:
+            raise InputError(f"people[{i}]: {error}") from None
+        if len(box) != 1:
+            raise InputError(f"people[{i}]: face_box must be one box of four numbers, got {len(box)} boxes")
+        boxes += box
+    for (i, one), (j, other) in combinations(enumerate(boxes), 2):
+        if (torch.minimum(one[2:], other[2:]) > torch.maximum(one[:2], other[:2])).all():
+            raise InputError(f"people[{i}] and people[{j}] have face_boxes that overlap; move them apart")
+    return list(people), torch.stack(boxes)
