@@ -1,0 +1,60 @@
+"""CLIP similarities, by transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import CLIPModel, CLIPProcessor
+
+from ..errors import InputError
+
+
+class ClipEncoder:
+    r"""
+    Images and prompts as unit vectors of a CLIP model; products of these are the cosines that CLIP-T and CLIP-I are
+    made of (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision").
+
+    Args:
+        model (`str`): Hub repo or folder of a `CLIPModel` with its processor.
+        device (`str`): Where it runs.
+
+    Raises:
+        InputError: The model cannot be loaded.
+    """
+
+    def __init__(self, model: str = "openai/clip-vit-large-patch14", device: str = "cpu"):
+        self.name = str(model)
+        try:
+            self.model = CLIPModel.from_pretrained(model).eval().requires_grad_(False).to(device)
+            self.processor = CLIPProcessor.from_pretrained(model)
+        except (OSError, ValueError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"clip_model {self.name!r} cannot be loaded ({reason}); name a folder or Hub repo of a CLIPModel, or"
+                " leave CLIP metrics out with clip_model: none"
+            ) from None
+
+    @torch.no_grad()
+    def encode_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Images `(H, W, 3)`, `uint8` to unit vectors `(len(images), D)`, `float32`."""
+        inputs = self.processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
+        pixel_values = inputs.pixel_values.to(self.model.device, self.model.dtype)
+        pooled = self.model.vision_model(pixel_values=pixel_values).pooler_output
+        return _unit(self.model.visual_projection(pooled))
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> np.ndarray:
+        """Prompts to unit vectors `(len(prompts), D)`, `float32`; what is beyond the model's length is cut off."""
+        length = self.model.config.text_config.max_position_embeddings
+        inputs = self.processor(
+            text=list(prompts), return_tensors="pt", padding=True, truncation=True, max_length=length
+        ).to(self.model.device)
+        pooled = self.model.text_model(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask).pooler_output
+        return _unit(self.model.text_projection(pooled))
+
+
+def _unit(features: torch.Tensor) -> np.ndarray:
+    return F.normalize(features.float(), dim=-1).cpu().numpy()

@@ -1,0 +1,244 @@
+"""An evaluation from start to end: generate what is missing, look at it, sum up."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import PIL.PngImagePlugin
+import torch
+
+from ..errors import InputError, NoFaceFoundError
+from ..faces.analyzers import FaceAnalyzer
+from .cases import Case, Protocol, image_files, safe_id
+from .clip import ClipEncoder
+from .config import EvalConfig, make_sampling
+from .features import FeatureStore, shared_analyzer
+from .methods import Method, Sampling, TextToImage, make_method
+from .protocols import load_protocol
+from .report import write_report
+from .scoring import Scorer, summarise
+
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_CLIP_MODEL = "openai/clip-vit-large-patch14"
+FINGERPRINT = "facesnap"
+METHOD_FILE = "method.json"
+
+#: Wraps what is gone through, to show progress: the items, a description, and how many there are.
+Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
+
+
+def evaluate(
+    config: EvalConfig,
+    *,
+    face_analyzers: Sequence[FaceAnalyzer] | None = None,
+    real_features: torch.nn.Module | None = None,
+    perceptual_distance: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    r"""
+    Runs an evaluation. Stopped and run again, it goes on where it was; with nothing missing it only sums up.
+
+    Args:
+        config ([`EvalConfig`]): What to do.
+        face_analyzers (`Sequence[FaceAnalyzer]`, *optional*): In place of those that `config.face_encoders` names.
+        real_features (`torch.nn.Module`, *optional*): In place of what `config.real_features` names: takes images
+            `(N, 3, 299, 299)`, `uint8`, gives features `(N, D)`.
+        perceptual_distance (`Callable`, *optional*): In place of LPIPS: takes two batches of images in [-1, 1].
+        progress (`Callable`, *optional*): Wraps iterables, see `Progress`.
+
+    Returns:
+        `dict`: What `results.json` in the output folder holds; a table and a contact sheet stand beside it.
+
+    Raises:
+        InputError: The config asks for what cannot be, or the output folder has images of other settings.
+        MissingDependencyError: A metric is asked for whose library is not installed.
+    """
+    progress = progress or (lambda items, description, total: items)
+    output = Path(config.output)
+    sampling = make_sampling(config.sampling)
+    methods = [make_method(values) for values in config.methods]
+    protocol = load_protocol(config.protocol, config.data, config.seed)
+    gallery = {case.person: case.reference for case in protocol.cases}
+    if config.limit is not None:
+        protocol = protocol.limit(config.limit)
+
+    # what may fail for want of a library or a model fails before hours of sampling
+    analyzers = list(face_analyzers or [shared_analyzer(encoder) for encoder in config.face_encoders])
+    clip = _clip_encoder(config, protocol)
+    diversity, distance = _set_metrics(config, clip, real_features, perceptual_distance)
+    store = FeatureStore(output / "features", analyzers, clip)
+    scorer = Scorer(protocol, store, progress)
+    people_without_face = scorer.read_references(gallery)
+    cases = [case for case in protocol.cases if case.person not in people_without_face]
+    if not cases:
+        raise InputError("no reference shows a face; check the data, or judge with another face_encoders")
+    protocol = replace(protocol, cases=tuple(cases))
+
+    images = {}
+    for method in methods:
+        folder = output / safe_id(method.name)
+        generate(method, cases, sampling, folder, config.batch_size, config.device, progress)
+        images[method.name] = {case.id: folder / f"{case.id}.png" for case in cases}
+    text_only = next((images[method.name] for method in methods if isinstance(method, TextToImage)), None)
+
+    results: dict[str, Any] = {
+        "protocol": protocol.name,
+        "cases": len(cases),
+        "people": len({case.person for case in cases}),
+        "gallery": len(gallery) - len(people_without_face),
+        "people_without_face": sorted(people_without_face),
+        "face_encoders": [analyzer.encoder for analyzer in analyzers],
+        "clip_model": clip.name if clip else None,
+        "config": asdict(config),
+        "methods": {},
+    }
+    for method in methods:
+        rows = scorer.score(method.name, images[method.name], text_only)
+        folder = output / safe_id(method.name)
+        (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        summary = summarise(rows)
+        for group, metrics in summary.items():
+            paths = [
+                images[method.name][case.id]
+                for case in cases
+                if group in ("all", case.group) and images[method.name][case.id].exists()
+            ]
+            metrics |= _set_scores(cases, images[method.name], paths, diversity, distance, config.device)
+        results["methods"][method.name] = {
+            "settings": method.settings(sampling),
+            "encoder_of_training": json.loads((folder / METHOD_FILE).read_text())["face_encoder"],
+            "groups": summary,
+        }
+    write_report(results, protocol, images, output, config.sheet_rows, scorer)
+    return results
+
+
+def generate(
+    method: Method,
+    cases: Sequence[Case],
+    sampling: Sampling,
+    folder: Path,
+    batch_size: int = 1,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> None:
+    r"""
+    Generates the images that a folder lacks, as PNGs by the cases' ids. A case whose reference the method cannot make
+    use of gets an empty file `<id>.failed` instead.
+
+    Raises:
+        InputError: The folder has images of other settings or cases.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = json.dumps(method.settings(sampling), sort_keys=True, default=str)
+    missing, fingerprints = [], {}
+    for case in cases:
+        fingerprints[case.id] = hashlib.sha256(f"{settings}|{case.fingerprint()}".encode()).hexdigest()[:16]
+        state = _state(folder, case.id, fingerprints[case.id])
+        if state == "other":
+            raise InputError(
+                f"{folder / case.id}.png was made with other settings or data than {method.name} has now;"
+                " name another output, or delete that folder"
+            )
+        if state == "missing":
+            missing.append(case)
+    if not missing:
+        return
+    method.load(sampling, device)
+    about = {"settings": json.loads(settings), "face_encoder": method.trained_with}
+    (folder / METHOD_FILE).write_text(json.dumps(about, indent=2) + "\n")
+    batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+    for batch in progress(batches, f"{method.name}: images", len(batches)) if progress else batches:
+        try:
+            made = list(zip(batch, method.generate(batch)))
+        except NoFaceFoundError:
+            made = [(case, image) for case in batch for image in _try(method, case)]
+        for case, image in made:
+            _save(folder, case.id, image, fingerprints[case.id])
+    method.unload()
+
+
+def _try(method: Method, case: Case) -> list[PIL.Image.Image | None]:
+    try:
+        return method.generate([case])
+    except NoFaceFoundError as error:
+        logger.warning("%s: %s: %s", method.name, case.id, error)
+        return [None]
+
+
+def _state(folder: Path, case_id: str, fingerprint: str) -> str:
+    """Whether a case is `"done"`, `"missing"`, or done with `"other"` settings."""
+    image, failed = folder / f"{case_id}.png", folder / f"{case_id}.failed"
+    if image.exists():
+        with PIL.Image.open(image) as opened:
+            return "done" if opened.info.get(FINGERPRINT) == fingerprint else "other"
+    if failed.exists():
+        return "done" if failed.read_text() == fingerprint else "missing"
+    return "missing"
+
+
+def _save(folder: Path, case_id: str, image: PIL.Image.Image | None, fingerprint: str) -> None:
+    target = folder / f"{case_id}{'.failed' if image is None else '.png'}"
+    temporary = target.with_suffix(f".{os.getpid()}.tmp")
+    if image is None:
+        temporary.write_text(fingerprint)
+    else:
+        info = PIL.PngImagePlugin.PngInfo()
+        info.add_text(FINGERPRINT, fingerprint)
+        image.convert("RGB").save(temporary, format="PNG", pnginfo=info)
+    os.replace(temporary, target)
+
+
+def _clip_encoder(config: EvalConfig, protocol: Protocol) -> ClipEncoder | None:
+    name = config.clip_model or (DEFAULT_CLIP_MODEL if protocol.needs_clip else "none")
+    return None if name == "none" else ClipEncoder(name, config.device)
+
+
+def _set_metrics(
+    config: EvalConfig, clip: ClipEncoder | None, real_features: Any, perceptual_distance: Any
+) -> tuple[Any, Any]:
+    """The functions for diversity and for FID and KID, `None` where these are not asked for."""
+    diversity, distance = perceptual_distance, None
+    if config.diversity and diversity is None:
+        from .distributions import lpips
+
+        diversity = lpips(config.device)
+    if config.real is not None:
+        from .distributions import ClipImageFeatures, DistributionDistance, inception_features
+
+        if real_features is None and config.real_features == "clip":
+            if clip is None:
+                raise InputError("real_features: clip needs a clip_model; name one")
+            real_features = ClipImageFeatures(clip)
+        elif real_features is None:
+            real_features = inception_features()
+        distance = DistributionDistance(image_files(Path(config.real)), real_features, config.device)
+    return diversity, distance
+
+
+def _set_scores(
+    cases: Sequence[Case], images: dict[str, Path], paths: Sequence[Path], diversity: Any, distance: Any, device: str
+) -> dict[str, Any]:
+    scores: dict[str, Any] = {}
+    if diversity is not None:
+        from .distributions import mean_pairwise_distance
+
+        made = set(paths)
+        groups: dict[tuple[str, str], list[Path]] = {}
+        for case in cases:
+            if images[case.id] in made:
+                groups.setdefault((case.person, case.prompt), []).append(images[case.id])
+        scores["diversity"] = mean_pairwise_distance(groups.values(), diversity, device)
+    if distance is not None:
+        scores["fid"], scores["kid"] = distance(paths)
+    return {name: {"mean": value, "n": len(paths)} for name, value in scores.items() if value is not None}

@@ -1,0 +1,39 @@
+"""Protocols: which images to make, and which figures to print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ...errors import InputError
+from ..cases import Protocol
+from .multi_id_bench import multi_id_bench
+from .nano import nano
+from .unsplash50 import unsplash50
+
+
+PROTOCOLS: dict[str, Callable[[Path, int], Protocol]] = {
+    "unsplash50": unsplash50,
+    "multi_id_bench": multi_id_bench,
+    "nano": nano,
+}
+
+
+def load_protocol(name: str, data: str | Path, seed: int = 0) -> Protocol:
+    r"""
+    Lists a protocol's cases.
+
+    Args:
+        name (`str`): `"unsplash50"`, `"multi_id_bench"` or `"nano"`.
+        data (`str` or `Path`): The folder with its data; `docs/evaluation.md` says what each expects.
+        seed (`int`): Of the first image; the others count on from it.
+
+    Raises:
+        InputError: There is no such protocol, or the folder does not hold its data.
+    """
+    if name not in PROTOCOLS:
+        raise InputError(f"protocol {name!r} is not known; choose one of {', '.join(PROTOCOLS)}")
+    folder = Path(data)
+    if not folder.is_dir():
+        raise InputError(f"data {str(folder)!r} is no folder; name the one that holds the protocol's data")
+    return PROTOCOLS[name](folder, seed)

@@ -1,0 +1,110 @@
+"""Rendered people: the one place where the true picture of the person as asked is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ...errors import InputError
+from ...faces.expression import Expression
+from ...faces.pose import HeadPose
+from ..cases import FACE_COLUMNS, Case, Column, Protocol
+
+
+MANIFEST = "manifest.json"
+FORMAT = "facesnap-nano-eval"
+VERSION = 1
+
+
+def nano(folder: Path, seed: int = 0) -> Protocol:
+    """
+    Reads a folder of PNGs and a `manifest.json`:
+
+        {"format": "facesnap-nano-eval", "version": 1,
+         "background_colors": {"blue": [66, 118, 206], ...},
+         "people": {"0000": {"reference": ["0000/reference.png"]}, ...},
+         "cases": [{"id": "0000-a", "person": "0000", "prompt": "a photo of a person, smiling, blue background",
+                    "pose": [20.0, -3.0, 1.5], "expression": {"mouthSmile_L": 0.8, "mouthSmile_R": 0.8},
+                    "face_box": [0.3, 0.25, 0.7, 0.7], "truth": "0000/a.png", "background": "blue",
+                    "driving_landmarks": [[51.2, 60.8], ...], "seed": 17, "group": "steered"}, ...]}
+
+    Paths are relative to the folder. Of a case, `id`, `person` and `prompt` are needed. `pose` is yaw, pitch and roll in
+    degrees ([`HeadPose`]), `expression` strengths by name ([`Expression`]), `face_box` shares of the image for the
+    person's frontal, neutral face, `driving_landmarks` the 72 points of *another* person, rendered with the same pose,
+    expression and camera, in pixels of the truth. Without `seed` the cases are numbered.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"data {str(folder)!r} has no {MANIFEST}; make the folder with examples/nano") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({error}); make the folder again") from None
+    if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
+        raise InputError(f"{path} is no manifest of format {FORMAT!r}, version {VERSION}; make the folder again")
+
+    cases = []
+    for number, entry in enumerate(manifest["cases"]):
+        try:
+            cases.append(_case(entry, manifest["people"], folder, seed + number))
+        except InputError as error:
+            raise InputError(f"{path}: case {number}: {error}") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: case {number} is damaged ({type(error).__name__}: {error})") from None
+    columns = (
+        *FACE_COLUMNS,
+        Column("NME", "truth_nme", better="lower"),
+        Column("yaw °", "truth_yaw_error", better="lower", digits=1),
+        Column("pitch °", "truth_pitch_error", better="lower", digits=1),
+        Column("roll °", "truth_roll_error", better="lower", digits=1),
+        Column("pose copied", "pose_copy", better="lower", digits=2),
+        Column("distance to truth", "truth_distance", "median", "lower"),
+        Column("pixels to truth", "truth_pixel_error", better="lower"),
+        Column("copy-paste", "copy_paste", better="lower"),
+        Column("background %", "background", "percent", "higher", digits=1),
+        Column("CLIP-T", "clip_t", better="higher", digits=2),
+        Column("LPIPS diversity", "diversity", better="higher"),
+        Column("FID", "fid", better="lower", digits=1),
+        Column("KID", "kid", better="lower", digits=4),
+    )
+    colors = {name: tuple(rgb) for name, rgb in manifest.get("background_colors", {}).items()}
+    notes = (
+        f"{len(cases)} cases of {len(manifest['people'])} rendered people. NME and angles compare the points that are"
+        " found in the image with those found in the true render.",
+    )
+    return Protocol("nano", tuple(cases), columns, background_colors=colors, notes=notes)
+
+
+def _case(entry: dict[str, Any], people: dict[str, Any], folder: Path, seed: int) -> Case:
+    known = {name for name in Case.__dataclass_fields__ if name != "reference"}
+    unknown = sorted(set(entry) - known)
+    if unknown:
+        raise InputError(f"unknown entries {unknown}; known are {sorted(known)}")
+    reference = people[entry["person"]]["reference"]
+    driving, box, pose, expression = (
+        entry.get(name) for name in ("driving_landmarks", "face_box", "pose", "expression")
+    )
+    if driving is not None and (len(driving) != 72 or any(len(point) != 2 for point in driving)):
+        raise InputError("driving_landmarks must be 72 points (x, y)")
+    return Case(
+        id=entry["id"],
+        person=entry["person"],
+        reference=tuple(_existing(folder, name) for name in reference),
+        prompt=entry["prompt"],
+        seed=int(entry.get("seed", seed)),
+        group=entry.get("group", "all"),
+        pose=None if pose is None else HeadPose(*pose),
+        expression=None if expression is None else Expression.of(expression),
+        face_box=None if box is None else tuple(float(side) for side in box),
+        truth=_existing(folder, entry["truth"]) if entry.get("truth") else None,
+        driving_landmarks=None if driving is None else tuple((float(x), float(y)) for x, y in driving),
+        background=entry.get("background"),
+    )
+
+
+def _existing(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise InputError(f"{name} is missing; make the folder again")
+    return path

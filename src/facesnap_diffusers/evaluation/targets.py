@@ -1,0 +1,58 @@
+"""Where the face of a case should be: the reference's proportions in the asked pose and expression."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ..errors import InputError
+from ..identity import FaceIdentity
+from ..models.landmark_predictor import LandmarkPredictor
+from ..pipelines.steering import as_boxes, steer
+from .cases import Case
+from .features import FoundFace
+
+
+@torch.no_grad()
+def retargeted_landmarks(
+    predictor: LandmarkPredictor, case: Case, reference: FoundFace, height: int, width: int
+) -> np.ndarray:
+    r"""
+    The landmarks that FaceSnap steers by, for any method to be measured against, or to be given.
+
+    Args:
+        predictor ([`LandmarkPredictor`]): Reads the reference and draws the target.
+        case ([`Case`]): What is asked; nothing asked means the reference's own pose, expression and framing.
+        reference ([`FoundFace`]): The person's face in the first reference photo.
+        height (`int`), width (`int`): Of the generated image, in pixels.
+
+    Returns:
+        `np.ndarray` of shape `(72, 2)`: in pixels of the generated image.
+    """
+    identity = FaceIdentity(
+        face_embeds=torch.from_numpy(reference.embedding),
+        face_encoder="",
+        landmarks=torch.from_numpy(reference.landmarks),
+        photo_size=reference.size,
+    )
+    (box,) = as_boxes(case.face_box) or [None]
+    landmarks = steer(
+        predictor,
+        height=height,
+        width=width,
+        identity=identity,
+        driving=None,
+        pose=case.pose,
+        expression=case.expression,
+        face_box=box,
+    )
+    return landmarks[0].cpu().numpy()
+
+
+def driving_landmarks(case: Case) -> np.ndarray:
+    """The other face's landmarks `(72, 2)` that a case brings, in pixels of the image."""
+    if case.driving_landmarks is None:
+        raise InputError(
+            f"case {case.id} has no driving_landmarks; use landmarks: retargeted, or add them to the data"
+        )
+    return np.array(case.driving_landmarks, dtype=np.float32)
