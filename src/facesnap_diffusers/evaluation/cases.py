@@ -52,7 +52,7 @@ class Case:
     driving_landmarks: tuple[tuple[float, float], ...] | None = None
     background: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,150}", self.id) or self.id.startswith("."):
             raise InputError(f"case id {self.id!r} must be 1 to 150 letters, digits, '.', '_' or '-'")
         if not self.reference:
@@ -119,7 +119,7 @@ class Protocol:
     needs_clip: bool = False
     notes: tuple[str, ...] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.cases:
             raise InputError(f"protocol {self.name} has no cases; check the data folder")
         ids = [case.id for case in self.cases]

@@ -54,7 +54,7 @@ class EvalConfig:
     device: str = "cpu"
     sheet_rows: int = 8
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not self.methods:
             raise InputError("methods is empty; name at least one, e.g. facesnap")
         if not self.face_encoders:

@@ -42,7 +42,7 @@ def lpips(device: str = "cpu") -> PerceptualDistance:
     """
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type="alex").to(device)
-    except ImportError:  # torchmetrics raises ModuleNotFoundError where torchvision is missing.
+    except (ImportError, RuntimeError):  # It is missing, or built for another torch.
         raise MissingDependencyError(
             "diversity needs torchvision, of the version that fits your torch: pip install torchvision"
         ) from None

@@ -159,21 +159,23 @@ def generate(
     (folder / METHOD_FILE).write_text(json.dumps(about, indent=2) + "\n")
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     for batch in progress(batches, f"{method.name}: images", len(batches)) if progress else batches:
+        images: Sequence[PIL.Image.Image | None]
         try:
-            made = list(zip(batch, method.generate(batch)))
+            images = method.generate(batch)
         except NoFaceFoundError:
-            made = [(case, image) for case in batch for image in _try(method, case)]
-        for case, image in made:
+            images = [_try(method, case) for case in batch]
+        for case, image in zip(batch, images, strict=True):
             _save(folder, case.id, image, fingerprints[case.id])
     method.unload()
 
 
-def _try(method: Method, case: Case) -> list[PIL.Image.Image | None]:
+def _try(method: Method, case: Case) -> PIL.Image.Image | None:
     try:
-        return method.generate([case])
+        (image,) = method.generate([case])
     except NoFaceFoundError as error:
         logger.warning("%s: %s: %s", method.name, case.id, error)
-        return [None]
+        return None
+    return image
 
 
 def _state(folder: Path, case_id: str, fingerprint: str) -> str:

@@ -81,7 +81,7 @@ class FeatureStore:
             image = load_photo(path, str(path))
             for analyzer in missing:
                 arrays |= _face_arrays(_find(image, analyzer, is_photo), analyzer.encoder)
-            if missing_clip:
+            if self.clip is not None and missing_clip:
                 arrays[f"clip/{self.clip.name}"] = self.clip.encode_images([image])[0]
             _write(stored, arrays)
 
@@ -124,5 +124,5 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     with open(temporary, "wb") as file:
-        np.savez(file, **{name.replace("/", "|"): array for name, array in arrays.items()})
+        np.savez(file, allow_pickle=False, **{name.replace("/", "|"): array for name, array in arrays.items()})
     os.replace(temporary, path)

@@ -53,7 +53,7 @@ class Sampling:
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     variant: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.dtype not in ("float32", "float16", "bfloat16"):
             raise InputError(f"dtype must be float32, float16 or bfloat16, got {self.dtype!r}")
 
@@ -289,7 +289,7 @@ class IPAdapterFaceID(_DiffusionMethod):
         if self.sampling.guidance_scale > 1:
             embeds = torch.cat([torch.zeros_like(embeds), embeds])
         self.show_crop(crop, len(cases))
-        arguments = {"ip_adapter_image_embeds": [embeds.to(self.device, self.pipe.unet.dtype)]}
+        arguments: dict[str, Any] = {"ip_adapter_image_embeds": [embeds.to(self.device, self.pipe.unet.dtype)]}
         if self.controlnet is not None:
             arguments["image"] = self.draw(face, cases)
             arguments["controlnet_conditioning_scale"] = self.controlnet_scale

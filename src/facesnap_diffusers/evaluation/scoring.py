@@ -178,14 +178,15 @@ class Scorer:
     ) -> dict[str, float | None]:
         if seen.clip is None:
             return {}
-        values: dict[str, float | None] = {
-            "clip_t": 100 * cosine_similarity(seen.clip, self._prompts[case.prompt]),
-            "clip_i": cosine_similarity(seen.clip, self.references[case.person].clip),
-        }
+        others = {"clip_i": self.references[case.person].clip}
         if truth is not None:
-            values["clip_i_truth"] = cosine_similarity(seen.clip, truth.clip)
+            others["clip_i_truth"] = truth.clip
         if text_only is not None and text_only.exists():
-            values["clip_i_text"] = cosine_similarity(seen.clip, self.store.get(text_only).clip)
+            others["clip_i_text"] = self.store.get(text_only).clip
+        values: dict[str, float | None] = {
+            name: cosine_similarity(seen.clip, other) for name, other in others.items() if other is not None
+        }
+        values["clip_t"] = 100 * cosine_similarity(seen.clip, self._prompts[case.prompt])
         return values
 
 

@@ -96,11 +96,16 @@ def _case(entry: dict[str, Any], people: dict[str, Any], folder: Path, seed: int
         group=entry.get("group", "all"),
         pose=None if pose is None else HeadPose(*pose),
         expression=None if expression is None else Expression.of(expression),
-        face_box=None if box is None else tuple(float(side) for side in box),
+        face_box=None if box is None else _box(box),
         truth=_existing(folder, entry["truth"]) if entry.get("truth") else None,
         driving_landmarks=None if driving is None else tuple((float(x), float(y)) for x, y in driving),
         background=entry.get("background"),
     )
+
+
+def _box(sides: Any) -> tuple[float, float, float, float]:
+    left, top, right, bottom = (float(side) for side in sides)
+    return left, top, right, bottom
 
 
 def _existing(folder: Path, name: str) -> Path:

@@ -39,7 +39,7 @@ def unsplash50(folder: Path, seed: int = 0) -> Protocol:
     photos = image_files(folder)
     if not photos:
         raise InputError(f"data {str(folder)!r} has no images; put one photo of each person there")
-    cases = []
+    cases: list[Case] = []
     for photo in photos:
         person = photo.relative_to(folder).with_suffix("").as_posix()
         for number, prompt in enumerate((SIMILARITY_PROMPT, *EDITING_PROMPTS)):
