@@ -8,6 +8,7 @@ from .commands.convert import convert
 from .commands.eval import evaluate
 from .commands.info import info
 from .commands.landmarks import landmarks
+from .commands.package_hub_repo import package_hub_repo
 from .errors import FaceSnapError
 
 
@@ -21,6 +22,7 @@ app.command()(convert)
 app.command("eval")(evaluate)
 app.command()(info)
 app.command()(landmarks)
+app.command()(package_hub_repo)
 
 
 def main() -> None:

@@ -25,7 +25,13 @@ pipe.load_facesnap_adapter("{repo_id}")
 image = pipe("portrait of a person as an astronaut", face_image=Image.open("photo.jpg")).images[0]
 ```
 
-`pip install facesnap-diffusers`
+`pip install facesnap-diffusers`. As a custom pipeline, where this repo has a `pipeline.py`:
+
+```py
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained("{base_model}", custom_pipeline="{repo_id}", trust_remote_code=True)
+```
 
 | | |
 |---|---|
@@ -37,7 +43,7 @@ image = pipe("portrait of a person as an astronaut", face_image=Image.open("phot
 
 ## Training data and results
 
-<!-- Say what it was trained on, for how long, and how it was measured. -->
+{training}
 
 ## Intended use and limits
 
@@ -48,7 +54,17 @@ research only.
 """
 
 
-def write_model_card(path: Path, config: FaceSnapConfig, pipeline: str, repo_id: str) -> None:
+_NO_TRAINING = "<!-- Say what it was trained on, for how long, and how it was measured. -->"
+
+
+def write_model_card(
+    path: Path,
+    config: FaceSnapConfig,
+    pipeline: str,
+    repo_id: str,
+    datasets: list[str] | None = None,
+    training: str | None = None,
+) -> None:
     """Writes a model card with the metadata that the Hub reads, unless there is one already."""
     if path.exists():
         return
@@ -58,6 +74,8 @@ def write_model_card(path: Path, config: FaceSnapConfig, pipeline: str, repo_id:
         library_name="diffusers",
         license=config.license,
         pipeline_tag="text-to-image",
+        datasets=datasets or None,
+        widget=[{"text": "portrait of a person as an astronaut, detailed, soft light"}],
         tags=["facesnap", "facesnap-diffusers", "identity-preserving", "portrait", "controlnet"],
     )
     base_model = config.base_model or "a-base-model-of-this-family"
@@ -74,5 +92,6 @@ def write_model_card(path: Path, config: FaceSnapConfig, pipeline: str, repo_id:
             face_encoder=config.face_encoder,
             image_encoder=config.image_encoder or "none",
             base_family=config.base_family,
+            training=training or _NO_TRAINING,
         )
     ).save(path)

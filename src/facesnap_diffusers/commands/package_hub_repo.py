@@ -1,0 +1,63 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+_PIPELINE = '''"""
+FaceSnap as a pipeline from the Hub. Needs `pip install facesnap-diffusers`.
+
+    pipe = DiffusionPipeline.from_pretrained(base, custom_pipeline="{repo_id}", trust_remote_code=True)
+    pipe.load_facesnap_adapter("{repo_id}")
+"""
+
+import facesnap_diffusers
+
+
+class FaceSnapHubPipeline(facesnap_diffusers.{pipeline}):
+    """A [`{pipeline}`]; a class of this file, as diffusers expects."""
+'''
+
+_BLOCK = '''"""
+FaceSnap's Modular Diffusers blocks for Stable Diffusion XL. Needs `pip install facesnap-diffusers`.
+
+    pipe = ModularPipeline.from_pretrained("{repo_id}", trust_remote_code=True)
+"""
+
+from diffusers.modular_pipelines import SequentialPipelineBlocks
+from facesnap_diffusers.modular import FaceSnapXLBlocks
+
+
+class FaceSnapBlocks(FaceSnapXLBlocks, SequentialPipelineBlocks):
+    """The blocks of [`FaceSnapXLBlocks`]; a class of this file, as diffusers expects."""
+'''
+
+
+def package_hub_repo(
+    adapter: Annotated[Path, typer.Argument(help="Adapter folder, as save_facesnap_adapter writes it.")],
+    repo_id: Annotated[str, typer.Option(help="Name that the repo will have on the Hub, owner/name.")],
+    base_model: Annotated[str | None, typer.Option(help="Base model on the Hub that it was trained on.")] = None,
+    license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. apache-2.0.")] = None,
+    dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub; may be given several times.")] = None,
+) -> None:
+    """Make an adapter folder a complete Hub repo: pipeline.py for custom_pipeline=, and a model card."""
+    from ..config import FaceSnapConfig
+    from ..errors import InputError
+    from ..model_card import write_model_card
+
+    if repo_id.count("/") != 1:
+        raise InputError(f"repo_id {repo_id!r} must be owner/name")
+    config = FaceSnapConfig.load(adapter)
+    config = config.replace(base_model=base_model or config.base_model, license=license or config.license)
+    config.save(adapter)
+    is_xl = "xl" in (config.base_family or "")
+    pipeline = "FaceSnapXLPipeline" if is_xl else "FaceSnapPipeline"
+    (adapter / "pipeline.py").write_text(_PIPELINE.format(pipeline=pipeline, repo_id=repo_id))
+    if is_xl:
+        (adapter / "block.py").write_text(_BLOCK.format(repo_id=repo_id))
+    card = adapter / "README.md"
+    card.unlink(missing_ok=True)
+    write_model_card(card, config, pipeline, repo_id, datasets=dataset)
+    for path in sorted(adapter.rglob("*")):
+        if path.is_file():
+            typer.echo(path.relative_to(adapter))

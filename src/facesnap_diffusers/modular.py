@@ -1,0 +1,219 @@
+"""
+FaceSnap as Modular Diffusers blocks for Stable Diffusion XL.
+
+```py
+from facesnap_diffusers.modular import FaceSnapXLBlocks, load_facesnap_adapter
+
+pipe = FaceSnapXLBlocks().init_pipeline("stabilityai/stable-diffusion-xl-base-1.0")
+pipe.load_components()
+load_facesnap_adapter(pipe, "owner/adapter")
+image = pipe(prompt="portrait as an astronaut", face_image="photo.jpg", output="images")[0]
+```
+
+The stock blocks stay as they are: one block of ours goes between text encoding and denoising
+([`FaceSnapXLIdentityStep`]), and one holds identity attention and FFRNet in place while the stock denoising runs
+([`FaceSnapXLCoreDenoiseStep`]).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLModularPipeline
+from diffusers.modular_pipelines import ModularPipelineBlocks, PipelineState, SequentialPipelineBlocks
+from diffusers.modular_pipelines.modular_pipeline_utils import ComponentSpec, ConfigSpec, InputParam, OutputParam
+from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
+    StableDiffusionXLAutoBlocks,
+    StableDiffusionXLCoreDenoiseStep,
+)
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from .adapter import ADAPTER_COMPONENTS
+from .errors import InputError
+from .faces.key_points import draw_for_style
+from .models.attention import IdentityAttention
+from .models.ffrnet import FFRNet
+from .models.landmark_predictor import LandmarkPredictor
+from .models.mixer import FacialAttributeMixer
+from .pipelines.control import RoutedControlNet
+from .pipelines.facesnap_xl import FaceSnapXLPipeline
+
+
+_STEERING = ("pose_image", "pose", "expression", "face_box", "face_index")
+
+
+class FaceSnapXLIdentityStep(ModularPipelineBlocks):
+    """From a face to identity tokens, behind those of the text, and to the landmark image for FFRNet."""
+
+    model_name = "stable-diffusion-xl"
+
+    @property
+    def description(self) -> str:
+        return (
+            "Identity step: appends the identity tokens of `face_image` or `identity` to the prompt embeddings and draws"
+            " the landmarks; without either, the stock blocks run as they are. Place it after the text encoder."
+        )
+
+    @property
+    def expected_components(self) -> list[ComponentSpec]:
+        return [
+            ComponentSpec("mixer", FacialAttributeMixer),
+            ComponentSpec("landmark_predictor", LandmarkPredictor),
+            ComponentSpec("face_image_encoder", CLIPVisionModelWithProjection),
+            ComponentSpec("face_image_processor", CLIPImageProcessor),
+        ]
+
+    @property
+    def expected_configs(self) -> list[ConfigSpec]:
+        return [ConfigSpec("facesnap_config", None)]
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [
+            InputParam("face_image", description="The reference photo, or several of the same person."),
+            InputParam("identity", description="A FaceIdentity in place of `face_image`."),
+            InputParam("pose_image", description="A photo whose pose, expression and framing the image takes."),
+            InputParam("pose", description="A HeadPose: yaw, pitch and roll in degrees."),
+            InputParam("expression", description="A preset such as 'smile', or ARKit weights."),
+            InputParam(
+                "face_box", description="Where the face goes: left, top, right, bottom as shares of the image."
+            ),
+            InputParam("face_index", description="Which face to take where a photo shows several."),
+            InputParam("landmarks_scale", type_hint=float, default=1.0, description="Weight of FFRNet."),
+            InputParam("height", type_hint=int),
+            InputParam("width", type_hint=int),
+            InputParam("control_image"),
+            InputParam("prompt_embeds", required=True, type_hint=torch.Tensor),
+            InputParam("negative_prompt_embeds", type_hint=torch.Tensor),
+        ]
+
+    @property
+    def intermediate_outputs(self) -> list[OutputParam]:
+        return [
+            OutputParam("prompt_embeds", type_hint=torch.Tensor, kwargs_type="denoiser_input_fields"),
+            OutputParam("negative_prompt_embeds", type_hint=torch.Tensor, kwargs_type="denoiser_input_fields"),
+            OutputParam("num_identity_tokens", type_hint=int, description="0 without a face."),
+            OutputParam("control_image", type_hint=torch.Tensor, description="The landmark image."),
+            OutputParam("controlnet_conditioning_scale", type_hint=float, description="The weight of FFRNet."),
+        ]
+
+    @torch.no_grad()
+    def __call__(
+        self, components: StableDiffusionXLModularPipeline, state: PipelineState
+    ) -> tuple[StableDiffusionXLModularPipeline, PipelineState]:
+        block_state = self.get_block_state(state)
+        block_state.num_identity_tokens = 0
+        block_state.controlnet_conditioning_scale = state.get("controlnet_conditioning_scale", 1.0)
+        if block_state.face_image is not None or block_state.identity is not None:
+            self._add_identity(components, block_state)
+        self.set_block_state(state, block_state)
+        return components, state
+
+    def _add_identity(self, components: StableDiffusionXLModularPipeline, block_state: Any) -> None:
+        if block_state.control_image is not None:
+            raise InputError("control_image= is for further ControlNets, which go with FaceSnapXLPipeline only")
+        pipe = _as_pipeline(components)
+        identities = pipe._identities(block_state.face_image, block_state.identity, block_state.face_index, None)
+        tokens, unconditional_tokens = pipe._mix(identities)
+        block_state.num_identity_tokens = tokens.shape[1]
+        block_state.prompt_embeds = _append(block_state.prompt_embeds, tokens)
+        if block_state.negative_prompt_embeds is not None:
+            block_state.negative_prompt_embeds = _append(block_state.negative_prompt_embeds, unconditional_tokens)
+        if components.ffrnet is None:
+            return
+        size = {name: getattr(block_state, name) for name in ("height", "width")}
+        height, width = pipe._image_size(size)
+        steering = {name: getattr(block_state, name) for name in _STEERING}
+        points = pipe.predict_landmarks(identities, height=height, width=width, **steering)
+        block_state.control_image = draw_for_style(pipe.facesnap_config.landmark_style, points.float(), height, width)
+        block_state.controlnet_conditioning_scale = float(block_state.landmarks_scale)
+
+
+class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
+    """The stock denoising, with identity attention in the UNet and FFRNet as its ControlNet while a face is in play."""
+
+    @property
+    def description(self) -> str:
+        return super().description + "With identity tokens, identity attention and FFRNet take part."
+
+    @property
+    def expected_components(self) -> list[ComponentSpec]:
+        return [
+            *super().expected_components,
+            ComponentSpec("identity_attention", IdentityAttention),
+            ComponentSpec("ffrnet", FFRNet),
+        ]
+
+    @property
+    def inputs(self) -> list[InputParam]:
+        return [
+            *super().inputs,
+            InputParam(
+                "identity_scale", default=1.0, description="Weight of the identity attention, or weights by layer."
+            ),
+        ]
+
+    @torch.no_grad()
+    def __call__(
+        self, components: StableDiffusionXLModularPipeline, state: PipelineState
+    ) -> tuple[StableDiffusionXLModularPipeline, PipelineState]:
+        num_tokens = state.get("num_identity_tokens", 0)
+        if not num_tokens:
+            return super().__call__(components, state)
+        scale: float | Mapping[str, float] = state.get("identity_scale", 1.0)
+        attention, own_controlnet = components.identity_attention, components.controlnet
+        if attention is None:
+            attention, scale = IdentityAttention(layers={}), 0.0
+        with attention.attached(components.unet, num_tokens, scale):
+            if components.ffrnet is not None:
+                components.controlnet = RoutedControlNet(components.ffrnet, num_tokens, "identity")
+            try:
+                return super().__call__(components, state)
+            finally:
+                components.controlnet = own_controlnet
+
+
+class FaceSnapXLBlocks(SequentialPipelineBlocks):
+    """The stock SDXL blocks (text-to-image, image-to-image, inpainting) with FaceSnap's two among them."""
+
+    model_name = "stable-diffusion-xl"
+    _stock = dict(zip(StableDiffusionXLAutoBlocks.block_names, StableDiffusionXLAutoBlocks.block_classes))
+    block_classes = [
+        _stock["text_encoder"],
+        FaceSnapXLIdentityStep,
+        _stock["ip_adapter"],
+        _stock["vae_encoder"],
+        FaceSnapXLCoreDenoiseStep,
+        _stock["decode"],
+    ]
+    block_names = ["text_encoder", "identity", "ip_adapter", "vae_encoder", "denoise", "decode"]
+
+    @property
+    def description(self) -> str:
+        return "Stable Diffusion XL with the identity of a person from one photo (FaceSnap, arXiv 2602.00627)."
+
+
+def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: Any, **kwargs: Any) -> None:
+    """As [`~FaceSnapAdapterMixin.load_facesnap_adapter`], onto a modular pipeline with FaceSnap's blocks."""
+    pipe = _as_pipeline(components)
+    pipe.load_facesnap_adapter(*args, **kwargs)
+    parts = {name: getattr(pipe, name) for name in ADAPTER_COMPONENTS}
+    components.update_components(**parts, facesnap_config=pipe.config.facesnap_config)
+
+
+def _as_pipeline(components: StableDiffusionXLModularPipeline) -> FaceSnapXLPipeline:
+    """A pipeline of the same components: it knows how to load adapters, and what to do with a face."""
+    shared = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
+    return FaceSnapXLPipeline(
+        **{name: getattr(components, name) for name in shared},
+        **{name: getattr(components, name) for name in ADAPTER_COMPONENTS},
+        facesnap_config=components.config.facesnap_config,
+        add_watermarker=False,
+    )
+
+
+def _append(prompt_embeds: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    tokens = tokens.to(prompt_embeds).repeat_interleave(len(prompt_embeds) // len(tokens), dim=0)
+    return torch.cat([prompt_embeds, tokens], dim=1)

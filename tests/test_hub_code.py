@@ -1,0 +1,97 @@
+"""FaceSnap from a Hub repo with code: `custom_pipeline=`, from a folder and from a Hub on the loopback interface."""
+
+import sys
+
+import pytest
+import tiny
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard, close_session
+from test_interop_convert import command, facesnap, generate
+
+from facesnap_diffusers import FaceSnapPipeline, FaceSnapXLPipeline, InputError
+
+
+BASES = {"sd": (tiny.sd_pipeline, FaceSnapPipeline), "xl": (tiny.xl_pipeline, FaceSnapXLPipeline)}
+
+
+@pytest.fixture(autouse=True)
+def modules_cache(tmp_path, monkeypatch):
+    """Code from the Hub is copied here, not into the user's cache."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    for name in [name for name in sys.modules if name.split(".")[0] == "diffusers_modules"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+@pytest.fixture(params=BASES)
+def packaged(request, tmp_path):
+    """A packaged adapter folder, a base model's folder, the class, and the image that they should give."""
+    make, cls = BASES[request.param]
+    pipe = facesnap(make())
+    tiny.add_adapter(pipe)
+    pipe.save_facesnap_adapter(tmp_path / "adapter")
+    make().save_pretrained(tmp_path / "base")
+    command("package-hub-repo", tmp_path / "adapter", "--repo-id", f"someone/facesnap-{request.param}")
+    return tmp_path / "adapter", tmp_path / "base", cls, generate(pipe, identity=tiny.identity())
+
+
+def image_of(pipe, adapter):
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_facesnap_adapter(adapter)
+    return generate(pipe, identity=tiny.identity())
+
+
+def test_custom_pipeline_from_a_folder(packaged):
+    adapter, base, cls, expected = packaged
+    pipe = DiffusionPipeline.from_pretrained(base, custom_pipeline=str(adapter), trust_remote_code=True)
+    assert isinstance(pipe, cls) and type(pipe).__name__ == "FaceSnapHubPipeline"
+    torch.testing.assert_close(image_of(pipe, adapter), expected, atol=1e-5, rtol=0)
+
+
+def test_custom_pipeline_from_a_hub(packaged, hub, tmp_path):
+    close_session()  # connections to the Hub of another test
+    adapter, base, cls, expected = packaged
+    repo_id = "someone/facesnap-xl" if cls is FaceSnapXLPipeline else "someone/facesnap-sd"
+    hub.add_folder(repo_id, adapter)
+    cache = {"cache_dir": tmp_path / "cache"}
+    pipe = DiffusionPipeline.from_pretrained(base, custom_pipeline=repo_id, trust_remote_code=True, **cache)
+    assert isinstance(pipe, cls)
+    assert any("pipeline.py" in request for request in hub.requests)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_facesnap_adapter(repo_id, **cache)
+    torch.testing.assert_close(generate(pipe, identity=tiny.identity()), expected, atol=1e-5, rtol=0)
+
+
+def test_code_does_not_run_without_trust(packaged):
+    adapter, base, *_ = packaged
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(base, custom_pipeline=str(adapter))
+
+
+def test_model_card(tmp_path):
+    pipe = facesnap(tiny.sd_pipeline())
+    tiny.add_adapter(pipe)
+    pipe.save_facesnap_adapter(tmp_path)
+    options = ["--base-model", "someone/base", "--license", "apache-2.0", "--dataset", "someone/a", "--dataset", "b/c"]
+    command("package-hub-repo", tmp_path, "--repo-id", "someone/facesnap", *options)
+    card = ModelCard.load(tmp_path / "README.md")
+    data = card.data.to_dict()
+    expected = {
+        "base_model": "someone/base",
+        "base_model_relation": "adapter",
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "license": "apache-2.0",
+        "datasets": ["someone/a", "b/c"],
+    }
+    assert {name: data[name] for name in expected} == expected
+    assert "facesnap" in data["tags"] and data["widget"][0]["text"]
+    assert 'load_facesnap_adapter("someone/facesnap")' in card.text
+    for part in ("## Use", "## Intended use and limits", "agreed to it", "custom_pipeline="):
+        assert part in card.text
+
+
+def test_repo_names_are_checked(tmp_path):
+    with pytest.raises(InputError, match="owner/name"):
+        command("package-hub-repo", tmp_path, "--repo-id", "facesnap")
