@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .pipelines.facesnap_xl_img2img import FaceSnapXLImg2ImgPipeline as FaceSnapXLImg2ImgPipeline
     from .pipelines.facesnap_xl_inpaint import FaceSnapXLInpaintPipeline as FaceSnapXLInpaintPipeline
     from .pipelines.people import Person as Person
+    from .pipelines.refine import redraw_faces as redraw_faces
 
 # Where each public name lives. Imported on first use: `import facesnap_diffusers` loads neither torch nor diffusers.
 _HOME = {
@@ -66,6 +67,7 @@ _HOME = {
     "PhotoError": "errors",
     "draw_landmarks": "faces.drawing",
     "load_landmark_predictor": "models.landmark_predictor",
+    "redraw_faces": "pipelines.refine",
 }
 
 __all__ = sorted(_HOME)

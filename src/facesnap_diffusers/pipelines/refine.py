@@ -1,0 +1,121 @@
+"""A second pass for small faces: latents hold too few numbers for them, so each is drawn again at full size."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from ..errors import InputError
+from .people import Person, check_people
+
+
+if TYPE_CHECKING:
+    from .mixin import FaceSnapMixin
+
+
+def redraw_faces(
+    pipe: FaceSnapMixin,
+    image: PIL.Image.Image,
+    prompt: str,
+    people: Sequence[Person],
+    *,
+    strength: float = 0.5,
+    size: int | None = None,
+    margin: float = 0.5,
+    feather: float = 0.15,
+    **kwargs: Any,
+) -> PIL.Image.Image:
+    r"""
+    Draws the small faces of a finished image again: a square around each is cut out and enlarged, goes through
+    image-to-image with the same identity and the same landmarks, and is put back with soft edges.
+
+    Args:
+        pipe: The FaceSnap pipeline that made the image, or another with the same kind of adapter.
+        image (`PIL.Image.Image`): The image.
+        prompt (`str`): What the squares show: a portrait; the prompt of the image, if it says no more than that.
+        people (`list[`[`Person`]`]`): As in the call that made the image; for a single person a list of one.
+        strength (`float`): How much is drawn anew, from 0 to 1.
+        size (`int`, *optional*): Side of the enlarged square, in pixels; by default the base model's own size. Faces
+            whose square is as large already are left as they are.
+        margin (`float`): What the square has around the face box on each side, as a share of the box.
+        feather (`float`): Width of the soft edge, as a share of the square's side; up to 0.5.
+        kwargs: All arguments of the image-to-image pipeline, such as `generator` and `num_inference_steps`.
+
+    Returns:
+        `PIL.Image.Image`: a new image of the same size; outside of the squares nothing changes.
+
+    Raises:
+        InputError: An argument has a wrong type or is out of range.
+    """
+    if not isinstance(image, PIL.Image.Image):
+        raise InputError(f"image must be a PIL image, got {type(image).__name__}")
+    for name, value, high in (("strength", strength, 1), ("feather", feather, 0.5), ("margin", margin, float("inf"))):
+        if not isinstance(value, (int, float)) or not 0 <= value <= high:
+            raise InputError(f"{name} must be a number from 0 to {high}, got {value!r}")
+    people, boxes = check_people(people)
+    if size is None:
+        sample_size = pipe.unet.config.sample_size
+        size = (sample_size if isinstance(sample_size, int) else min(sample_size)) * pipe.vae_scale_factor
+    image_to_image = _image_to_image(pipe)
+
+    result = image.convert("RGB")
+    for person, box in zip(people, boxes):
+        left, top, side = _square(box, margin, result.height, result.width)
+        if side >= size:
+            continue
+        points = pipe.predict_landmarks(
+            person.identity,
+            face_box=person.face_box,
+            pose_image=person.pose_image,
+            pose=person.pose,
+            expression=person.expression,
+            height=result.height,
+            width=result.width,
+        )
+        points = (points - points.new_tensor([left, top])) * (size / side)
+        crop = result.crop((left, top, left + side, top + side))
+        redrawn = image_to_image(
+            prompt,
+            image=crop.resize((size, size), PIL.Image.Resampling.LANCZOS),
+            identity=person.identity,
+            landmarks=points,
+            strength=strength,
+            height=size,
+            width=size,
+            **{**kwargs, "output_type": "pil"},
+        ).images[0]
+        redrawn = redrawn.resize((side, side), PIL.Image.Resampling.LANCZOS)
+        result.paste(redrawn, (left, top), _soft_mask(side, feather))
+    return result
+
+
+def _image_to_image(pipe: FaceSnapMixin) -> Any:
+    from .facesnap_img2img import FaceSnapImg2ImgPipeline
+    from .facesnap_xl_img2img import FaceSnapXLImg2ImgPipeline
+
+    pipe._require_adapter("redraw_faces")
+    is_xl = hasattr(pipe, "text_encoder_2")
+    image_to_image = (FaceSnapXLImg2ImgPipeline if is_xl else FaceSnapImg2ImgPipeline).from_pipe(pipe, controlnet=None)
+    image_to_image.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    return image_to_image
+
+
+def _square(box: torch.Tensor, margin: float, height: int, width: int) -> tuple[int, int, int]:
+    """Left, top and side of the square around a face box, in pixels, inside of the image."""
+    left, top, right, bottom = (box * box.new_tensor([width, height, width, height])).tolist()
+    side = min(round((1 + 2 * margin) * max(right - left, bottom - top)), height, width)
+    corner = [(left + right - side) / 2, (top + bottom - side) / 2]
+    x, y = (round(min(max(value, 0), limit - side)) for value, limit in zip(corner, (width, height)))
+    return x, y, side
+
+
+def _soft_mask(side: int, feather: float) -> PIL.Image.Image:
+    """White with edges that fade to black along half a cosine."""
+    distance = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5
+    ramp = np.clip(distance / max(feather * side, 0.5), 0, 1)
+    fade = (1 - np.cos(np.pi * ramp)) / 2
+    return PIL.Image.fromarray(np.round(255 * np.outer(fade, fade)).astype(np.uint8))

@@ -1,0 +1,114 @@
+"""The second pass for small faces."""
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny
+import torch
+from test_people import facesnap
+
+from facesnap_diffusers import (
+    AdapterError,
+    FaceSnapImg2ImgPipeline,
+    FaceSnapPipeline,
+    FaceSnapXLImg2ImgPipeline,
+    HeadPose,
+    InputError,
+    Person,
+    redraw_faces,
+)
+
+
+CALL = {"num_inference_steps": 4, "strength": 0.5}
+
+
+def seeded():
+    return torch.Generator().manual_seed(0)
+
+
+def picture(height=96, width=128):
+    return PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return facesnap(tiny.sd_pipeline())
+
+
+SMALL, OTHER = (0.1, 0.2, 0.25, 0.4), (0.7, 0.5, 0.8, 0.65)
+
+
+def test_only_the_squares_of_small_faces_change(pipe):
+    image = picture()
+    people = [Person(tiny.identity(), SMALL), Person(tiny.identity(4), OTHER)]
+    result = redraw_faces(pipe, image, "a cat", people, generator=seeded(), **CALL)
+    changed = (pixels(result) != pixels(image)).any(-1)
+    squares = np.zeros_like(changed)
+    for left, top, right, bottom in (SMALL, OTHER):
+        x, y = (left + right) / 2 * 128, (top + bottom) / 2 * 96
+        half = max((right - left) * 128, (bottom - top) * 96) + 1
+        rows, columns = np.mgrid[:96, :128]
+        square = (abs(columns + 0.5 - x) <= half) & (abs(rows + 0.5 - y) <= half)
+        assert changed[square].mean() > 0.5
+        squares |= square
+    assert not changed[~squares].any()
+    assert result.size == image.size
+
+
+@pytest.mark.parametrize("make", [tiny.sd_pipeline, tiny.xl_pipeline])
+def test_a_square_is_image_to_image_with_the_same_landmarks(make):
+    pipe = facesnap(make())
+    image, who, box, pose = picture(64, 64), tiny.identity(), (0.25, 0.25, 0.5, 0.5), HeadPose(yaw=20)
+    result = redraw_faces(pipe, image, "a cat", [Person(who, box, pose=pose)], feather=0, generator=seeded(), **CALL)
+    # the box is 16 pixels wide, its square 32, from (8, 8) on; enlarged to the tiny model's 64
+    points = pipe.predict_landmarks(who, face_box=box, pose=pose, height=64, width=64)
+    cls = FaceSnapXLImg2ImgPipeline if make is tiny.xl_pipeline else FaceSnapImg2ImgPipeline
+    image_to_image = cls.from_pipe(pipe)
+    image_to_image.set_progress_bar_config(disable=True)
+    redrawn = image_to_image(
+        "a cat",
+        image=image.crop((8, 8, 40, 40)).resize((64, 64), PIL.Image.Resampling.LANCZOS),
+        identity=who,
+        landmarks=2 * (points - 8),
+        generator=seeded(),
+        **CALL,
+    ).images[0]
+    expected = pixels(image)
+    expected[8:40, 8:40] = pixels(redrawn.resize((32, 32), PIL.Image.Resampling.LANCZOS))
+    assert abs(pixels(result) - expected).max() <= 1
+    assert abs(expected - pixels(image)).max() > 20
+
+
+def test_large_faces_are_left(pipe):
+    image = picture()
+    result = redraw_faces(pipe, image, "a cat", [Person(tiny.identity(), (0.2, 0.1, 0.8, 0.9))], **CALL)
+    assert (pixels(result) == pixels(image)).all()
+
+
+def test_edges_are_soft(pipe):
+    image = PIL.Image.new("RGB", (96, 96), (128, 128, 128))
+    result = redraw_faces(pipe, image, "a cat", [Person(tiny.identity(), (0.35, 0.35, 0.65, 0.65))], **CALL)
+    difference = abs(pixels(result) - 128).max(-1)
+    rows = np.flatnonzero(difference.any(1))
+    border = difference[rows[0] : rows[-1] + 1][:2].mean()
+    assert 0 < border < 0.25 * difference[40:56, 40:56].mean()
+
+
+def test_errors_are_typed(pipe):
+    people = [Person(tiny.identity(), SMALL)]
+    for arguments, message in [
+        ({"image": "photo.png"}, "PIL image"),
+        ({"strength": 2}, "strength must be"),
+        ({"feather": 0.8}, "feather must be"),
+        ({"margin": -1}, "margin must be"),
+        ({"people": [Person(tiny.identity())]}, "has no face_box"),
+        ({"people": [Person(tiny.identity(), SMALL)] * 2}, "overlap"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            redraw_faces(pipe, **{"image": picture(), "prompt": "a cat", "people": people, **arguments})
+    with pytest.raises(AdapterError, match="redraw_faces needs"):
+        redraw_faces(FaceSnapPipeline.from_pipe(tiny.sd_pipeline()), picture(), "a cat", people)
