@@ -49,7 +49,7 @@ def multi_id_bench(folder: Path, seed: int = 0) -> Protocol:
         Column("KID", "kid", better="lower", digits=4),
     )
     notes = (
-        f"MultiID-Bench, the {len(cases)} cases with one person; those with several people are not part of this.",
+        f"MultiID-Bench, of its {len(cases)} cases with one person; those with several people are not part of this.",
         "Copy-Paste is 1 where a face equals the reference, -1 where it equals the true picture.",
         "Its paper averages similarities over ArcFace, FaceNet and AdaFace; these are by the recogniser named here.",
     )

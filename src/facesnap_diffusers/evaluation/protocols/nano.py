@@ -54,10 +54,12 @@ def nano(folder: Path, seed: int = 0) -> Protocol:
             raise InputError(f"{path}: case {number} is damaged ({type(error).__name__}: {error})") from None
     columns = (
         *FACE_COLUMNS,
-        Column("NME", "truth_nme", better="lower"),
+        Column("NME to truth", "truth_nme", better="lower"),
         Column("yaw °", "truth_yaw_error", better="lower", digits=1),
         Column("pitch °", "truth_pitch_error", better="lower", digits=1),
         Column("roll °", "truth_roll_error", better="lower", digits=1),
+        Column("NME to target", "landmark_nme", better="lower"),
+        Column("yaw ° to target", "yaw_error", better="lower", digits=1),
         Column("pose copied", "pose_copy", better="lower", digits=2),
         Column("distance to truth", "truth_distance", "median", "lower"),
         Column("pixels to truth", "truth_pixel_error", better="lower"),
@@ -70,8 +72,8 @@ def nano(folder: Path, seed: int = 0) -> Protocol:
     )
     colors = {name: tuple(rgb) for name, rgb in manifest.get("background_colors", {}).items()}
     notes = (
-        f"{len(cases)} cases of {len(manifest['people'])} rendered people. NME and angles compare the points that are"
-        " found in the image with those found in the true render.",
+        "NME and angles to the truth compare the points found in the image with those found in the true render; those to"
+        " the target, with the re-targeted points that the method was to follow, which are estimates themselves.",
     )
     return Protocol("nano", tuple(cases), columns, background_colors=colors, notes=notes)
 
