@@ -6,6 +6,7 @@ import foreign
 import pytest
 import tiny
 import torch
+from huggingface_hub import close_session
 from safetensors.torch import save_file
 
 from facesnap_diffusers import AdapterError, FaceIdentity, FaceSnapPipeline, FaceSnapXLPipeline
@@ -226,3 +227,21 @@ def test_version_2_of_plus_can_be_said(tmp_path):
         pipe.load_facesnap_adapter(checkpoint, faceid_plus_v2=v2, image_encoder=tiny.image_encoder())
         images.append(pipe("a cat", identity=person(), generator=seeded(), **CALL).images)
     assert (images[0] - images[1]).abs().max() > 1e-4
+
+
+def test_from_the_hub(hub, tmp_path):
+    close_session()  # connections to the Hub of another test
+    base = tiny.sd_pipeline()
+    name = write(tmp_path, "ip-adapter-faceid_sd15", foreign.faceid(base.unet), ".bin")
+    hub.add_commit("h94/IP-Adapter-FaceID", {name: (tmp_path / name).read_bytes()})
+    images = []
+    for source, options in [(tmp_path / name, {}), ("h94/IP-Adapter-FaceID", {"weight_name": name})]:
+        pipe = facesnap(base)
+        pipe.load_facesnap_adapter(source, cache_dir=str(tmp_path / "cache"), **options)
+        images.append(pipe("a cat", identity=person(image_features=False), generator=seeded(), **CALL).images)
+    assert torch.equal(*images)
+    with pytest.raises(AdapterError, match="cannot be had from the Hub") as caught:
+        pipe.load_facesnap_adapter(
+            "h94/IP-Adapter-FaceID", weight_name="absent.bin", cache_dir=str(tmp_path / "cache")
+        )
+    assert "\n" not in str(caught.value)

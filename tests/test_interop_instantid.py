@@ -10,6 +10,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel
+from huggingface_hub import close_session
 
 from facesnap_diffusers import (
     AdapterError,
@@ -18,6 +19,7 @@ from facesnap_diffusers import (
     FaceSnapPipeline,
     FaceSnapXLPipeline,
     HeadPose,
+    load_landmark_predictor,
 )
 from facesnap_diffusers.faces.key_points import draw_key_points, key_points
 
@@ -180,9 +182,12 @@ def test_equals_the_public_pipeline(base, repo, ip_scale, controlnet_scale):
 
 def test_pose_is_steered_and_the_proportions_stay_the_references(base, repo):
     pipe = instantid(base, repo)
-    wide = dataclasses.replace(
-        person(), landmarks=(tiny.face_points() - torch.tensor([60.0, 0.0])) * torch.tensor([1.15, 1.0])
-    )
+    # the shape coefficients that come nearest to a face wider by 15 %
+    predictor = load_landmark_predictor()
+    basis, wider = predictor.shape_basis, predictor.mean * torch.tensor([0.15, 0, 0])
+    shape = torch.linalg.lstsq(basis.flatten(1).T, wider.flatten()[:, None]).solution[:, 0]
+    mean = dataclasses.replace(person(), shape=torch.zeros_like(shape))
+    wide = dataclasses.replace(person(), shape=shape)
     call = {"face_box": (0.2, 0.2, 0.8, 0.8), "height": 512, "width": 512}
 
     def width_to_height(identity, pose):
@@ -190,8 +195,8 @@ def test_pose_is_steered_and_the_proportions_stay_the_references(base, repo):
         return float((points[1, 0] - points[0, 0]) / (points[3:, 1].mean() - points[:2, 1].mean()))
 
     for pose in (HeadPose(), HeadPose(yaw=25)):
-        assert width_to_height(wide, pose) > 1.05 * width_to_height(person(), pose)
-    assert width_to_height(person(), HeadPose(yaw=25)) < 0.97 * width_to_height(person(), HeadPose())
+        assert width_to_height(wide, pose) > 1.05 * width_to_height(mean, pose)
+    assert width_to_height(mean, HeadPose(yaw=25)) < 0.97 * width_to_height(mean, HeadPose())
     images = [
         pipe("a cat", identity=person(), pose=pose, generator=seeded(), **CALL).images
         for pose in (HeadPose(), HeadPose(yaw=40))
@@ -265,4 +270,16 @@ def test_survives_saving_as_an_adapter_of_our_own(base, repo, tmp_path):
     assert type(again.ffrnet) is ControlNetModel
     torch.testing.assert_close(
         again("a cat", identity=person(), generator=seeded(), **CALL).images, image, atol=1e-6, rtol=0
+    )
+
+
+def test_from_the_hub(base, repo, hub, tmp_path):
+    close_session()  # connections to the Hub of another test
+    hub.add_folder("InstantX/InstantID", repo)
+    pipe = FaceSnapXLPipeline.from_pipe(base)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_facesnap_adapter("InstantX/InstantID", cache_dir=tmp_path)
+    expected = instantid(base, repo)("a cat", identity=person(), generator=seeded(), **CALL).images
+    torch.testing.assert_close(
+        pipe("a cat", identity=person(), generator=seeded(), **CALL).images, expected, atol=1e-6, rtol=0
     )

@@ -126,8 +126,9 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
         size = {name: getattr(block_state, name) for name in ("height", "width")}
         height, width = pipe._image_size(size)
         steering = {name: getattr(block_state, name) for name in _STEERING}
+        style = pipe._require_adapter("identity=").landmark_style
         points = pipe.predict_landmarks(identities, height=height, width=width, **steering)
-        block_state.control_image = draw_for_style(pipe.facesnap_config.landmark_style, points.float(), height, width)
+        block_state.control_image = draw_for_style(style, points.float(), height, width)
         block_state.controlnet_conditioning_scale = float(block_state.landmarks_scale)
 
 

@@ -94,6 +94,7 @@ class FaceIDPlusMixer(ModelMixin, ConfigMixin):
             num_tokens=num_tokens,
         )
         self.projection.shortcut = shortcut
+        self.empty_image: torch.Tensor
         self.register_buffer("empty_image", torch.zeros(image_sequence_length, image_embed_dim))
 
     @torch.no_grad()

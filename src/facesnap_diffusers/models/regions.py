@@ -26,7 +26,7 @@ class Regions:
     def __init__(self, boxes: torch.Tensor, height: int, width: int):
         self.boxes = boxes
         self.num_people = len(boxes)
-        self._sizes = {}
+        self._sizes: dict[int, tuple[int, int]] = {}
         while height * width not in self._sizes:  # the levels of the UNet: each halves the size, rounding up
             self._sizes[height * width] = (height, width)
             height, width = (height + 1) // 2, (width + 1) // 2
