@@ -9,6 +9,7 @@ from .commands.eval import evaluate
 from .commands.info import info
 from .commands.landmarks import landmarks
 from .commands.package_hub_repo import package_hub_repo
+from .commands.train import train
 from .errors import FaceSnapError
 
 
@@ -23,6 +24,7 @@ app.command("eval")(evaluate)
 app.command()(info)
 app.command()(landmarks)
 app.command()(package_hub_repo)
+app.command()(train)
 
 
 def main() -> None:

@@ -1,0 +1,21 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; examples/training has some.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Replaces a value: --set optimizer.learning_rate=1e-5")
+    ] = None,
+) -> None:
+    """Train an adapter. For several GPUs: accelerate launch -m facesnap_diffusers.training CONFIG."""
+    from ..errors import MissingDependencyError
+
+    try:
+        from ..training.config import load_config
+        from ..training.trainer import Trainer
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(f'training needs {error.name}: pip install "facesnap-diffusers[train]"') from error
+    Trainer(load_config(config, overrides or [])).train()

@@ -1,0 +1,375 @@
+"""The configuration of a training run: what `facesnap train` reads from a YAML file."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from ..errors import InputError
+
+
+_STRICT = ConfigDict(extra="forbid")
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+Part = Literal["mixer", "ffrnet", "identity_attention"]
+
+
+@dataclass(config=_STRICT)
+class BaseConfig:
+    r"""
+    The frozen base model.
+
+    Attributes:
+        model (`str`): Hub repo, folder, or single `.safetensors` file of a Stable Diffusion model.
+        family (`str`): `"sd"` (1.x, 2.x and their like) or `"sdxl"`.
+        revision (`str`, *optional*), variant (`str`, *optional*): As in `DiffusionPipeline.from_pretrained`.
+        dtype (`str`, *optional*): Of its weights; that of `mixed_precision` by default. The VAE of SDXL stays in
+            float32, which it needs.
+        imports (`list[str]`): Modules to import first, for bases with components of your own.
+    """
+
+    model: str
+    family: Literal["sd", "sdxl"] = "sd"
+    revision: str | None = None
+    variant: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    imports: list[str] = field(default_factory=list)
+
+
+@dataclass(config=_STRICT)
+class AdapterConfig:
+    r"""
+    The adapter that is trained.
+
+    Attributes:
+        start_from (`str`, *optional*): Adapter folder or Hub repo to go on with. A fresh one by default, and what
+            follows describes it.
+        train (`list[str]`): The parts that are trained, of `mixer`, `ffrnet` and `identity_attention`. Others that
+            the adapter has stay as they are.
+        parts (`list[str]`): The parts of a fresh adapter.
+        face_encoder (`str`), face_embed_dim (`int`, *optional*), image_encoder (`str`, *optional*),
+            num_tokens (`int`): As in [`FaceSnapConfig`].
+        bundle_image_encoder (`bool`): `image_encoder` is a local folder that becomes a part of the adapter.
+        mixer (`dict`): Sizes of the mixer that differ from its defaults.
+        license (`str`, *optional*): Of the trained weights, for the model card.
+    """
+
+    start_from: str | None = None
+    train: list[Part] = field(default_factory=lambda: ["mixer", "ffrnet", "identity_attention"])
+    parts: list[Part] = field(default_factory=lambda: ["mixer", "ffrnet", "identity_attention"])
+    face_encoder: str = "insightface/w600k_r50"
+    face_embed_dim: Count | None = 512
+    image_encoder: str | None = "openai/clip-vit-large-patch14"
+    bundle_image_encoder: bool = False
+    num_tokens: Count = 16
+    mixer: dict[str, Any] = field(default_factory=dict)
+    license: str | None = None
+
+
+@dataclass(config=_STRICT)
+class DataConfig:
+    r"""
+    What is trained on.
+
+    Attributes:
+        shards (`list[str]`): Folders that `facesnap prepare` wrote.
+        validation (`list[str]`): The same, of people that are in no training shard.
+        resolution (`int`): Side of the training images, in pixels.
+        zoom (`tuple[float, float]`): The target is cropped from the photo scaled to cover the image, times a number
+            from this range.
+        flip (`float`): Share of targets that are mirrored.
+        reference_flip (`float`), reference_jitter (`float`): Share of reference crops that are mirrored, and how far
+            brightness, contrast and saturation of them change. They keep the image encoder from copying.
+        landmarks (`str`): `"retargeted"`: the reference's proportions in the target's pose and expression, as the
+            pipelines make them; `"detected"`: the target's own.
+        caption (`str`): Of photos that have none.
+        workers (`int`): Processes that read ahead, in each training process.
+    """
+
+    shards: Annotated[list[str], Field(min_length=1)]
+    validation: list[str] = field(default_factory=list)
+    resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 512
+    zoom: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = (1.0, 1.3)
+    flip: Share = 0.5
+    reference_flip: Share = 0.5
+    reference_jitter: Share = 0.1
+    landmarks: Literal["retargeted", "detected"] = "retargeted"
+    caption: str = "a photo of a person"
+    workers: Annotated[int, Field(ge=0)] = 4
+
+
+@dataclass(config=_STRICT)
+class DropoutConfig:
+    """Shares of the samples in which a condition is left out, for classifier-free guidance and for robustness.
+
+    Attributes:
+        text (`float`), identity (`float`): Only the one is left out.
+        both (`float`): Text and identity are left out.
+        landmarks (`float`): FFRNet is left out, independently of the others.
+    """
+
+    text: Share = 0.05
+    identity: Share = 0.05
+    both: Share = 0.05
+    landmarks: Share = 0.1
+
+
+@dataclass(config=_STRICT)
+class LossConfig:
+    r"""
+    The diffusion loss.
+
+    Attributes:
+        min_snr_gamma (`float`, *optional*): Of the min-SNR weighting; without it all timesteps weigh the same.
+        face_weight (`float`): Weight of the face's place in the image; 1: all places weigh the same.
+        extra (`str`, *optional*): `package.module:function` of a further loss, called with the keyword arguments
+            `batch`, `identity_tokens` and `text_embeds` (both `(batch, tokens, width)`) and `step`; it returns a
+            scalar that is added.
+    """
+
+    min_snr_gamma: Positive | None = 5.0
+    face_weight: Positive = 1.0
+    extra: str | None = None
+
+
+@dataclass(config=_STRICT)
+class RecogniserConfig:
+    r"""
+    The recogniser of the identity loss; see [`load_network`] and [`FaceRecogniser`]. The defaults are InsightFace's.
+
+    Attributes:
+        network (`str`): ONNX file, exported program, or `package.module:function`.
+        crop (`str`): `"arcface"` or `"dlib"`.
+        size (`int`, *optional*), mean (`float`), std (`float`), bgr (`bool`): What it takes.
+    """
+
+    network: str
+    crop: Literal["arcface", "dlib"] = "arcface"
+    size: Count | None = None
+    mean: float = 0.5
+    std: Positive = 0.5
+    bgr: bool = False
+
+
+@dataclass(config=_STRICT)
+class IdentityLossConfig:
+    r"""
+    L_id, `1 - cos` of face embeddings of the generated image and the reference.
+
+    Attributes:
+        weight (`float`): λ_id; 0 switches it off.
+        recogniser ([`RecogniserConfig`], *optional*): Needed where the weight is not 0.
+        reference (`str`): `"embedding"`: compares with the reference's embedding in the shards, for a recogniser that
+            is the adapter's face encoder or imitates it; `"photo"`: with the recogniser's own embedding of the
+            reference, for any other.
+        mode (`str`): `"prediction"`: on the clean image that the prediction for one noisy sample amounts to;
+            `"few_step"`: on an accurate sample of a few steps from pure noise (the "lightning" branch of PuLID, Guo
+            et al. 2024, arXiv 2404.16022, section 3.2), which is slower.
+        min_snr (`float`): `"prediction"`: timesteps with a smaller signal-to-noise ratio are left out, for there the
+            predicted image is a blur.
+        every (`int`): `"few_step"`: at every so many steps, with `every` times the weight.
+        steps (`int`), gradient_steps (`int`): `"few_step"`: sampling steps (DDIM), and through how many of them, the
+            last ones, the gradient goes.
+        start_step (`int`): The first step with this loss.
+    """
+
+    weight: NotNegative = 0.0
+    recogniser: RecogniserConfig | None = None
+    reference: Literal["embedding", "photo"] = "embedding"
+    mode: Literal["prediction", "few_step"] = "prediction"
+    min_snr: Positive = 1.0
+    every: Count = 4
+    steps: Count = 4
+    gradient_steps: Count = 1
+    start_step: Annotated[int, Field(ge=0)] = 0
+
+
+@dataclass(config=_STRICT)
+class OptimizerConfig:
+    r"""
+    Attributes:
+        name (`str`): `adamw`, `adamw_fused` (one kernel a step), `adamw_8bit` (bitsandbytes) or `adafactor`.
+        learning_rate (`float` or `dict`): One, or one for each part: `{mixer: 1e-4, ffrnet: 1e-5, ...}`.
+        betas (`tuple[float, float]`), epsilon (`float`), weight_decay (`float`): Of AdamW.
+        schedule (`str`): As in `diffusers.optimization.get_scheduler`.
+        warmup_steps (`int`): Steps in which the learning rate rises.
+        max_grad_norm (`float`, *optional*): Gradients are scaled down to this norm.
+    """
+
+    name: Literal["adamw", "adamw_fused", "adamw_8bit", "adafactor"] = "adamw"
+    learning_rate: Positive | dict[Part, Positive] = 1e-5
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    epsilon: Positive = 1e-8
+    weight_decay: NotNegative = 1e-2
+    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    warmup_steps: Annotated[int, Field(ge=0)] = 500
+    max_grad_norm: Positive | None = 1.0
+
+
+@dataclass(config=_STRICT)
+class ValidationConfig:
+    r"""
+    What is looked at during training, always the same: losses on fixed noise, and images.
+
+    Attributes:
+        every (`int`): Steps between.
+        batches (`int`): Batches of the validation shards whose losses are averaged.
+        images (`int`): Samples of which images are made, with the averaged weights; 0: none.
+        inference_steps (`int`), guidance_scale (`float`): Of the images.
+        prompt (`str`, *optional*): Of the images; their captions by default.
+    """
+
+    every: Count = 1000
+    batches: Annotated[int, Field(ge=0)] = 4
+    images: Annotated[int, Field(ge=0)] = 4
+    inference_steps: Count = 20
+    guidance_scale: NotNegative = 5.0
+    prompt: str | None = None
+
+
+@dataclass(config=_STRICT)
+class HubConfig:
+    """Where the finished adapter goes; `repo_id` is its name on the Hub, `push` uploads it."""
+
+    push: bool = False
+    repo_id: str | None = None
+    private: bool = False
+
+
+@dataclass(config=_STRICT)
+class TrainingConfig:
+    r"""
+    A training run.
+
+    Attributes:
+        output_dir (`str`): Folder of checkpoints, validation images, logs and the finished adapter.
+        steps (`int`): Optimizer steps.
+        batch_size (`int`): Samples of one process in one forward pass.
+        gradient_accumulation (`int`): Forward passes to an optimizer step.
+        seed (`int`): Decides about everything that is random: two runs of one config are the same.
+        mixed_precision (`str`): `"no"`, `"fp16"` or `"bf16"`.
+        gradient_checkpointing (`bool`): Computes activations twice, to save memory.
+        allow_tf32 (`bool`): Faster, less exact float32 on NVIDIA GPUs.
+        ema_decay (`float`): Of the averaged weights; 0 averages nothing.
+        checkpoint_every (`int`), keep_checkpoints (`int`): Steps between checkpoints, and how many are kept.
+        log_every (`int`): Steps over which the logged losses are averaged.
+        resume (`bool`): Goes on from the last checkpoint in `output_dir` if there is one.
+        trackers (`list[str]`): Of accelerate: `tensorboard`, `wandb`, ...
+        data_statement (`str`, *optional*): What the data are and by what right they are used, for the model card.
+    """
+
+    output_dir: str
+    base: BaseConfig
+    data: DataConfig
+    steps: Count
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+    batch_size: Count = 4
+    gradient_accumulation: Count = 1
+    seed: int = 0
+    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    allow_tf32: bool = True
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    identity_loss: IdentityLossConfig = field(default_factory=IdentityLossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    checkpoint_every: Count = 1000
+    keep_checkpoints: Count = 3
+    log_every: Count = 50
+    resume: bool = True
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    trackers: list[str] = field(default_factory=list)
+    data_statement: str | None = None
+    hub: HubConfig = field(default_factory=HubConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    def to_yaml(self) -> str:
+        values = TypeAdapter(TrainingConfig).dump_python(self, mode="json")
+        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
+    r"""
+    Reads a config.
+
+    Args:
+        path (`str` or `Path`): A YAML file.
+        overrides (`list[str]`): Values that replace those in the file: `"optimizer.learning_rate=1e-5"`.
+
+    Raises:
+        InputError: The file cannot be read, or a key or value is wrong; names the key.
+    """
+    try:
+        values = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"config {path} cannot be read ({error.strerror}); name a YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} is no YAML ({' '.join(str(error).split())[:150]}); correct it") from None
+    if not isinstance(values, dict):
+        raise InputError(f"config {path} holds {type(values).__name__} instead of names and values")
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals:
+            raise InputError(f"override {override!r} has no =; write key=value, e.g. optimizer.learning_rate=1e-5")
+        *sections, name = key.strip().split(".")
+        section = values
+        for step in sections:
+            section = section.setdefault(step, {}) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise InputError(f"override {override!r}: {'.'.join(sections)} is no section of the config")
+        try:
+            section[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"override {override!r}: {text!r} is no YAML value") from None
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> TrainingConfig:
+    """Makes a config from plain values. Raises [`InputError`] that names the first wrong key."""
+    try:
+        config = TypeAdapter(TrainingConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(step) for step in first["loc"])
+        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+            raise InputError(f"config has an unknown key {key}; see TrainingConfig for those that it takes") from None
+        if first["type"] in ("missing", "missing_argument"):
+            raise InputError(f"config lacks {key}; add it") from None
+        raise InputError(f"config: {key} is {first['input']!r}: {first['msg']}") from None
+    _check(config)
+    return config
+
+
+def _check(config: TrainingConfig) -> None:
+    if config.identity_loss.weight > 0 and config.identity_loss.recogniser is None:
+        raise InputError(
+            "config: identity_loss.weight is not 0; name identity_loss.recogniser.network, or set it to 0"
+        )
+    if config.identity_loss.gradient_steps > config.identity_loss.steps:
+        raise InputError("config: identity_loss.gradient_steps is more than identity_loss.steps; lower it")
+    dropout = config.dropout
+    if dropout.text + dropout.identity + dropout.both > 1:
+        raise InputError("config: dropout.text, dropout.identity and dropout.both add up to more than 1; lower them")
+    if not config.adapter.train:
+        raise InputError("config: adapter.train is empty; name the parts to train")
+    untrained = set(config.adapter.train) - set(config.adapter.parts)
+    if config.adapter.start_from is None and untrained:
+        raise InputError(f"config: adapter.train has {sorted(untrained)}, which adapter.parts has not; add them there")
+    if config.data.zoom[0] > config.data.zoom[1]:
+        raise InputError("config: data.zoom has its larger value first; write the smaller one first")
+    if isinstance(config.optimizer.learning_rate, dict):
+        missing = set(config.adapter.train) - set(config.optimizer.learning_rate)
+        if missing:
+            raise InputError(f"config: optimizer.learning_rate has no value for {sorted(missing)}; add them")

@@ -1,0 +1,260 @@
+"""The training loss as one module, whose parameters are what is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from ..faces.drawing import draw_landmarks
+from ..models.attention import IdentityAttention
+from .config import IdentityLossConfig, LossConfig
+from .losses import NoiseSchedule, face_weights, identity_distance
+from .recogniser import FaceRecogniser
+
+
+class Objective(nn.Module):
+    r"""
+    `L = L_diffusion + λ_id · L_id` of a FaceSnap pipeline's adapter. Only the trained parts are its modules: wrappers
+    for several processes and checkpoints see nothing else. The frozen base is used in place.
+
+    Args:
+        pipeline (`FaceSnapPipeline` or `FaceSnapXLPipeline`): With an adapter.
+        parts (`list[str]`): The parts that are trained.
+        loss ([`LossConfig`]), identity_loss ([`IdentityLossConfig`]): The two losses.
+        recogniser ([`FaceRecogniser`], *optional*): Of the identity loss.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        parts: Sequence[str],
+        loss: LossConfig,
+        identity_loss: IdentityLossConfig,
+        recogniser: FaceRecogniser | None = None,
+    ):
+        super().__init__()
+        self.parts = nn.ModuleDict({part: getattr(pipeline, part) for part in parts})
+        self.parts.requires_grad_(True)
+        self.loss = loss
+        self.identity_loss = identity_loss
+        # in a tuple, the base does not become a part of this module
+        self._frozen = (pipeline, recogniser, IdentityAttention(layers={}))
+        self.schedule = NoiseSchedule(pipeline.scheduler)
+        self.num_tokens = pipeline.mixer.config.num_tokens
+        self._extra = _import_function(loss.extra) if loss.extra else None
+
+    @property
+    def pipeline(self) -> Any:
+        return self._frozen[0]
+
+    @property
+    def recogniser(self) -> FaceRecogniser | None:
+        return self._frozen[1]
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """While this lasts, the UNet attends to the identity: for forward and backward passes, which may recompute."""
+        attention = self.pipeline.identity_attention or self._frozen[2]
+        with attention.attached(self.pipeline.unet, self.num_tokens):
+            yield
+
+    def forward(self, batch: dict[str, Any], step: int = 0) -> dict[str, torch.Tensor]:
+        r"""
+        Args:
+            batch (`dict`): As [`collate`] makes it, on the device.
+            step (`int`): Of the run.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `loss`, and detached `diffusion`, `identity` (where it is computed) and
+            `identity_share`, the share of samples that took part in it.
+        """
+        clean = self.encode_images(batch["pixel_values"], batch["encoder_noise"])
+        timesteps = batch["timestep"]
+        noisy = self.schedule.add_noise(clean, batch["noise"], timesteps)
+        conditions = self.encode_conditions(batch)
+        predicted = self.predict(noisy, timesteps, conditions)
+
+        error = (predicted - self.schedule.target(clean, batch["noise"], timesteps)).square()
+        if self.loss.face_weight != 1:
+            image_size, latent_size = batch["pixel_values"].shape[-2:], error.shape[-2:]
+            error = error * face_weights(batch["detected"], image_size, latent_size, self.loss.face_weight)
+        error = error.mean(dim=(1, 2, 3))
+        losses = {"error": error.mean().detach()}
+        if self.loss.min_snr_gamma is not None:
+            error = error * self.schedule.min_snr_weight(timesteps, self.loss.min_snr_gamma)
+        total = error.mean()
+        losses["diffusion"] = total.detach()
+
+        if self._identity_due(step):
+            if self.identity_loss.mode == "prediction":
+                identity, share = self._identity_of_prediction(noisy, predicted, timesteps, batch)
+                weight = self.identity_loss.weight
+            else:
+                identity, share = self._identity_of_sample(conditions, batch)
+                weight = self.identity_loss.weight * self.identity_loss.every
+            total = total + weight * identity
+            losses["identity"], losses["identity_share"] = identity.detach(), share
+        if self._extra is not None:
+            tokens, text = conditions["identity_tokens"], conditions["text_embeds"]
+            extra = self._extra(batch=batch, identity_tokens=tokens, text_embeds=text, step=step)
+            total = total + extra
+            losses["extra"] = extra.detach()
+        return {"loss": total, **losses}
+
+    @torch.no_grad()
+    def encode_images(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Latents in float32 of images in `[-1, 1]`, drawn with the given noise where the VAE has a distribution."""
+        vae = self.pipeline.vae
+        with torch.autocast(pixel_values.device.type, enabled=False):
+            encoded = vae.encode(pixel_values.to(vae.dtype))
+        if hasattr(encoded, "latent_dist"):
+            distribution = encoded.latent_dist
+            latents = distribution.mean.float() + distribution.std.float() * noise
+        else:
+            latents = encoded.latents.float()
+        return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images in `[0, 1]`, not clipped, so that no gradient gets lost."""
+        vae = self.pipeline.vae
+        latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
+        with torch.autocast(latents.device.type, enabled=False):
+            return vae.decode(latents.to(vae.dtype)).sample.float() / 2 + 0.5
+
+    def encode_conditions(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Text, identity tokens and landmark images of a batch."""
+        pipeline = self.pipeline
+        text_embeds, pooled = self._encode_text(batch["caption"], batch["without_text"])
+        with torch.no_grad():
+            states = None
+            if pipeline.face_image_encoder is not None:
+                encoder = pipeline.face_image_encoder
+                head = batch["head"].to(encoder.dtype)
+                states = encoder(head, output_hidden_states=True).hidden_states[-2].to(pipeline.mixer.dtype)
+        face_embeds = batch["face_embeds"].to(pipeline.mixer.dtype) if pipeline.mixer.config.face_embed_dim else None
+        tokens = pipeline.mixer(face_embeds, states, batch["without_identity"])
+        height, width = batch["pixel_values"].shape[-2:]
+        conditions = {
+            "text_embeds": text_embeds,
+            "identity_tokens": tokens,
+            "landmark_image": draw_landmarks(batch["landmarks"], height, width),
+            "with_landmarks": ~batch["without_landmarks"],
+            "added": None,
+        }
+        if pooled is not None:
+            conditions["added"] = {"text_embeds": pooled, "time_ids": batch["sizes"].to(pooled.dtype)}
+        return conditions
+
+    def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, Any]) -> torch.Tensor:
+        """What the base model with the adapter predicts, in float32."""
+        unet, ffrnet = self.pipeline.unet, self.pipeline.ffrnet
+        tokens = conditions["identity_tokens"]
+        sample = noisy.to(unet.dtype)
+        added = conditions["added"]
+        residuals: dict[str, Any] = {}
+        if ffrnet is not None:
+            down, mid = ffrnet(
+                noisy.to(ffrnet.dtype),
+                timesteps,
+                encoder_hidden_states=tokens.to(ffrnet.dtype),
+                controlnet_cond=conditions["landmark_image"].to(ffrnet.dtype),
+                added_cond_kwargs=None if added is None else {k: v.to(ffrnet.dtype) for k, v in added.items()},
+                return_dict=False,
+            )
+            kept = conditions["with_landmarks"][:, None, None, None]
+            residuals = {
+                "down_block_additional_residuals": [(item * kept).to(unet.dtype) for item in down],
+                "mid_block_additional_residual": (mid * kept).to(unet.dtype),
+            }
+        context = torch.cat([conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1)
+        return unet(
+            sample,
+            timesteps,
+            encoder_hidden_states=context,
+            added_cond_kwargs=None if added is None else {k: v.to(unet.dtype) for k, v in added.items()},
+            return_dict=False,
+            **residuals,
+        )[0].float()
+
+    def _identity_due(self, step: int) -> bool:
+        config = self.identity_loss
+        if config.weight == 0 or step < config.start_step:
+            return False
+        return config.mode == "prediction" or step % config.every == 0
+
+    def _identity_of_prediction(
+        self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """L_id on the clean images that the predictions amount to, of samples that are clean enough and show someone."""
+        usable = (self.schedule.snr(timesteps) >= self.identity_loss.min_snr) & ~batch["without_identity"]
+        share = usable.float().mean()
+        if not usable.any():
+            return predicted.sum() * 0.0, share
+        clean = self.schedule.clean(noisy[usable], predicted[usable], timesteps[usable])
+        return self._distance(clean, batch, usable).sum() / len(usable), share
+
+    def _identity_of_sample(
+        self, conditions: dict[str, Any], batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """L_id on images sampled from pure noise in a few steps of DDIM (Song et al. 2021, equation 12, no noise added)."""
+        config = self.identity_loss
+        count = len(batch["timestep"])
+        # trailing timesteps: the first is the last of the schedule, where the sample is (almost) pure noise
+        spaced = torch.arange(config.steps, 0, -1, device=batch["timestep"].device) * len(self.schedule) / config.steps
+        timesteps = spaced.round().long() - 1
+        sample = batch["start_noise"]
+        clean = sample
+        for number, timestep in enumerate(timesteps):
+            now = timestep.expand(count)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and config.steps - number <= config.gradient_steps):
+                predicted = self.predict(sample, now, conditions)
+                clean = self.schedule.clean(sample, predicted, now)
+                if number + 1 < len(timesteps):
+                    noise = self.schedule.noise(sample, predicted, now)
+                    sample = self.schedule.add_noise(clean, noise, timesteps[number + 1].expand(count))
+        usable = ~batch["without_identity"]
+        share = usable.float().mean()
+        if not usable.any():
+            return clean.sum() * 0.0, share
+        return self._distance(clean[usable], batch, usable).sum() / count, share
+
+    def _distance(self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor) -> torch.Tensor:
+        recogniser = self.recogniser
+        images = self.decode_latents(clean)
+        with torch.autocast(images.device.type, enabled=False):
+            embeds = recogniser(images, batch["detected"][usable])
+            if self.identity_loss.reference == "embedding":
+                reference = batch["face_embeds"][usable]
+            else:
+                with torch.no_grad():
+                    reference = recogniser.embed(batch["reference_face"][usable])
+            return identity_distance(embeds, reference.to(embeds.dtype))
+
+    @torch.no_grad()
+    def _encode_text(self, captions: list[str], without: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        pipeline = self.pipeline
+        is_xl = hasattr(pipeline, "text_encoder_2")
+        zeros = is_xl and pipeline.config.force_zeros_for_empty_prompt
+        captions = ["" if left_out else caption for caption, left_out in zip(captions, without.tolist())]
+        encoded = pipeline.encode_prompt(
+            prompt=captions, device=without.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        embeds, pooled = encoded[0], encoded[2] if is_xl else None
+        if zeros:
+            embeds = embeds * ~without[:, None, None]
+            pooled = pooled * ~without[:, None]
+        return embeds, pooled
+
+
+def _import_function(name: str) -> Any:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"loss.extra {name!r} cannot be imported ({error}); name package.module:function") from error

@@ -1,0 +1,305 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
+
+from ..errors import InputError
+from ..model_card import write_model_card
+from ..models.landmark_predictor import load_landmark_predictor
+from .base import load_pipeline
+from .card import training_section
+from .checkpoints import Progress, load_checkpoint, save_checkpoint
+from .config import DropoutConfig, TrainingConfig
+from .data import RunOrder, TrainingSamples, collate
+from .objective import Objective
+from .optimizers import create_optimizer
+from .recogniser import FaceRecogniser, load_network
+from .shards import PreparedFaces
+from .validation import to_device, validation_losses, validation_sheet
+
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    r"""
+    Trains a FaceSnap adapter on a frozen base. In several processes (`accelerate launch`) each has one.
+
+    Args:
+        config ([`TrainingConfig`]): Everything that there is to say about the run.
+
+    Raises:
+        InputError: The config names something that cannot be loaded, or the data do not fit the adapter.
+    """
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+        self.folder = Path(config.output_dir)
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            log_with=config.trackers or None,
+            project_config=ProjectConfiguration(project_dir=str(self.folder), logging_dir=str(self.folder / "logs")),
+        )
+        self._tell_deepspeed_the_batch_size()
+        if config.allow_tf32 and torch.cuda.is_available():
+            torch.backends.cuda.matmul.allow_tf32 = True
+        set_seed(config.seed)
+
+        self.pipeline = load_pipeline(config).to(self.accelerator.device)
+        recogniser = None
+        if config.identity_loss.weight > 0:
+            options = dataclasses.asdict(config.identity_loss.recogniser)
+            recogniser = FaceRecogniser(load_network(options.pop("network")), **options).to(self.accelerator.device)
+        self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recogniser)
+        self.faces = self._read_faces(config.data.shards)
+        self.samples = self._samples(self.faces, config.dropout, config.seed)
+        self.validation_samples = None
+        if config.data.validation:
+            nothing = DropoutConfig(text=0, identity=0, both=0, landmarks=0)
+            self.validation_samples = self._samples(self._read_faces(config.data.validation), nothing, seed=0)
+            self.validation_samples.config = dataclasses.replace(
+                config.data, flip=0.0, reference_flip=0.0, reference_jitter=0.0
+            )
+
+        optimizer = create_optimizer(config.optimizer, self.objective.parts)
+        self.schedule = get_scheduler(
+            config.optimizer.schedule,
+            optimizer,
+            num_warmup_steps=config.optimizer.warmup_steps,
+            num_training_steps=config.steps,
+        )
+        self.parameters = list(self.objective.parameters())
+        self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
+        self.progress = Progress()
+        self.ema = None
+        registered: list[Any] = [self.progress, self.schedule]
+        if config.ema_decay > 0:
+            self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
+            registered.append(self.ema)
+        self.accelerator.register_for_checkpointing(*registered)
+
+    def train(self) -> dict[str, float]:
+        """Runs to the last step, from the last checkpoint on, and writes the adapter. Returns the last losses."""
+        config, accelerator = self.config, self.accelerator
+        if accelerator.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            (self.folder / "config.yaml").write_text(config.to_yaml())
+        if config.trackers:
+            accelerator.init_trackers("facesnap", config=_flat(config.to_dict()))
+        if config.resume and load_checkpoint(accelerator, self.folder):
+            logger.info("resumed at step %d", self.progress.step)
+            if self.ema is not None:
+                self.ema.to(accelerator.device)
+
+        results: dict[str, float] = {}
+        sums: dict[str, torch.Tensor] = {}
+        summed = 0
+        bar = tqdm(
+            initial=self.progress.step, total=config.steps, unit="step", disable=not accelerator.is_local_main_process
+        )
+        batches = iter(self._batches(self.progress.step))
+        while self.progress.step < config.steps:
+            for _ in range(config.gradient_accumulation):
+                losses = self._forward_backward(to_device(next(batches), accelerator.device))
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + value.detach().float() / config.gradient_accumulation
+            self.schedule.step()
+            if self.ema is not None:
+                self.ema.step(self.parameters)
+            self.progress.step += 1
+            summed += 1
+            step, last = self.progress.step, self.progress.step == config.steps
+            bar.update()
+            if step % config.log_every == 0 or last:
+                means = {name: accelerator.reduce(value / summed, "mean").item() for name, value in sums.items()}
+                rates = {f"learning_rate/{part}": rate for part, rate in self._learning_rates().items()}
+                results.update(means)
+                self._log({**means, **rates}, step)
+                bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
+                sums, summed = {}, 0
+            if step % config.validation.every == 0 or last:
+                results.update(self._validate(step))
+            if step % config.checkpoint_every == 0 or last:
+                save_checkpoint(accelerator, self.folder, step, config.keep_checkpoints)
+                self._save_adapter(results)
+        bar.close()
+        if config.trackers:
+            accelerator.end_training()
+        if config.hub.push and accelerator.is_main_process:
+            self._push()
+        accelerator.wait_for_everyone()
+        return results
+
+    def _forward_backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """One forward and backward pass; with the last of a step, the optimizer's."""
+        with self.accelerator.accumulate(self.model), self.objective.attached():
+            with self.accelerator.autocast():
+                losses = self.model(batch, self.progress.step)
+            self.accelerator.backward(losses["loss"])
+            if self.accelerator.sync_gradients and self.config.optimizer.max_grad_norm is not None:
+                self.accelerator.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return losses
+
+    def _batches(self, step: int) -> DataLoader:
+        """What is left of the run, as this process sees it."""
+        config = self.config
+        order = RunOrder(
+            step * config.gradient_accumulation,
+            config.steps * config.gradient_accumulation,
+            config.batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        return DataLoader(
+            self.samples,
+            batch_sampler=order,
+            collate_fn=collate,
+            num_workers=config.data.workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=config.data.workers > 0,
+        )
+
+    def _samples(self, faces: PreparedFaces, dropout: DropoutConfig, seed: int) -> TrainingSamples:
+        pipeline, config = self.pipeline, self.config
+        encoder = pipeline.face_image_encoder
+        side = config.data.resolution // pipeline.vae_scale_factor
+        return TrainingSamples(
+            faces,
+            config.data,
+            dropout,
+            load_landmark_predictor(),
+            pipeline.face_image_processor if encoder is not None else None,
+            encoder.config.image_size if encoder is not None else 0,
+            len(self.objective.schedule),
+            (pipeline.unet.config.in_channels, side, side),
+            seed,
+        )
+
+    def _read_faces(self, folders: list[str]) -> PreparedFaces:
+        faces, adapter = PreparedFaces(folders), self.pipeline.facesnap_config
+        for folder, settings in zip(folders, faces.settings):
+            encoder = settings.get("face_encoder")
+            if adapter.face_embed_dim is not None and encoder != adapter.face_encoder:
+                raise InputError(
+                    f"data: {folder} has embeddings of {encoder}, the adapter is for {adapter.face_encoder};"
+                    " prepare it with that face encoder"
+                )
+            recogniser = self.objective.recogniser
+            if recogniser is not None and self.config.identity_loss.reference == "photo":
+                crop = [recogniser.crop, recogniser.size]
+                if settings.get("face_crop") != crop:
+                    raise InputError(
+                        f"data: {folder} has face crops {settings.get('face_crop')}, the identity loss's recogniser takes"
+                        f" {crop}; prepare it with that crop, or set identity_loss.reference to embedding"
+                    )
+        return faces
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """While this lasts, the adapter has the averaged weights."""
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+    def _validate(self, step: int) -> dict[str, float]:
+        config = self.config.validation
+        if self.validation_samples is None or not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            return {}
+        losses: dict[str, float] = {}
+        with self._averaged(), self.accelerator.autocast():
+            device = self.accelerator.device
+            if config.batches:
+                found = validation_losses(
+                    self.objective, self.validation_samples, config.batches, self.config.batch_size, device
+                )
+                losses = {f"validation/{name}": value for name, value in found.items()}
+            if config.images:
+                sheet = validation_sheet(self.objective, self.validation_samples, config, self.config.seed, device)
+                path = self.folder / "validation" / f"step-{step:07d}.png"
+                path.parent.mkdir(exist_ok=True)
+                sheet.save(path)
+                self._log_image(sheet, step)
+        self._log(losses, step)
+        self.accelerator.wait_for_everyone()
+        return losses
+
+    def _save_adapter(self, results: dict[str, float]) -> None:
+        """The adapter with its averaged weights, ready for `load_facesnap_adapter`."""
+        if self.accelerator.is_main_process:
+            folder = self.folder / "adapter"
+            folder.mkdir(exist_ok=True)
+            section = training_section(
+                self.config, self.progress.step, len(self.faces), len(self.faces.people), results
+            )
+            card = folder / "README.md"
+            card.unlink(missing_ok=True)
+            name = self.config.hub.repo_id or self.folder.resolve().name
+            write_model_card(card, self.pipeline.facesnap_config, type(self.pipeline).__name__, name, training=section)
+            with self._averaged():
+                self.pipeline.save_facesnap_adapter(folder)
+        self.accelerator.wait_for_everyone()
+
+    def _push(self) -> None:
+        from ..hub import upload_adapter_folder
+
+        name = self.config.hub.repo_id or self.folder.resolve().name
+        upload_adapter_folder(self.folder / "adapter", name, private=self.config.hub.private)
+
+    def _log(self, values: dict[str, float], step: int) -> None:
+        if self.config.trackers:
+            self.accelerator.log(values, step=step)
+        if self.accelerator.is_main_process and values:
+            line = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
+            with open(self.folder / "log.txt", "a") as file:
+                file.write(f"step {step}: {line}\n")
+
+    def _log_image(self, sheet: Any, step: int) -> None:
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                import numpy as np
+
+                tracker.log_images({"validation": np.asarray(sheet)[None]}, step=step)
+
+    def _learning_rates(self) -> dict[str, float]:
+        return dict(zip(self.objective.parts, self.schedule.get_last_lr()))
+
+    def _tell_deepspeed_the_batch_size(self) -> None:
+        # accelerate reads it off the DataLoader that it prepares; ours is not prepared, for it is exact by itself
+        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
+        if plugin is not None:
+            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = self.config.batch_size
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values with dotted names, lists as text: what trackers take."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}."))
+        else:
+            flat[prefix + name] = value if isinstance(value, (int, float, str, bool)) else str(value)
+    return flat

@@ -1,0 +1,101 @@
+"""What a run looks at while it trains: losses on fixed noise, and images of fixed people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+
+from ..faces.drawing import draw_landmarks
+from ..identity import FaceIdentity
+from .config import ValidationConfig
+from .data import TrainingSamples, collate
+from .objective import Objective
+
+
+@torch.no_grad()
+def validation_losses(
+    objective: Objective, samples: TrainingSamples, batches: int, batch_size: int, device: torch.device
+) -> dict[str, float]:
+    """Losses of the same samples with the same noise every time, the timesteps spread over the schedule."""
+    sums: dict[str, float] = {}
+    total = batches * batch_size
+    for number in range(batches):
+        positions = range(number * batch_size, (number + 1) * batch_size)
+        batch = to_device(collate([samples[position] for position in positions]), device)
+        # a stride that has no divisor in common with the count visits all timesteps, and every batch has all sorts
+        spread = [(position * _stride(total)) % total for position in positions]
+        batch["timestep"] = torch.tensor([(2 * i + 1) * samples.num_timesteps // (2 * total) for i in spread]).to(
+            device
+        )
+        with objective.attached():
+            losses = objective(batch, step=objective.identity_loss.start_step)
+        for name, value in losses.items():
+            sums[name] = sums.get(name, 0.0) + value.item() / batches
+    return sums
+
+
+@torch.no_grad()
+def validation_sheet(
+    objective: Objective, samples: TrainingSamples, config: ValidationConfig, seed: int, device: torch.device
+) -> PIL.Image.Image:
+    """A row for each sample: reference, landmarks, generated image, target."""
+    pipeline = objective.pipeline
+    rows = []
+    for position in range(config.images):
+        batch = collate([samples[position]])
+        pixels = batch["pixel_values"][0]
+        height, width = pixels.shape[-2:]
+        output = pipeline(
+            config.prompt or batch["caption"][0],
+            identity=_identity(pipeline, batch, device),
+            landmarks=batch["landmarks"],
+            height=height,
+            width=width,
+            num_inference_steps=config.inference_steps,
+            guidance_scale=config.guidance_scale,
+            generator=torch.Generator().manual_seed(seed + position),
+            output_type="np",
+        )
+        reference = PIL.Image.fromarray(_to_uint8(batch["reference_face"][0])).resize((width, height))
+        drawn = draw_landmarks(batch["landmarks"], height, width)[0]
+        generated = (output.images[0] * 255).round().astype(np.uint8)
+        row = [np.array(reference), _to_uint8(drawn), generated, _to_uint8(pixels / 2 + 0.5)]
+        rows.append(np.concatenate(row, axis=1))
+    return PIL.Image.fromarray(np.concatenate(rows))
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
+        for name, value in batch.items()
+    }
+
+
+def _identity(pipeline: Any, batch: dict[str, Any], device: torch.device) -> FaceIdentity:
+    config = pipeline.facesnap_config
+    states = None
+    if pipeline.face_image_encoder is not None:
+        encoder = pipeline.face_image_encoder
+        head = batch["head"].to(device, encoder.dtype)
+        states = encoder(head, output_hidden_states=True).hidden_states[-2][0].float().cpu()
+    return FaceIdentity(
+        face_embeds=batch["face_embeds"][0],
+        face_encoder=config.face_encoder,
+        image_hidden_states=states,
+        image_encoder=config.image_encoder,
+    )
+
+
+def _to_uint8(image: torch.Tensor) -> np.ndarray:
+    return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _stride(total: int) -> int:
+    return next(number for number in _primes if total % number)
+
+
+_primes: Sequence[int] = (7, 11, 13, 17, 19, 23, 29, 31)

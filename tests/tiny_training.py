@@ -1,0 +1,139 @@
+"""A tiny base model, prepared faces and a config: all that a training run needs, made in a second."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+import tiny
+import torch
+from torch import nn
+from transformers import CLIPImageProcessor
+
+from facesnap_diffusers import load_landmark_predictor
+from facesnap_diffusers.training.config import TrainingConfig, parse_config
+from facesnap_diffusers.training.shards import Fate, PreparedFace, ShardWriter
+
+
+SIZE = 32
+FACE_SIZE = 32
+
+
+class TinyRecogniser(nn.Module):
+    """A small network with fixed random weights."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.conv = nn.Conv2d(3, 16, 5, stride=4)
+        self.linear = nn.Linear(16 * 4 * 4, tiny.FACE_EMBED_DIM)
+        for parameter in self.parameters():
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+
+    def forward(self, crops):
+        features = torch.tanh(self.conv(crops))
+        return self.linear(nn.functional.adaptive_avg_pool2d(features, 4).flatten(1))
+
+
+def write_base(folder: Path, prediction_type: str = "epsilon") -> None:
+    pipe = tiny.sd_pipeline()
+    pipe.scheduler.register_to_config(prediction_type=prediction_type)
+    pipe.save_pretrained(folder)
+    tiny.image_encoder().save_pretrained(folder / "face_encoder")
+    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(
+        folder / "face_encoder"
+    )
+
+
+@torch.no_grad()
+def write_faces(folder: Path, people: int = 4, photos: int = 3) -> None:
+    """People are colours, their photos differ in pose and background; the embedding is the tiny recogniser's."""
+    from facesnap_diffusers.training.alignment import align_faces
+    from facesnap_diffusers.training.recogniser import FaceRecogniser
+
+    predictor, recogniser = load_landmark_predictor(), FaceRecogniser(TinyRecogniser(), size=FACE_SIZE)
+    settings = {"face_encoder": tiny.FACE_ENCODER, "face_crop": ["arcface", FACE_SIZE]}
+    with ShardWriter(folder, settings) as writer:
+        for person in range(people):
+            for photo in range(photos):
+                random = np.random.default_rng([person, photo])
+                landmarks = torch.tensor(
+                    np.array(tiny.face_points()) * 0.3 + random.uniform(0, 4, 2) + [-2.0, -1.0], dtype=torch.float32
+                )
+                coefficients = predictor.encode(landmarks[None])
+                points = predictor.decode(coefficients)[0]
+                image = draw_person(person, points.numpy(), random)
+                pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+                crop = align_faces(pixels, points[None], "arcface", FACE_SIZE)
+                embedding = recogniser.embed(crop)[0].numpy()
+                face = PIL.Image.fromarray((crop[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+                sample = PreparedFace(
+                    image=encode(image, "PNG"),
+                    head=encode(image, "JPEG"),
+                    face=encode(face, "PNG"),
+                    embedding=embedding,
+                    landmarks=points.numpy(),
+                    **{name: value[0].numpy() for name, value in vars(coefficients).items()},
+                    info={"identity": f"person{person}", "caption": f"person {photo}", "image_format": "png"},
+                )
+                key = f"{person:03d}-{photo}"
+                writer.write(Fate(key, True, "kept", key=key, identity=f"person{person}"), sample.to_tar(key))
+
+
+def draw_person(person: int, points: np.ndarray, random: np.random.Generator) -> PIL.Image.Image:
+    colours = np.random.default_rng(person).integers(0, 255, (3, 3))
+    image = PIL.Image.new("RGB", (SIZE, SIZE), tuple(random.integers(0, 60, 3).tolist()))
+    draw = PIL.ImageDraw.Draw(image)
+    draw.polygon(
+        [tuple(point) for point in points[[*range(17), *range(26, 16, -1)]].tolist()], tuple(colours[0].tolist())
+    )
+    draw.polygon([tuple(point) for point in points[48:60].tolist()], tuple(colours[1].tolist()))
+    for eye in (range(36, 42), range(42, 48)):
+        draw.polygon([tuple(point) for point in points[list(eye)].tolist()], tuple(colours[2].tolist()))
+    return image
+
+
+def encode(image: PIL.Image.Image, kind: str) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **({"quality": 95} if kind == "JPEG" else {}))
+    return buffer.getvalue()
+
+
+def config(base: Path, faces: Path, output: Path, **changes) -> TrainingConfig:
+    values = {
+        "output_dir": str(output),
+        "base": {"model": str(base)},
+        "data": {
+            "shards": [str(faces)],
+            "validation": [],
+            "resolution": SIZE,
+            "workers": 0,
+            "zoom": [1.0, 1.2],
+        },
+        "steps": 4,
+        "adapter": {
+            "face_encoder": tiny.FACE_ENCODER,
+            "face_embed_dim": tiny.FACE_EMBED_DIM,
+            "image_encoder": str(base / "face_encoder"),
+            "bundle_image_encoder": True,
+            "num_tokens": 4,
+            "mixer": {"hidden_size": 32, "num_layers": 1, "attention_head_dim": 8},
+        },
+        "batch_size": 2,
+        "identity_loss": {
+            "weight": 0.5,
+            "recogniser": {"network": "tiny_training:TinyRecogniser", "size": FACE_SIZE},
+            "min_snr": 0.3,
+        },
+        "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
+        "ema_decay": 0.9,
+        "checkpoint_every": 1000,
+        "log_every": 1,
+        "validation": {"batches": 1, "images": 1, "inference_steps": 2},
+    }
+    for key, value in changes.items():
+        values[key] = (
+            {**values[key], **value} if isinstance(value, dict) and isinstance(values.get(key), dict) else value
+        )
+    return parse_config(values)
