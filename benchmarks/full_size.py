@@ -1,7 +1,7 @@
 """A FaceSnap adapter on a base model in full size, with random weights: load, save, one step; what each part weighs.
 
-    python benchmarks/full_size.py sd1 --dtype float32     the fastest on a CPU
-    python benchmarks/full_size.py sdxl --dtype bfloat16   half the memory
+python benchmarks/full_size.py sd1 --dtype float32     the fastest on a CPU
+python benchmarks/full_size.py sdxl --dtype bfloat16   half the memory
 """
 
 import argparse
@@ -64,7 +64,9 @@ def main(family: str, dtype: torch.dtype, size: int) -> None:
         output_type="latent",
     ).images
     print(f"one step at {size}×{size}: {tuple(latents.shape)}, finite: {bool(latents.isfinite().all())},")
-    print(f"{time.perf_counter() - start:.0f} s, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+    print(
+        f"{time.perf_counter() - start:.0f} s, peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+    )
 
 
 if __name__ == "__main__":

@@ -100,10 +100,10 @@ def encode(image: PIL.Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def config(base: Path, faces: Path, output: Path, **changes) -> TrainingConfig:
+def config(base_model: Path, faces: Path, output: Path, **changes) -> TrainingConfig:
     values = {
         "output_dir": str(output),
-        "base": {"model": str(base)},
+        "base": {"model": str(base_model)},
         "data": {
             "shards": [str(faces)],
             "validation": [],
@@ -115,7 +115,7 @@ def config(base: Path, faces: Path, output: Path, **changes) -> TrainingConfig:
         "adapter": {
             "face_encoder": tiny.FACE_ENCODER,
             "face_embed_dim": tiny.FACE_EMBED_DIM,
-            "image_encoder": str(base / "face_encoder"),
+            "image_encoder": str(base_model / "face_encoder"),
             "bundle_image_encoder": True,
             "num_tokens": 4,
             "mixer": {"hidden_size": 32, "num_layers": 1, "attention_head_dim": 8},

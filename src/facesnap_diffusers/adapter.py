@@ -140,7 +140,7 @@ class FaceSnapAdapterMixin(_Pipeline):
             raise AdapterError(f"adapter {name} has no {missing}; it has {config.parts}")
 
         dtype = dtype or self.unet.dtype
-        modules: dict[str, Any] = {
+        modules = {
             part: load_part(part, folder / part, variant, torch.float32 if part == "landmark_predictor" else dtype)
             for part in parts
         }

@@ -9,6 +9,7 @@ from .commands.eval import evaluate
 from .commands.info import info
 from .commands.landmarks import landmarks
 from .commands.package_hub_repo import package_hub_repo
+from .commands.prepare import prepare
 from .commands.train import train
 from .errors import FaceSnapError
 
@@ -24,6 +25,7 @@ app.command("eval")(evaluate)
 app.command()(info)
 app.command()(landmarks)
 app.command()(package_hub_repo)
+app.command()(prepare)
 app.command()(train)
 
 

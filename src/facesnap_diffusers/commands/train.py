@@ -17,5 +17,7 @@ def train(
         from ..training.config import load_config
         from ..training.trainer import Trainer
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(f'training needs {error.name}: pip install "facesnap-diffusers[train]"') from error
+        raise MissingDependencyError(
+            f'training needs {error.name}: pip install "facesnap-diffusers[train]"'
+        ) from error
     Trainer(load_config(config, overrides or [])).train()

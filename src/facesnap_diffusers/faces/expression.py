@@ -11,9 +11,27 @@ import numpy as np
 from ..errors import InputError
 
 
-_ONE = ("jawForward", "jawLeft", "jawOpen", "jawRight", "mouthClose", "mouthFunnel", "mouthLeft", "mouthPucker")
+_ONE: tuple[str, ...] = (
+    "jawForward",
+    "jawLeft",
+    "jawOpen",
+    "jawRight",
+    "mouthClose",
+    "mouthFunnel",
+    "mouthLeft",
+    "mouthPucker",
+)
 _ONE += ("mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper")
-_TWO = ("browDown", "browInnerUp", "browOuterUp", "cheekPuff", "cheekSquint", "eyeBlink", "eyeLookDown", "eyeLookIn")
+_TWO: tuple[str, ...] = (
+    "browDown",
+    "browInnerUp",
+    "browOuterUp",
+    "cheekPuff",
+    "cheekSquint",
+    "eyeBlink",
+    "eyeLookDown",
+    "eyeLookIn",
+)
 _TWO += ("eyeLookOut", "eyeLookUp", "eyeSquint", "eyeWide", "mouthDimple", "mouthFrown", "mouthLowerDown")
 _TWO += ("mouthPress", "mouthSmile", "mouthStretch", "mouthUpperUp", "noseSneer")
 

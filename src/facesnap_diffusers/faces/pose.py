@@ -31,7 +31,7 @@ class HeadPose:
     pitch: float = 0.0
     roll: float = 0.0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
             value = getattr(self, name)
             try:

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,11 @@ from torch import nn
 
 from ..errors import InputError
 
+
 NUM_LANDMARKS = 72
+NUM_EVEN_GATES = 3  # functions of the pose that a mirrored face shares
+HINGES = (-0.1, 0.0, 0.05, 0.1, 0.2, 0.35, 0.5)
+OUTLIER = 1.0  # cm: a point this far off counts half
 SHIPPED_PREDICTOR = Path(__file__).parent.parent / "assets" / "landmark_predictor"
 
 
@@ -41,11 +47,11 @@ class FaceCoefficients:
     scale: torch.Tensor
     translation: torch.Tensor
 
-    def map(self, function) -> FaceCoefficients:
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> FaceCoefficients:
         """Applies a function to each of the tensors."""
         return FaceCoefficients(*(function(getattr(self, field.name)) for field in dataclasses.fields(self)))
 
-    def to(self, *args, **kwargs) -> FaceCoefficients:
+    def to(self, *args: Any, **kwargs: Any) -> FaceCoefficients:
         """Moves or casts each of the tensors, as `torch.Tensor.to`."""
         return self.map(lambda tensor: tensor.to(*args, **kwargs))
 
@@ -55,7 +61,7 @@ class FaceCoefficients:
     def __len__(self) -> int:
         return self.shape.shape[0]
 
-    def __getitem__(self, index) -> FaceCoefficients:
+    def __getitem__(self, index: Any) -> FaceCoefficients:
         """Picks faces of the batch. An integer keeps the batch dimension, so that the result is a batch of one."""
         if isinstance(index, int):
             index = slice(index, index + 1) if index != -1 else slice(index, None)
@@ -66,51 +72,36 @@ class MirrorLinear(nn.Module):
     r"""
     A linear layer on features that are split by their symmetry: `even` ones stay the same when a face is mirrored, `odd`
     ones change their sign. As neither mixes into the other, mirroring the input mirrors the output, exactly, and half
-    of a full matrix suffices. Only the even half can have a bias.
-
-    Weights are cast to the dtype of the features.
+    of a full matrix suffices. There is no bias, which would be even: a constant feature does its work.
     """
 
     def __init__(self, even_in: int, odd_in: int, even_out: int, odd_out: int):
         super().__init__()
         self.even = nn.Parameter(torch.randn(even_out, even_in) * even_in**-0.5)
         self.odd = nn.Parameter(torch.randn(odd_out, odd_in) * odd_in**-0.5)
-        self.bias = nn.Parameter(torch.zeros(even_out))
 
     def forward(self, even: torch.Tensor, odd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        dtype = even.dtype
-        return (
-            F.linear(even, self.even.to(dtype), self.bias.to(dtype)),
-            F.linear(odd, self.odd.to(dtype)),
-        )
+        return F.linear(even, _like(self.even, even)), F.linear(odd, _like(self.odd, odd))
 
 
 class MirrorBlock(nn.Module):
-    r"""
-    A residual block on even and odd features. Their sum and difference are what the face and its mirror image would
-    give: norm and non-linearity act there, on both alike.
-    """
+    """A residual block on even and odd features."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
-        self.norm = nn.Parameter(torch.ones(hidden_size))
         self.linear_in = MirrorLinear(hidden_size, hidden_size, hidden_size, hidden_size)
         self.linear_out = MirrorLinear(hidden_size, hidden_size, hidden_size, hidden_size)
-        for parameter in self.linear_out.parameters():
-            nn.init.zeros_(parameter)
+        _set_to_zero(self.linear_out)
 
     def forward(self, even: torch.Tensor, odd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean_square = (even.square() + odd.square()).mean(dim=-1, keepdim=True)
-        gain = torch.rsqrt(mean_square + 1e-6) * self.norm.to(even.dtype)
-        hidden_even, hidden_odd = self.linear_in(even * gain, odd * gain)
-        hidden_even, hidden_odd = mirror_gelu(hidden_even, hidden_odd)
-        hidden_even, hidden_odd = self.linear_out(hidden_even, hidden_odd)
-        return even + hidden_even, odd + hidden_odd
+        even_residual, odd_residual = self.linear_out(*mirror_silu(*self.linear_in(even, odd)))
+        return even + even_residual, odd + odd_residual
 
 
-def mirror_gelu(even: torch.Tensor, odd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    face, mirrored = F.gelu(even + odd), F.gelu(even - odd)
-    return (face + mirrored) / 2, (face - mirrored) / 2
+def mirror_silu(even: torch.Tensor, odd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sum and difference are what the face and its mirror image would give: the non-linearity acts there, alike."""
+    face, mirrored = F.silu(even + odd), F.silu(even - odd)
+    return face + mirrored, face - mirrored
 
 
 class LandmarkPredictor(ModelMixin, ConfigMixin):
@@ -127,7 +118,7 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
 
     Moving, scaling, turning (in-plane) or mirroring the landmarks does the same to the result. Landmarks are in the
     iBUG order with two eyelid points more an eye (72), in pixels: x right, y down, z towards the camera. Everything is
-    computed in the dtype of the landmarks, whatever that of the weights.
+    computed in float32, or in float64 if the landmarks are, whatever the dtype of the weights.
 
     Args:
         expression_names (`list[str]`): The morphable model's expressions. Names that differ in `_L`/`_R` or in
@@ -137,7 +128,7 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         num_asymmetric_shape (`int`): Shape coefficients that change their sign in a mirrored face.
         hidden_size (`int`): Width of the network, for each of its halves.
         num_layers (`int`): Residual blocks.
-        num_rounds (`int`): How often the network corrects the coefficients.
+        num_stages (`int`): Linear regressions with pose and hinges that precede the network.
     """
 
     @register_to_config
@@ -145,42 +136,62 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         self,
         expression_names: list[str],
         mirror: list[int],
-        num_symmetric_shape: int = 56,
-        num_asymmetric_shape: int = 8,
-        hidden_size: int = 256,
-        num_layers: int = 3,
-        num_rounds: int = 2,
+        num_symmetric_shape: int = 48,
+        num_asymmetric_shape: int = 16,
+        hidden_size: int = 184,
+        num_layers: int = 2,
+        num_stages: int = 2,
     ):
         super().__init__()
         if sorted(mirror) != list(range(NUM_LANDMARKS)) or any(mirror[mirror[i]] != i for i in range(NUM_LANDMARKS)):
-            raise InputError(f"mirror must pair up the landmarks 0 to {NUM_LANDMARKS - 1}; pass one index per landmark")
+            raise InputError(
+                f"mirror must pair up the landmarks 0 to {NUM_LANDMARKS - 1}; pass one index per landmark"
+            )
         num_shape = num_symmetric_shape + num_asymmetric_shape
         num_expressions = len(expression_names)
         self.register_buffer("mean", torch.zeros(NUM_LANDMARKS, 3))
         self.register_buffer("shape_basis", torch.zeros(num_shape, NUM_LANDMARKS, 3))
         self.register_buffer("expression_basis", torch.zeros(num_expressions, NUM_LANDMARKS, 3))
-        self.register_buffer("expression_prior", torch.full((num_expressions,), 0.05))
 
-        self._point_pairs = _pairs_and_singles(mirror)
-        self._expression_pairs = _pairs_and_singles(_mirrored_expressions(expression_names))
-        point_pairs, middle_points = len(self._point_pairs[0]), len(self._point_pairs[2])
-        expression_pairs, single_expressions = len(self._expression_pairs[0]), len(self._expression_pairs[2])
+        # Landmarks and expressions in the order left sides, right sides, singles.
+        left, right, middle = _pairs_and_singles(mirror)
+        self.num_pairs = len(left)
+        self.register_buffer("point_order", torch.tensor(left + right + middle), persistent=False)
+        left_expressions, right_expressions, single_expressions = _pairs_and_singles(_counterparts(expression_names))
+        expression_order = torch.tensor(left_expressions + right_expressions + single_expressions)
+        self.register_buffer("expression_order", expression_order, persistent=False)
+        self.num_expression_pairs, self.num_single_expressions = len(left_expressions), len(single_expressions)
 
-        even_coefficients = num_symmetric_shape + expression_pairs + single_expressions + 4  # pitch, scale, y, z
-        odd_coefficients = num_asymmetric_shape + expression_pairs + 3  # yaw, roll, x
-        # Three vectors a point (position, residual, bounded residual) and its visibility; 1 for "is 3-D".
-        even_features = 3 * (3 * point_pairs + 2 * middle_points) + point_pairs + middle_points + even_coefficients + 1
-        odd_features = 3 * (3 * point_pairs + middle_points) + point_pairs + odd_coefficients
-        self.proj_in = MirrorLinear(even_features, odd_features, hidden_size, hidden_size)
+        # What the network corrects: yaw, roll and x are odd, pitch, scale, y and z are even.
+        self.num_even = num_symmetric_shape + self.num_expression_pairs + self.num_single_expressions + 4
+        self.num_odd = num_asymmetric_shape + self.num_expression_pairs + 3
+        # Features of the stages: x, y, z of the points, gates of the pose, hinges of the expressions.
+        even_axes, odd_axes = 3 * len(left) + 2 * len(middle), 3 * len(left) + len(middle)
+        even_hinges = len(HINGES) * (self.num_expression_pairs + self.num_single_expressions)
+        odd_hinges = len(HINGES) * self.num_expression_pairs
+        even_stage = (even_axes + 1, NUM_EVEN_GATES * (even_axes + 1) + odd_axes + self.num_even + even_hinges)
+        odd_stage = (odd_axes, NUM_EVEN_GATES * odd_axes + even_axes + 1 + self.num_odd + odd_hinges)
+        self.stages_2d, self.stages_3d = (
+            nn.ModuleList(
+                MirrorLinear(even_stage[stage > 0], odd_stage[stage > 0], self.num_even, self.num_odd)
+                for stage in range(1 + num_stages)
+            )
+            for _ in range(2)
+        )
+        # The network sees position, residual, bounded residual and visibility of each point, the coefficients so far
+        # with their hinges, whether there is depth, and a constant.
+        self.proj_in = MirrorLinear(
+            even_in=3 * even_axes + len(left) + len(middle) + self.num_even + even_hinges + 2,
+            odd_in=3 * odd_axes + len(left) + self.num_odd + odd_hinges,
+            even_out=hidden_size,
+            odd_out=hidden_size,
+        )
         self.blocks = nn.ModuleList([MirrorBlock(hidden_size) for _ in range(num_layers)])
-        self.proj_out = MirrorLinear(hidden_size, hidden_size, even_coefficients, odd_coefficients)
-        with torch.no_grad():
-            self.proj_out.even.mul_(0.1)
-            self.proj_out.odd.mul_(0.1)
+        self.proj_out = MirrorLinear(hidden_size, hidden_size, self.num_even, self.num_odd)
+        for layer in (*self.stages_2d, *self.stages_3d, self.proj_out):
+            _set_to_zero(layer)
 
-    def forward(
-        self, reference: torch.Tensor, driving: torch.Tensor, dimensions: int = 2
-    ) -> torch.Tensor:
+    def forward(self, reference: torch.Tensor, driving: torch.Tensor, dimensions: int = 2) -> torch.Tensor:
         """The same as [`LandmarkPredictor.retarget`]."""
         return self.retarget(reference, driving, dimensions)
 
@@ -231,6 +242,7 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         if dimensions not in (2, 3):
             raise InputError(f"dimensions must be 2 or 3, got {dimensions}")
         self._check_coefficients(coefficients)
+        coefficients = coefficients.map(_at_least_single)
         points = self._head(coefficients.shape, coefficients.expression)
         rotation = rotation_matrix(torch.deg2rad(coefficients.rotation))
         points = coefficients.scale[:, None, None] * points @ rotation.mT
@@ -248,61 +260,53 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
                 with False (or 0) may have any value, NaN included.
 
         Returns:
-            `FaceCoefficients`, in the dtype of the landmarks.
+            `FaceCoefficients`, in float32 (float64 for float64 landmarks).
 
         Raises:
             InputError: A wrong shape or dtype, a visible point that is not finite, or fewer than six visible points.
         """
         points, visible = self._check_landmarks(landmarks, visibility)
         is_3d = landmarks.shape[-1] == 3
-        points, angle, scale, origin = self._canonicalise(points, visible, is_3d)
+        points, angle, scale, origin = self._canonicalise(points, visible)
+        # The axes along which points are seen: (batch, 72, 3).
+        seen = torch.cat([visible, visible, visible * is_3d], dim=-1)
 
-        batch, dtype = points.shape[0], points.dtype
-        shape = points.new_zeros(batch, self.shape_basis.shape[0])
-        expression = torch.logit(self.expression_prior.to(dtype)).expand(batch, -1)
-        rotation = points.new_zeros(batch, 3)
-        log_scale = points.new_zeros(batch, 1)
-        translation = points.new_zeros(batch, 3)
-        for _ in range(self.config.num_rounds):
-            head = self._head(shape, expression.sigmoid())
-            matrix = rotation_matrix(rotation)
-            fitted = log_scale.exp()[..., None] * head @ matrix.mT + translation[:, None]
-            residual = (points - fitted) * visible
-            if not is_3d:
-                residual = F.pad(residual[..., :2], (0, 1))
-            corrections = self._correct(
-                points, residual @ matrix, visible, is_3d, shape, expression, rotation, log_scale, translation
-            )
-            shape, expression, rotation, log_scale, translation = (
-                value + correction
-                for value, correction in zip((shape, expression, rotation, log_scale, translation), corrections)
-            )
+        deviation = (points - _like(self.mean, points)) * seen
+        basis = self._split_basis(points.dtype)
+        first, *others = self.stages_3d if is_3d else self.stages_2d
+        even, odd = first(*self._start_features(deviation))
+        for stage in others:
+            even_correction, odd_correction = stage(*self._stage_features(points, seen, even, odd, basis))
+            even, odd = even + even_correction, odd + odd_correction
+        even_correction, odd_correction = self._network(points, deviation, seen, visible, is_3d, even, odd, basis)
+        even, odd = even + even_correction, odd + odd_correction
+        shape, expression, rotation, canonical_scale, translation = self._unpack(even, odd)
 
         # Back from the canonical frame: its in-plane rotation only adds to the roll, which comes last.
+        translation = scale[:, None] * _rotate_in_plane(translation[:, None], angle).squeeze(1) + origin
         if not is_3d:
-            translation = translation * translation.new_tensor([1, 1, 0])
-        translation = _flip_y(scale[:, None] * _rotate_in_plane(translation[:, None], angle).squeeze(1) + origin)
+            translation = F.pad(translation[:, :2], (0, 1))
         yaw, pitch, roll = rotation.unbind(-1)
         roll = torch.remainder(roll - angle + math.pi, 2 * math.pi) - math.pi
         return FaceCoefficients(
             shape=shape,
-            expression=expression.sigmoid(),
+            expression=expression.clamp(0, 1),
             rotation=torch.rad2deg(torch.stack([yaw, pitch, roll], dim=-1)),
-            scale=scale * log_scale.squeeze(-1).exp(),
-            translation=translation,
+            scale=scale * canonical_scale.squeeze(-1),
+            translation=_flip_y(translation),
         )
 
     def _head(self, shape: torch.Tensor, expression: torch.Tensor) -> torch.Tensor:
         """Landmarks in the head's own frame, in cm: x to the person's left, y up, z forward."""
-        offsets = shape @ self.shape_basis.to(shape.dtype).flatten(1)
-        offsets = offsets + expression @ self.expression_basis.to(shape.dtype).flatten(1)
-        return self.mean.to(shape.dtype) + offsets.unflatten(-1, (NUM_LANDMARKS, 3))
+        offsets = shape @ _like(self.shape_basis, shape).flatten(1)
+        offsets = offsets + expression @ _like(self.expression_basis, shape).flatten(1)
+        return _like(self.mean, shape) + offsets.unflatten(-1, (NUM_LANDMARKS, 3))
 
     def _canonicalise(
-        self, points: torch.Tensor, visible: torch.Tensor, is_3d: bool
+        self, points: torch.Tensor, visible: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Moves, turns (in-plane) and scales points onto the mean face: `points = scale · turn(angle) · result + origin`."""
-        template = self.mean.to(points.dtype)
+        template = _like(self.mean, points)
         weight = visible / visible.sum(dim=1, keepdim=True)
         centre, template_centre = (weight * points).sum(dim=1), (weight * template).sum(dim=1)
         x, y, z = ((points - centre[:, None]) * weight.sqrt()).unbind(-1)
@@ -313,93 +317,135 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         canonical = _rotate_in_plane((points - centre[:, None]) / scale[:, None, None], -angle)
         canonical = canonical + template_centre[:, None]
         origin = centre - scale[:, None] * _rotate_in_plane(template_centre[:, None], angle).squeeze(1)
-        if not is_3d:
-            canonical = F.pad(canonical[..., :2], (0, 1))
-            origin = F.pad(origin[..., :2], (0, 1))
-        return canonical * visible, angle, scale, origin
+        return canonical, angle, scale, origin
 
-    def _correct(
-        self,
-        points: torch.Tensor,
-        residual: torch.Tensor,
-        visible: torch.Tensor,
-        is_3d: bool,
-        shape: torch.Tensor,
-        expression: torch.Tensor,
-        rotation: torch.Tensor,
-        log_scale: torch.Tensor,
-        translation: torch.Tensor,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        deviation = (points - self.mean.to(points.dtype)) * visible
-        if not is_3d:
-            deviation = F.pad(deviation[..., :2], (0, 1))
-        # An outlier must not drown the rest: beyond some millimetres only the direction counts.
-        bounded = residual / (residual.norm(dim=-1, keepdim=True) + 0.3)
-
-        features = [self._split_points(deviation), self._split_points(2 * residual), self._split_points(2 * bounded)]
-        left, right, middle = self._point_pairs
-        visible = visible.squeeze(-1)
-        features.append(
-            (
-                torch.cat([(visible[:, left] + visible[:, right]) / 2, visible[:, middle]], dim=-1),
-                (visible[:, left] - visible[:, right]) / 2,
-            )
-        )
-        left, right, middle = self._expression_pairs
-        features.append(
-            (
-                torch.cat([(expression[:, left] + expression[:, right]) / 2, expression[:, middle]], dim=-1),
-                (expression[:, left] - expression[:, right]) / 2,
-            )
-        )
-        yaw, pitch, roll = rotation.split(1, dim=-1)
-        x, y, z = translation.split(1, dim=-1)
-        symmetric_shape, asymmetric_shape = shape.split(
-            [self.config.num_symmetric_shape, self.config.num_asymmetric_shape], dim=-1
-        )
-        dimensionality = torch.full_like(pitch, float(is_3d))
-        features.append(
-            (
-                torch.cat([symmetric_shape, 3 * pitch, 3 * log_scale, y, z, dimensionality], dim=-1),
-                torch.cat([asymmetric_shape, 3 * yaw, 3 * roll, x], dim=-1),
-            )
-        )
-
-        even = torch.cat([pair[0] for pair in features], dim=-1)
-        odd = torch.cat([pair[1] for pair in features], dim=-1)
-        even, odd = self.proj_in(even, odd)
-        even, odd = mirror_gelu(even, odd)
-        for block in self.blocks:
-            even, odd = block(even, odd)
-        even, odd = self.proj_out(even, odd)
-
-        pairs, singles = len(left), len(middle)
-        symmetric_shape, even_expression, single_expression, pitch, log_scale, y, z = even.split(
+    def _unpack(self, even: torch.Tensor, odd: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Shape, expression, rotation (radians), scale and translation (cm, y up) from their even and odd parts."""
+        pairs, singles = self.num_expression_pairs, self.num_single_expressions
+        symmetric_shape, both_sides, single, pitch, log_scale, y, z = even.split(
             [self.config.num_symmetric_shape, pairs, singles, 1, 1, 1, 1], dim=-1
         )
-        asymmetric_shape, odd_expression, yaw, roll, x = odd.split(
+        asymmetric_shape, one_side, yaw, roll, x = odd.split(
             [self.config.num_asymmetric_shape, pairs, 1, 1, 1], dim=-1
         )
-        expression = torch.zeros_like(expression)
-        expression[:, left] = even_expression + odd_expression
-        expression[:, right] = even_expression - odd_expression
-        expression[:, middle] = single_expression
+        expression = torch.cat([both_sides + one_side, both_sides - one_side, single], dim=-1)
+        expression = expression.index_select(-1, self.expression_order.argsort())
+        shape = torch.cat([symmetric_shape, asymmetric_shape], dim=-1)
+        # A third of a radian and a scale of exp(1/3) are about as usual as a unit of the others.
+        rotation = torch.cat([yaw, pitch, roll], dim=-1) / 3
+        return shape, expression, rotation, (log_scale / 3).exp(), torch.cat([x, y, z], dim=-1)
+
+    def _start_features(self, deviation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the points are, and a constant."""
+        even, odd = self._split(deviation, num_odd=1)
+        return torch.cat([even, even.new_ones(even.shape[0], 1)], dim=-1), odd
+
+    def _split_basis(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """What even and odd coefficients do to the landmarks in the head's frame."""
+        symmetric, asymmetric = self.shape_basis.flatten(1).split(
+            [self.config.num_symmetric_shape, self.config.num_asymmetric_shape]
+        )
+        left, right, single = (
+            self.expression_basis.flatten(1)
+            .index_select(0, self.expression_order)
+            .split([self.num_expression_pairs, self.num_expression_pairs, self.num_single_expressions])
+        )
+        even, odd = torch.cat([symmetric, left + right, single]), torch.cat([asymmetric, left - right])
+        return even.to(dtype), odd.to(dtype)
+
+    def _residual(
+        self,
+        points: torch.Tensor,
+        seen: torch.Tensor,
+        even: torch.Tensor,
+        odd: torch.Tensor,
+        basis: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the coefficients leave unexplained of the points, turned into the head's frame; and the rotation."""
+        head = torch.addmm(_like(self.mean, points).flatten(), even[:, :-4], basis[0])
+        head = torch.addmm(head, odd[:, :-3], basis[1]).unflatten(-1, (NUM_LANDMARKS, 3))
+        pitch, log_scale, y, z = even[:, -4:].split(1, dim=-1)
+        yaw, roll, x = odd[:, -3:].split(1, dim=-1)
+        rotation = torch.cat([yaw, pitch, roll], dim=-1) / 3
+        matrix = rotation_matrix(rotation)
+        scale, translation = (log_scale / 3).exp()[..., None], torch.cat([x, y, z], dim=-1)[:, None]
+        return (points - torch.baddbmm(translation, scale * head, matrix.mT)) * seen @ matrix, rotation
+
+    def _stage_features(
+        self,
+        points: torch.Tensor,
+        seen: torch.Tensor,
+        even: torch.Tensor,
+        odd: torch.Tensor,
+        basis: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual times functions of the pose, as how a coefficient moves the points depends on it."""
+        residual, rotation = self._residual(points, seen, even, odd, basis)
+        # A point that is far off says little: nearly all of it is an outlier.
+        residual = residual / (1 + residual.square().sum(dim=-1, keepdim=True) / OUTLIER**2)
+        even_residual, odd_residual = self._split(residual, num_odd=1)
+        constant = even.new_ones(even.shape[0], 1)
+        even_residual = torch.cat([even_residual, constant], dim=-1)
+        yaw_sin, pitch_sin, _ = rotation.sin().split(1, dim=-1)
+        yaw_turn = 1 - rotation[:, :1].cos()
+        even_hinges, odd_hinges = self._hinges(even, odd)
+        even_features = [even_residual, yaw_turn * even_residual, pitch_sin * even_residual, yaw_sin * odd_residual]
+        odd_features = [odd_residual, yaw_turn * odd_residual, pitch_sin * odd_residual, yaw_sin * even_residual]
         return (
-            torch.cat([symmetric_shape, asymmetric_shape], dim=-1),
-            expression,
-            torch.cat([yaw, pitch, roll], dim=-1) / 3,
-            log_scale / 3,
-            torch.cat([x, y, z], dim=-1),
+            torch.cat([*even_features, even, even_hinges], dim=-1),
+            torch.cat([*odd_features, odd, odd_hinges], dim=-1),
         )
 
-    def _split_points(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Even and odd parts of a vector per landmark; mirroring swaps the sides and negates x."""
-        left, right, middle = self._point_pairs
-        mirrored = vectors[:, right] * vectors.new_tensor([-1, 1, 1])
-        even = ((vectors[:, left] + mirrored) / 2).flatten(1)
-        odd = ((vectors[:, left] - mirrored) / 2).flatten(1)
-        middle = vectors[:, middle]
-        return torch.cat([even, middle[..., 1:].flatten(1)], dim=-1), torch.cat([odd, middle[..., 0]], dim=-1)
+    def _hinges(self, even: torch.Tensor, odd: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Piecewise linear functions of each expression. Most expressions of a face are exactly 0: what looks weak is
+        probably noise, what looks strong is not.
+        """
+        first, pairs, singles = self.config.num_symmetric_shape, self.num_expression_pairs, self.num_single_expressions
+        both_sides, single = even[:, first : first + pairs], even[:, first + pairs : first + pairs + singles]
+        one_side = odd[:, self.config.num_asymmetric_shape :][:, :pairs]
+        expression = torch.cat([both_sides + one_side, both_sides - one_side, single], dim=-1)
+        hinges = (expression[:, None] - expression.new_tensor(HINGES)[:, None]).relu()  # (batch, knots, expressions)
+        left, right, single = hinges.split([pairs, pairs, singles], dim=-1)
+        return torch.cat([left + right, single], dim=-1).flatten(1), (left - right).flatten(1)
+
+    def _network(
+        self,
+        points: torch.Tensor,
+        deviation: torch.Tensor,
+        seen: torch.Tensor,
+        visible: torch.Tensor,
+        is_3d: bool,
+        even: torch.Tensor,
+        odd: torch.Tensor,
+        basis: tuple[torch.Tensor, torch.Tensor],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        residual, _ = self._residual(points, seen, even, odd, basis)
+        # An outlier must not drown the rest: beyond some millimetres only a residual's direction counts.
+        bounded = residual / (torch.linalg.vector_norm(residual, dim=-1, keepdim=True) + 0.3)
+        vectors = torch.stack([deviation, 2 * residual, 2 * bounded], dim=-1).flatten(2)  # all x, all y, all z
+        even_points, odd_points = self._split(torch.cat([vectors, visible], dim=-1), num_odd=3)
+        constant = even.new_ones(even.shape[0], 1)
+        even_hinges, odd_hinges = self._hinges(even, odd)
+        even_features = torch.cat([even_points, even, even_hinges, constant * is_3d, constant], dim=-1)
+        odd_features = torch.cat([odd_points, odd, odd_hinges], dim=-1)
+
+        even_hidden, odd_hidden = mirror_silu(*self.proj_in(even_features, odd_features))
+        for block in self.blocks:
+            even_hidden, odd_hidden = block(even_hidden, odd_hidden)
+        return self.proj_out(even_hidden, odd_hidden)
+
+    def _split(self, features: torch.Tensor, num_odd: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Even and odd parts of `(batch, 72, channels)`. Mirroring swaps the sides and negates the first `num_odd`
+        channels: the x of vectors.
+        """
+        features = features.index_select(1, self.point_order)
+        left, right, middle = features.split([self.num_pairs, self.num_pairs, NUM_LANDMARKS - 2 * self.num_pairs], 1)
+        right = torch.cat([-right[..., :num_odd], right[..., num_odd:]], dim=-1)
+        even = torch.cat([(left + right).flatten(1), middle[..., num_odd:].flatten(1)], dim=-1)
+        odd = torch.cat([(left - right).flatten(1), middle[..., :num_odd].flatten(1)], dim=-1)
+        return even, odd
 
     def _check_landmarks(
         self, landmarks: torch.Tensor, visibility: torch.Tensor | None
@@ -407,8 +453,9 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         """Landmarks as `(batch, 72, 3)` with y up and visibility as `(batch, 72, 1)`; what is not seen is 0."""
         if landmarks.ndim != 3 or landmarks.shape[1] not in (68, 72) or landmarks.shape[2] not in (2, 3):
             raise InputError(f"landmarks must have shape (batch, 68 or 72, 2 or 3), got {tuple(landmarks.shape)}")
-        if landmarks.dtype not in (torch.float32, torch.float64):
-            raise InputError(f"landmarks must be float32 or float64, got {landmarks.dtype}; convert them first")
+        if not landmarks.is_floating_point():
+            raise InputError(f"landmarks must be floating point, got {landmarks.dtype}; convert them first")
+        landmarks = _at_least_single(landmarks)
         if visibility is None:
             visibility = landmarks.new_ones(landmarks.shape[:2])
         elif visibility.shape != landmarks.shape[:2]:
@@ -455,19 +502,38 @@ def rotation_matrix(rotation: torch.Tensor) -> torch.Tensor:
     Returns:
         `torch.Tensor` of shape `(batch, 3, 3)`.
     """
-    (yaw_sin, pitch_sin, roll_sin), (yaw_cos, pitch_cos, roll_cos) = rotation.sin().unbind(-1), rotation.cos().unbind(-1)
+    (yaw_sin, pitch_sin, roll_sin), (yaw_cos, pitch_cos, roll_cos) = (
+        rotation.sin().unbind(-1),
+        rotation.cos().unbind(-1),
+    )
+    lean_sin, lean_cos = roll_sin * pitch_sin, roll_cos * pitch_sin
     rows = [
-        roll_cos * yaw_cos + roll_sin * pitch_sin * -yaw_sin,
+        roll_cos * yaw_cos - lean_sin * yaw_sin,
         roll_sin * pitch_cos,
-        roll_cos * yaw_sin + roll_sin * pitch_sin * yaw_cos,
-        -roll_sin * yaw_cos + roll_cos * pitch_sin * -yaw_sin,
+        roll_cos * yaw_sin + lean_sin * yaw_cos,
+        -roll_sin * yaw_cos - lean_cos * yaw_sin,
         roll_cos * pitch_cos,
-        -roll_sin * yaw_sin + roll_cos * pitch_sin * yaw_cos,
-        pitch_cos * -yaw_sin,
+        lean_cos * yaw_cos - roll_sin * yaw_sin,
+        -pitch_cos * yaw_sin,
         -pitch_sin,
         pitch_cos * yaw_cos,
     ]
     return torch.stack(rows, dim=-1).unflatten(-1, (3, 3))
+
+
+def _set_to_zero(layer: nn.Module) -> None:
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+
+
+def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """A weight in the dtype of what it is applied to."""
+    return tensor if tensor.dtype == other.dtype else tensor.to(other.dtype)
+
+
+def _at_least_single(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision cannot tell neighbouring pixels apart beyond 1024."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _rotate_in_plane(points: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
@@ -482,7 +548,7 @@ def _flip_y(points: torch.Tensor) -> torch.Tensor:
     return torch.cat([points[..., :1], -points[..., 1:2], points[..., 2:]], dim=-1)
 
 
-def _mirrored_expressions(names: list[str]) -> list[int]:
+def _counterparts(names: list[str]) -> list[int]:
     swapped = {"_L": "_R", "_R": "_L", "Left": "Right", "Right": "Left"}
     counterparts = []
     for name in names:

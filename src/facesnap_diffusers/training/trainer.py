@@ -174,6 +174,8 @@ class Trainer:
             num_workers=config.data.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=config.data.workers > 0,
+            # of its own: starting to read must not draw from the random state that checkpoints hold
+            generator=torch.Generator(),
         )
 
     def _samples(self, faces: PreparedFaces, dropout: DropoutConfig, seed: int) -> TrainingSamples:
@@ -240,7 +242,7 @@ class Trainer:
             if config.images:
                 sheet = validation_sheet(self.objective, self.validation_samples, config, self.config.seed, device)
                 path = self.folder / "validation" / f"step-{step:07d}.png"
-                path.parent.mkdir(exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 sheet.save(path)
                 self._log_image(sheet, step)
         self._log(losses, step)

@@ -1,0 +1,130 @@
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+    import torch
+
+    from ..faces.analyzers import FaceAnalyzer
+    from ..faces.expression import Expression
+    from ..faces.face import Face
+    from ..faces.pose import HeadPose
+
+
+PANEL = 512  # pixels a side
+
+
+class Analyzer(StrEnum):
+    insightface = "insightface"
+    dlib = "dlib"
+
+
+def landmarks(
+    photo: Annotated[str, typer.Argument(help="Photo of a face: a file or an http(s) URL.")],
+    yaw: Annotated[float | None, typer.Option(help="Degrees; > 0 turns the nose to the right of the picture.")] = None,
+    pitch: Annotated[float | None, typer.Option(help="Degrees; > 0 lifts the nose.")] = None,
+    roll: Annotated[float | None, typer.Option(help="Degrees; > 0 tilts the head clockwise.")] = None,
+    expression: Annotated[
+        str | None,
+        typer.Option(help="A preset (smile, laugh, surprise...), or names: jawOpen=0.4,mouthSmileLeft=0.8."),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("landmarks.png"),
+    analyzer: Annotated[Analyzer, typer.Option(help="What finds the face.")] = Analyzer.insightface,
+) -> None:
+    """Draw the landmarks of a photo: detected, fitted and re-posed, side by side."""
+    from ..faces.analyzers import DlibFaceAnalyzer, InsightFaceAnalyzer
+    from ..faces.detection import find_face
+
+    asked = None if expression is None else parse_expression(expression)
+    finder: FaceAnalyzer = DlibFaceAnalyzer() if analyzer is Analyzer.dlib else InsightFaceAnalyzer()
+    face = find_face(photo, finder, name="photo")
+    picture, pose = draw_panels(face, yaw, pitch, roll, asked)
+    picture.save(output)
+    typer.echo(f"yaw {pose.yaw:.0f}°, pitch {pose.pitch:.0f}°, roll {pose.roll:.0f}° in the photo; wrote {output}")
+
+
+def parse_expression(text: str) -> "Expression":
+    """A preset's name, or `name=strength` pairs with commas between."""
+    from ..errors import InputError
+    from ..faces.expression import Expression
+
+    if "=" not in text:
+        return Expression.of(text)
+    weights = {}
+    for pair in text.split(","):
+        name, _, strength = pair.partition("=")
+        try:
+            weights[name.strip()] = float(strength)
+        except ValueError:
+            raise InputError(f"expression {pair.strip()!r} must be name=strength, such as jawOpen=0.4") from None
+    return Expression(weights)
+
+
+def draw_panels(
+    face: "Face", yaw: float | None, pitch: float | None, roll: float | None, expression: "Expression | None"
+) -> tuple["PIL.Image.Image", "HeadPose"]:
+    """
+    Detected and fitted landmarks over the photo, and those of the same person in another pose and expression; what is
+    not asked for stays as it is in the photo. Also returns the pose in the photo.
+    """
+    import dataclasses
+
+    import torch
+
+    from ..faces.drawing import draw_landmarks
+    from ..faces.pose import HeadPose
+    from ..models.landmark_predictor import load_landmark_predictor
+
+    predictor = load_landmark_predictor()
+    detected = torch.as_tensor(face.landmarks)[None]
+    with torch.inference_mode():
+        own = predictor.encode(detected)
+        found = HeadPose(*own.rotation[0].clamp(-90, 90).tolist())
+        asked = HeadPose(*(old if new is None else new for old, new in zip(found.as_tuple(), (yaw, pitch, roll))))
+        changed = dataclasses.replace(own, rotation=own.rotation.new_tensor([asked.as_tuple()]))
+        if expression is not None:
+            weights = torch.as_tensor(expression.to_vector(predictor.config.expression_names))
+            changed = dataclasses.replace(changed, expression=weights[None])
+        # Detectors know no eyelid points: they are drawn where the outer eye corners are.
+        detected = detected[:, list(range(68)) + [36, 36, 45, 45], :2]
+        fitted, reposed = predictor.decode(own), predictor.decode(changed)
+
+        everything = torch.cat([detected, fitted, reposed], dim=1)[0]
+        low, high = everything.amin(dim=0), everything.amax(dim=0)
+        side = 1.25 * float((high - low).max())
+        corner = (low + high) / 2 - side / 2
+        panels = draw_landmarks((torch.cat([detected, fitted, reposed]) - corner) * (PANEL / side), PANEL, PANEL)
+
+    photo = _crop(face.image, corner.tolist(), side)
+    return _side_by_side(photo, panels), found
+
+
+def _crop(image: "np.ndarray", corner: list[float], side: float) -> "PIL.Image.Image":
+    import PIL.Image
+
+    x, y = corner
+    box = (side / PANEL, 0, x, 0, side / PANEL, y)
+    return PIL.Image.fromarray(image).transform(
+        (PANEL, PANEL), PIL.Image.Transform.AFFINE, box, resample=PIL.Image.Resampling.BILINEAR
+    )
+
+
+def _side_by_side(photo: "PIL.Image.Image", panels: "torch.Tensor") -> "PIL.Image.Image":
+    import numpy as np
+    import PIL.Image
+    import PIL.ImageDraw
+
+    dark = 0.45 * np.asarray(photo) / 255
+    pictures = [np.maximum(dark, panels[0].permute(1, 2, 0).numpy())]
+    pictures.append(np.maximum(dark, panels[1].permute(1, 2, 0).numpy()))
+    pictures.append(panels[2].permute(1, 2, 0).numpy())
+    sheet = PIL.Image.fromarray((255 * np.concatenate(pictures, axis=1)).round().astype(np.uint8))
+    pen = PIL.ImageDraw.Draw(sheet)
+    for number, label in enumerate(("detected", "fitted", "re-posed")):
+        pen.text((number * PANEL + 10, 8), label, fill="white", font_size=20)
+    return sheet

@@ -1,0 +1,1 @@
+"""From photos to training shards: `facesnap prepare`."""
