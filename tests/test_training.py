@@ -159,11 +159,11 @@ def command(tmp_path_factory):
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
     }
 
     def start(path):
-        launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes=2", "--num_machines=1"]
-        launch += ["--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", "--master_port=0"]
         return subprocess.Popen(
             [sys.executable, *launch, "-m", "facesnap_diffusers.training", str(path)],
             env=environment,
