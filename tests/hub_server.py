@@ -62,7 +62,8 @@ class HubServer:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+    # a kept-alive connection would outlive its server and answer for the next one
+    protocol_version = "HTTP/1.0"
     server_hub: HubServer
 
     def log_message(self, *args):

@@ -191,6 +191,15 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         for layer in (*self.stages_2d, *self.stages_3d, self.proj_out):
             _set_to_zero(layer)
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As in `ModelMixin`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        # Tensors of a safetensors file lie in memory as they do in the file. Unaligned, they go through other kernels
+        # than aligned ones, and the same weights would give landmarks that differ in the last bits.
+        (loaded[0] if isinstance(loaded, tuple) else loaded)._apply(torch.Tensor.clone)
+        return loaded
+
     def forward(self, reference: torch.Tensor, driving: torch.Tensor, dimensions: int = 2) -> torch.Tensor:
         """The same as [`LandmarkPredictor.retarget`]."""
         return self.retarget(reference, driving, dimensions)
