@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 from diffusers import DiffusionPipeline
-from huggingface_hub import ModelCard, close_session
+from huggingface_hub import ModelCard
 from test_interop_convert import command, facesnap, generate
 
 from facesnap_diffusers import FaceSnapPipeline, FaceSnapXLPipeline, InputError
@@ -50,7 +50,6 @@ def test_custom_pipeline_from_a_folder(packaged):
 
 
 def test_custom_pipeline_from_a_hub(packaged, hub, tmp_path):
-    close_session()  # connections to the Hub of another test
     adapter, base, cls, expected = packaged
     repo_id = "someone/facesnap-xl" if cls is FaceSnapXLPipeline else "someone/facesnap-sd"
     hub.add_folder(repo_id, adapter)

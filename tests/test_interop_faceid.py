@@ -6,7 +6,6 @@ import foreign
 import pytest
 import tiny
 import torch
-from huggingface_hub import close_session
 from safetensors.torch import save_file
 
 from facesnap_diffusers import AdapterError, FaceIdentity, FaceSnapPipeline, FaceSnapXLPipeline
@@ -230,7 +229,6 @@ def test_version_2_of_plus_can_be_said(tmp_path):
 
 
 def test_from_the_hub(hub, tmp_path):
-    close_session()  # connections to the Hub of another test
     base = tiny.sd_pipeline()
     name = write(tmp_path, "ip-adapter-faceid_sd15", foreign.faceid(base.unet), ".bin")
     hub.add_commit("h94/IP-Adapter-FaceID", {name: (tmp_path / name).read_bytes()})

@@ -10,7 +10,6 @@ import tiny
 import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel
-from huggingface_hub import close_session
 
 from facesnap_diffusers import (
     AdapterError,
@@ -274,7 +273,6 @@ def test_survives_saving_as_an_adapter_of_our_own(base, repo, tmp_path):
 
 
 def test_from_the_hub(base, repo, hub, tmp_path):
-    close_session()  # connections to the Hub of another test
     hub.add_folder("InstantX/InstantID", repo)
     pipe = FaceSnapXLPipeline.from_pipe(base)
     pipe.set_progress_bar_config(disable=True)
