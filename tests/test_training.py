@@ -2,13 +2,13 @@
 
 import copy
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import tiny
 import tiny_training
@@ -163,13 +163,12 @@ def command(tmp_path_factory):
     }
 
     def start(path):
-        launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1", "--master_port=0"]
+        launch = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
         return subprocess.Popen(
             [sys.executable, *launch, "-m", "facesnap_diffusers.training", str(path)],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
         )
 
     return start
@@ -192,8 +191,9 @@ def test_two_processes_equal_one_with_twice_the_batch(base, faces, tmp_path, com
     while not (tmp_path / "two/checkpoint-2").exists():
         assert killed.poll() is None and time.monotonic() < deadline, killed.communicate()[0].decode()[-3000:]
         time.sleep(0.01)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.wait()
+    for process in [*psutil.Process(killed.pid).children(recursive=True), killed]:
+        process.kill()
+    killed.communicate()
     assert not (tmp_path / "two/checkpoint-5").exists()
     resumed = command(path)
     output = resumed.communicate(timeout=240)[0].decode()
