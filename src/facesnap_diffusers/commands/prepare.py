@@ -16,7 +16,7 @@ def prepare(
     max_side: Annotated[int, typer.Option(help="Photos are scaled down to it.")] = 1024,
     image_format: Annotated[str, typer.Option(help="Of the photos in the shards: jpg or png.")] = "jpg",
     min_face: Annotated[float, typer.Option(help="Least width of a face, in pixels.")] = 64,
-    min_sharpness: Annotated[float, typer.Option(help="Least sharpness; photos in focus have 2 and more.")] = 1.0,
+    min_sharpness: Annotated[float, typer.Option(help="Least sharpness; photos in focus have 3 and more.")] = 2.4,
     max_yaw: Annotated[float, typer.Option(help="Most that a head is turned, in degrees.")] = 60,
     max_pitch: Annotated[float, typer.Option(help="Most that a head is lifted or lowered, in degrees.")] = 45,
     duplicate_bits: Annotated[int, typer.Option(help="Bits of 64 in which duplicates may differ; -1 keeps all.")] = 3,

@@ -17,6 +17,7 @@ from ..errors import InputError, NoFaceFoundError, PhotoError
 from ..faces.alignment import align_for_clip
 from ..faces.analyzers import FaceAnalyzer, default_analyzer
 from ..faces.detection import find_face
+from ..faces.face import Face
 from ..faces.photo import load_photo
 from ..models.landmark_predictor import LandmarkPredictor, load_landmark_predictor
 from ..training.alignment import CROP_TEMPLATES, align_faces
@@ -53,7 +54,7 @@ class PrepareConfig:
     max_side: int = 1024
     image_format: str = "jpg"
     min_face: float = 64.0
-    min_sharpness: float = 1.0
+    min_sharpness: float = 2.4
     max_yaw: float = 60.0
     max_pitch: float = 45.0
     max_outside: float = 0.1
@@ -113,9 +114,10 @@ class PhotoPreparer:
     def _prepare(self, item: Item) -> tuple[Fate, PreparedFace | None]:
         config = self.config
         image = self._load(item)
-        face = find_face(image, self.analyzer, name="photo")
+        analyzer = _Remembering(self.analyzer)
+        face = find_face(image, analyzer, name="photo")
         image, landmarks = face.image, face.landmarks
-        areas = sorted((other.area for other in self.analyzer.analyze(image)), reverse=True)
+        areas = sorted((other.area for other in analyzer.analyze(image)), reverse=True)
         if len(areas) > 1 and areas[1] > config.second_face * areas[0]:
             return _rejected(
                 item, "several faces", f"{len(areas)} faces, the second of {areas[1] / areas[0]:.2f} the size"
@@ -193,10 +195,28 @@ class PhotoPreparer:
         return load_photo(image, "photo")
 
 
+class _Remembering:
+    """An analyzer that looks at an image once, however often it is asked."""
+
+    def __init__(self, analyzer: FaceAnalyzer):
+        self._analyzer = analyzer
+        self._known: list[tuple[np.ndarray, list[Face]]] = []
+        self.encoder, self.embedding_dim = analyzer.encoder, analyzer.embedding_dim
+
+    def analyze(self, image: np.ndarray) -> list[Face]:
+        for known, faces in self._known:
+            if known is image:
+                return faces
+        faces = self._analyzer.analyze(image)
+        self._known.append((image, faces))
+        return faces
+
+
 def sharpness(image: np.ndarray, landmarks: np.ndarray) -> float:
     r"""
     How much fine structure a face has: the standard deviation of the Laplacian of the face's grey levels at 112 pixels,
-    in grey levels, relative to that of the grey levels themselves, times 10. Photos in focus have 2 and more.
+    in grey levels, relative to that of the grey levels themselves, times 10. Photos in focus have 3 and
+    more; faces of fewer than 112 pixels have less.
     """
     from ..faces.alignment import align_face
 
