@@ -154,19 +154,18 @@ def _with_processes(items: Iterable[Item], preparer: PhotoPreparer, processes: i
                 suspects = [item, *(other for other, _ in underway)]
                 underway.clear()
                 pool.shutdown(wait=False, cancel_futures=True)
+                pool = start(1)
                 for suspect in suspects:
-                    yield _alone(suspect, start)
+                    try:
+                        yield (suspect, *pool.submit(_prepare_in_process, suspect).result())
+                    except BrokenProcessPool:
+                        fate = Fate(suspect.source, False, "crashed", "its process died", identity=suspect.identity)
+                        yield suspect, fate, None
+                        pool = start(1)
+                pool.shutdown()
                 pool = start(processes)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _alone(item: Item, start: Callable[[int], ProcessPoolExecutor]) -> Result:
-    with start(1) as pool:
-        try:
-            return (item, *pool.submit(_prepare_in_process, item).result())
-        except BrokenProcessPool:
-            return item, Fate(item.source, False, "crashed", "its process died", identity=item.identity), None
 
 
 class _RayWorker:

@@ -81,6 +81,9 @@ def _start_adapter(pipeline: Any, config: TrainingConfig) -> None:
         encoder = CLIPVisionModelWithProjection.from_pretrained(adapter.image_encoder, dtype=base_dtype(config))
         if (Path(adapter.image_encoder) / "preprocessor_config.json").is_file():
             processor = CLIPImageProcessor.from_pretrained(adapter.image_encoder)
+        else:
+            side = encoder.config.image_size
+            processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     pipeline.init_facesnap_adapter(
         FaceSnapConfig(
             face_encoder=adapter.face_encoder,
