@@ -447,6 +447,12 @@ class TestConfig:
             load_config(path, [override])
         assert "\n" not in str(error.value)
 
+    @pytest.mark.parametrize("name", ["sd15", "sdxl"])
+    def test_examples(self, name):
+        config = load_config(Path(__file__).parents[1] / f"examples/training/{name}.yaml")
+        assert config.adapter.train == ["mixer", "ffrnet", "identity_attention"]
+        assert config.base.family == ("sdxl" if name == "sdxl" else "sd")
+
     def test_missing_keys_and_files(self, values, tmp_path):
         del values["base"]["model"]
         with pytest.raises(InputError, match="lacks base.model"):
