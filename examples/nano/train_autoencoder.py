@@ -18,6 +18,7 @@ import torch
 from autoencoder_start import start_from_components
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import Shard, shard_paths
+from precision import mixed_precision
 from workspace import add_work_dir
 
 from facesnap_diffusers.nano.autoencoder import PATCH, AutoencoderPatch
@@ -154,6 +155,7 @@ def main():
             vae, to_tensor(np.concatenate([x[::5] for x in train.images[:15]])), LATENT_STD, WHITENING
         )
         trained = vae
+    vae.to(memory_format=torch.channels_last)
     average = Average(trained, 0.998)
     optimizer = torch.optim.AdamW(trained.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     step = load_checkpoint(checkpoint, trained, average, optimizer, rng)
@@ -174,10 +176,13 @@ def main():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args.steps)
         target, weight = train.crops(BATCH, rng)
-        with torch.set_grad_enabled(not args.decoder_only):
-            latents = vae.encode(target).latent_dist.mean
-        noisy = latents + 0.04 * LATENT_STD * torch.randn_like(latents)
-        loss = reconstruction_loss(vae.decode(noisy).sample, target, weight)
+        target = target.contiguous(memory_format=torch.channels_last)
+        with mixed_precision():
+            with torch.set_grad_enabled(not args.decoder_only):
+                latents = vae.encode(target).latent_dist.mean.float()
+            noisy = latents + 0.04 * LATENT_STD * torch.randn_like(latents)
+            output = vae.decode(noisy).sample.float()
+        loss = reconstruction_loss(output, target, weight)
         # the pipelines scale latents but do not shift them
         balance = latents.mean((0, 2, 3)).square().mean() + (latents.square().mean().sqrt() - LATENT_STD).square()
         optimizer.zero_grad()

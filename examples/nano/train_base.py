@@ -22,6 +22,7 @@ from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import Shard, shard_paths
 from diffusers import StableDiffusionPipeline
 from people.captions import caption
+from precision import avoid_slow_kernels, mixed_precision
 from torch import nn
 from train_autoencoder import feature_weights, to_tensor
 from workspace import add_work_dir, replace_atomically
@@ -143,7 +144,8 @@ class BaseModel(nn.Module):
         """
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
         velocity = self.scheduler.get_velocity(latents, noise, timesteps)
-        predicted = self.unet(noisy, timesteps, self.encode_text(captions)).sample
+        with mixed_precision():
+            predicted = self.unet(noisy, timesteps, self.encode_text(captions)).sample.float()
         alpha = self.scheduler.alphas_cumprod[timesteps]
         snr = alpha / (1 - alpha)
         balance = (snr.clamp(max=SNR_LIMIT) / (snr + 1)).clamp(min=LEAST_WEIGHT)
@@ -218,6 +220,7 @@ def main():
 
     model = BaseModel()
     model.unet.to(memory_format=torch.channels_last)
+    avoid_slow_kernels(model.unet)
     average = Average(model, 0.9995)
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2)
     checkpoint = folder / "training.pt"
