@@ -243,7 +243,7 @@ DAMAGE = [
 
 class TestAllOrNothing:
     @pytest.mark.parametrize("loaded", [False, True], ids=["fresh", "loaded"])
-    def test_damaged_adapters(self, copy, trained, loaded, tmp_path):
+    def test_damaged_adapters(self, copy, loaded, hub):
         pipe = new_pipeline()
         if loaded:
             tiny.add_adapter(pipe)

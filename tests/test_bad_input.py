@@ -226,7 +226,7 @@ FRESH = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), FRESH)
-def test_init(arguments, message):
+def test_init(arguments, message, hub):
     pipe = FaceSnapPipeline.from_pipe(tiny.sd_pipeline())
     check(FaceSnapError, message, pipe, lambda: pipe.init_facesnap_adapter(**arguments))
 

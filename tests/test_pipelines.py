@@ -7,6 +7,7 @@ import tiny
 import torch
 from diffusers import (
     ControlNetModel,
+    EulerAncestralDiscreteScheduler,
     LCMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
@@ -15,6 +16,8 @@ from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLInpaintPipeline,
 )
+from diffusers.hooks import apply_group_offloading
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from facesnap_diffusers import (
     FaceSnapImg2ImgPipeline,
@@ -26,7 +29,6 @@ from facesnap_diffusers import (
     HeadPose,
     draw_landmarks,
 )
-from facesnap_diffusers.adapter import ADAPTER_COMPONENTS
 
 
 STEPS = {"num_inference_steps": 2, "output_type": "pt", "height": tiny.SIZE, "width": tiny.SIZE}
@@ -209,6 +211,16 @@ class TestNumbers:
         expected = self.by_hand(pipe_xl, StableDiffusionXLControlNetPipeline, tiny.identity())
         torch.testing.assert_close(generate(pipe_xl, identity=tiny.identity()), expected, atol=1e-5, rtol=0)
 
+    @pytest.mark.parametrize("name", ["pipe", "pipe_xl"])
+    def test_ffrnet_does_not_see_the_prompt(self, name, request):
+        pipe = request.getfixturevalue(name)
+        residuals = []
+        handle = pipe.ffrnet.register_forward_hook(lambda net, inputs, outputs: residuals.append(outputs[1]))
+        for prompt, face in [("a cat", 3), ("two dogs in the rain", 3), ("a cat", 4)]:
+            generate(pipe, prompt, identity=tiny.identity(face), num_inference_steps=1)
+        handle.remove()
+        assert torch.equal(residuals[0], residuals[1]) and not torch.equal(residuals[0], residuals[2])
+
     def test_ffrnet_skips_its_work(self, pipe):
         calls = []
         handle = pipe.ffrnet.register_forward_hook(lambda *args: calls.append(1))
@@ -333,6 +345,11 @@ class TestWorksTogetherWith:
         assert torch.equal(generate(pipe, identity=tiny.identity(), **arguments), expected)
         assert pipe.controlnet is further
 
+        pipe.set_facesnap_scale(1, 1)
+        pipe.controlnet = MultiControlNetModel([further, further])
+        halves = {"image": [picture()] * 2, "controlnet_conditioning_scale": [0.25, 0.25]}
+        torch.testing.assert_close(generate(pipe, identity=tiny.identity(), **halves), with_face, atol=1e-4, rtol=0)
+
     @pytest.mark.parametrize("parts", [["mixer", "ffrnet"], ["mixer", "identity_attention"]])
     def test_parts_left_out(self, sd, parts):
         pipe = FaceSnapPipeline.from_pipe(sd)
@@ -342,7 +359,7 @@ class TestWorksTogetherWith:
         assert not torch.equal(images, generate(pipe))
         assert not torch.equal(images, generate(pipe, identity=tiny.identity(4)))
 
-    def test_a_stock_ip_adapter_before_or_after(self):
+    def test_a_stock_ip_adapter_before_or_after(self, tmp_path):
         stock = tiny.sd_pipeline()
         style = [torch.randn(2, 1, 16)]
         weights = ip_adapter_weights(stock.unet)
@@ -352,22 +369,20 @@ class TestWorksTogetherWith:
             pipe.load_ip_adapter(weights, subfolder="", weight_name="", image_encoder_folder=None)
             pipe.set_ip_adapter_scale(0.6)
 
+        def load_facesnap(pipe):
+            pipe.load_facesnap_adapter(tmp_path)
+
         load_ip_adapter(stock)
         expected = generate(stock, ip_adapter_image_embeds=style)
         stock.unload_ip_adapter()
+        facesnap(tiny.sd_pipeline()).save_facesnap_adapter(tmp_path)
 
         images = []
         for order in ("before", "after"):
             pipe = FaceSnapPipeline.from_pipe(stock)
             pipe.set_progress_bar_config(disable=True)
-            if order == "after":
-                tiny.add_adapter(pipe)
-            load_ip_adapter(pipe)
-            if order == "before":
-                fresh = facesnap(tiny.sd_pipeline())
-                pipe._install_adapter(
-                    fresh.facesnap_config, {name: getattr(fresh, name) for name in ADAPTER_COMPONENTS}
-                )
+            for load in (load_ip_adapter, load_facesnap)[:: 1 if order == "before" else -1]:
+                load(pipe)
             assert torch.equal(generate(pipe, ip_adapter_image_embeds=style), expected)
             images.append(generate(pipe, ip_adapter_image_embeds=style, identity=tiny.identity()))
             other = generate(pipe, ip_adapter_image_embeds=[-style[0]], identity=tiny.identity())
@@ -378,24 +393,39 @@ class TestWorksTogetherWith:
         assert torch.equal(*images)
 
     def test_lora(self, tmp_path):
-        from peft import LoraConfig
+        from peft import LoraConfig, get_peft_model_state_dict
+
+        trained = tiny.sd_pipeline()
+        torch.manual_seed(0)
+        layers = ["to_k", "to_q", "to_v", "to_out.0"]
+        trained.unet.add_adapter(LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=layers))
+        trained.save_lora_weights(tmp_path, unet_lora_layers=get_peft_model_state_dict(trained.unet))
 
         pipe = facesnap(tiny.sd_pipeline())
         before = generate(pipe, identity=tiny.identity())
-        torch.manual_seed(0)
-        pipe.unet.add_adapter(
-            LoraConfig(r=2, init_lora_weights=False, target_modules=["to_k", "to_q", "to_v", "to_out.0"]), "style"
-        )
+        pipe.load_lora_weights(tmp_path, adapter_name="style")
+        assert torch.equal(generate(pipe), generate(trained))
         with_lora = generate(pipe, identity=tiny.identity())
-        assert not torch.equal(with_lora, before)
+        assert (with_lora - before).abs().max() > 1e-3
         assert not any("lora" in name for name in pipe.identity_attention.state_dict())
-        pipe.unet.disable_adapters()
-        torch.testing.assert_close(generate(pipe, identity=tiny.identity()), before, atol=1e-5, rtol=0)
+        pipe.fuse_lora()
+        torch.testing.assert_close(generate(pipe, identity=tiny.identity()), with_lora, atol=1e-4, rtol=0)
+        pipe.unfuse_lora()
+        pipe.unload_lora_weights()
+        torch.testing.assert_close(generate(pipe, identity=tiny.identity()), before, atol=1e-4, rtol=0)
 
-    def test_lcm(self, pipe):
-        pipe.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
-        images = generate(pipe, identity=tiny.identity(), guidance_scale=1.0)
-        assert torch.isfinite(images).all()
+    @pytest.mark.parametrize("scheduler", [LCMScheduler, EulerAncestralDiscreteScheduler])
+    def test_schedulers_of_distilled_models(self, sd, pipe, scheduler):
+        """LCM's, and the one of Turbo models with its trailing timesteps: without guidance."""
+        schedule = scheduler.from_config(sd.scheduler.config, timestep_spacing="trailing")
+        stock = type(sd)(**{**sd.components, "scheduler": schedule}, requires_safety_checker=False)
+        stock.set_progress_bar_config(disable=True)
+        pipe.scheduler = schedule
+        plain = generate(stock, guidance_scale=0.0)
+        image = generate(pipe, identity=tiny.identity(), guidance_scale=0.0)
+        assert image.isfinite().all() and (image - plain).abs().max() > 1e-3
+        pipe.set_facesnap_scale(0, 0)
+        assert torch.equal(generate(pipe, identity=tiny.identity(), guidance_scale=0.0), plain)
 
     def test_callback_that_stops_guidance_half_way(self, pipe):
         seen = []
@@ -416,7 +446,20 @@ class TestWorksTogetherWith:
         )
         assert seen == [(2, 77 + 5, 32), (1, 77 + 5, 32)]
 
-    def test_clip_skip(self, pipe_xl):
+    def test_clip_skip(self, pipe):
+        """The text encoder's last hidden states but one, through its final norm."""
+        encoder, tokenizer = pipe.text_encoder, pipe.tokenizer
+        ids, empty = (tokenizer(text, padding="max_length", return_tensors="pt").input_ids for text in ("a cat", ""))
+        with torch.no_grad():
+            embeds = encoder.final_layer_norm(encoder(ids, output_hidden_states=True).hidden_states[-2])
+            negative = encoder(empty).last_hidden_state
+        for face in ({}, {"identity": tiny.identity()}):
+            expected = generate(pipe, None, prompt_embeds=embeds, negative_prompt_embeds=negative, **face)
+            skipped = generate(pipe, clip_skip=1, **face)
+            assert torch.equal(skipped, expected) and not torch.equal(skipped, generate(pipe, **face))
+        assert not hasattr(encoder, "text_model")
+
+    def test_clip_skip_xl(self, pipe_xl):
         images = generate(pipe_xl, identity=tiny.identity())
         assert not torch.equal(generate(pipe_xl, identity=tiny.identity(), clip_skip=1), images)
 
@@ -450,28 +493,59 @@ class TestWorksTogetherWith:
             decoded = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample
         expected = (decoded / 2 + 0.5).clamp(0, 1)
         assert torch.equal(generate(pipe, identity=tiny.identity()), expected)
+        pipe.vae.disable_tiling()
+        assert not torch.equal(generate(pipe, identity=tiny.identity()), expected)
 
-    @pytest.mark.parametrize("kind", ["model", "group_leaf", "group_block"])
-    def test_offload(self, kind):
+    def test_model_offload(self):
         """On the CPU nothing moves, but every hook runs: where one is missing, or left behind, the call fails."""
         pipe = facesnap(tiny.sd_pipeline())
         expected = generate(pipe, identity=tiny.identity())
-        if kind == "model":
-            pipe.enable_model_cpu_offload(device="cpu")
-        else:
-            block = {"offload_type": "block_level", "num_blocks_per_group": 1}
-            pipe.enable_group_offload(
-                torch.device("cpu"), **(block if kind == "group_block" else {"offload_type": "leaf_level"})
-            )
+        pipe.enable_model_cpu_offload(device="cpu")
         for _ in range(2):
-            images = generate(pipe, identity=tiny.identity())
-            torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
+            assert torch.equal(generate(pipe, identity=tiny.identity()), expected)
+        assert pipe.controlnet is None and hasattr(pipe.ffrnet, "_hf_hook")
+
+    @pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
+    def test_group_offload(self, kind, tmp_path, monkeypatch):
+        """Weights lie on disk until their hook brings them; what stands in for them meanwhile is not finite."""
+        pipe = facesnap(tiny.sd_pipeline())
+        expected = generate(pipe, identity=tiny.identity())
+        monkeypatch.setattr(torch, "empty_like", nothing_like)
+        for name, component in pipe.components.items():
+            options = {"onload_device": torch.device("cpu"), "offload_type": kind, "num_blocks_per_group": 1}
+            if hasattr(component, "enable_group_offload"):
+                component.enable_group_offload(**options, offload_to_disk_path=str(tmp_path / name))
+            elif isinstance(component, torch.nn.Module):
+                apply_group_offloading(component, **options, offload_to_disk_path=str(tmp_path / name))
+        assert pipe.unet.conv_in.weight.isnan().all() and pipe.mixer.queries.isnan().all()
+        for _ in range(2):
+            assert torch.equal(generate(pipe, identity=tiny.identity()), expected)
+
+    def test_group_offload_of_the_pipeline(self):
+        pipe = facesnap(tiny.sd_pipeline())
+        expected = generate(pipe, identity=tiny.identity())
+        pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+        for _ in range(2):
+            assert torch.equal(generate(pipe, identity=tiny.identity()), expected)
         assert pipe.controlnet is None
 
-    def test_bfloat16(self):
-        pipe = facesnap(tiny.sd_pipeline()).to(torch.bfloat16)
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision(self, dtype):
+        pipe = facesnap(tiny.sd_pipeline())
+        expected = generate(pipe, identity=tiny.identity())
+        points = pipe.predict_landmarks(tiny.identity(), height=64, width=64, pose=HeadPose(yaw=20))
+        pipe.to(dtype)
         images = generate(pipe, identity=tiny.identity())
-        assert torch.isfinite(images).all() and pipe.mixer.dtype == torch.bfloat16
+        assert {pipe.mixer.dtype, pipe.ffrnet.dtype, pipe.identity_attention.dtype, pipe.dtype} == {dtype}
+        assert (images.float() - expected).abs().mean() < 0.02
+        half = pipe.predict_landmarks(tiny.identity(), height=64, width=64, pose=HeadPose(yaw=20))
+        assert torch.equal(half, points), "landmarks do not lose precision"
+
+    def test_from_pretrained_in_half_precision(self, tmp_path):
+        facesnap(tiny.sd_pipeline()).save_pretrained(tmp_path)
+        pipe = FaceSnapPipeline.from_pretrained(tmp_path, dtype=torch.float16)
+        dtypes = {name: part.dtype for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+        assert dtypes.pop("landmark_predictor") == torch.float32 and set(dtypes.values()) == {torch.float16}
 
     def test_compiled_unet(self):
         """One graph for all calls: no break in it, and no second compilation when the processors come back."""
@@ -489,6 +563,11 @@ class TestWorksTogetherWith:
             images = generate(pipe, identity=tiny.identity(seed))
         torch.testing.assert_close(images, expected, atol=1e-5, rtol=0)
         assert len(graphs) == 1
+
+
+def nothing_like(tensor, **options):
+    """As `torch.empty_like`, whose values nobody should use."""
+    return torch.full_like(tensor, torch.nan if tensor.is_floating_point() else 0, **options)
 
 
 def ip_adapter_weights(unet):

@@ -50,8 +50,12 @@ class FaceSnapAdapterMixin(_Pipeline):
     controlnet: Any
     landmark_predictor: Any
 
-    #: Finds and describes the faces in photos. Made from the adapter's config when it is first needed; set your own.
+    #: Finds and describes the faces in photos. Made from the adapter's config when it is first needed, and made anew for
+    #: another adapter. One that you set yourself stays.
     face_analyzer: FaceAnalyzer | None = None
+
+    #: The one that was made from the adapter's config.
+    _default_analyzer: FaceAnalyzer | None = None
 
     _facesnap_scale: dict[str, Any] | None = None
 
@@ -140,10 +144,7 @@ class FaceSnapAdapterMixin(_Pipeline):
             raise AdapterError(f"adapter {name} has no {missing}; it has {config.parts}")
 
         dtype = dtype or self.unet.dtype
-        modules = {
-            part: load_part(part, folder / part, variant, torch.float32 if part == "landmark_predictor" else dtype)
-            for part in parts
-        }
+        modules = {part: load_part(part, folder / part, variant, dtype) for part in parts}
         modules.update(load_image_encoder(config, folder, variant, dtype, image_encoder, hub_arguments))
         self._install_adapter(config.replace(parts=parts), modules)
 
@@ -235,7 +236,6 @@ class FaceSnapAdapterMixin(_Pipeline):
     def unload_facesnap_adapter(self) -> None:
         """Takes the adapter off; the pipeline is plain Stable Diffusion again."""
         self._install_adapter(None, {})
-        self.face_analyzer = None
 
     def set_facesnap_scale(
         self,
@@ -304,6 +304,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         self.register_modules(**{name: modules.get(name) for name in ADAPTER_COMPONENTS})
         self.register_to_config(facesnap_config=vars(config) if config is not None else None)
         self._facesnap_scale = None
+        if self.face_analyzer is self._default_analyzer:
+            self.face_analyzer = self._default_analyzer = None
         if model_offload:
             self.enable_model_cpu_offload(device=self._offload_device)
         elif sequential_offload:

@@ -118,7 +118,8 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
 
     Moving, scaling, turning (in-plane) or mirroring the landmarks does the same to the result. Landmarks are in the
     iBUG order with two eyelid points more an eye (72), in pixels: x right, y down, z towards the camera. Everything is
-    computed in float32, or in float64 if the landmarks are, whatever the dtype of the weights.
+    computed in float32, or in float64 if the landmarks are. The weights are float32 and stay so: casting the predictor,
+    or a pipeline that holds it, to half precision leaves them as they are.
 
     Args:
         expression_names (`list[str]`): The morphable model's expressions. Names that differ in `_L`/`_R` or in
@@ -193,12 +194,24 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As in `ModelMixin`."""
-        loaded = super().from_pretrained(*args, **kwargs)
+        """As in `ModelMixin`; the weights are float32 whatever `dtype` says."""
+        loaded = super().from_pretrained(*args, **{**kwargs, "dtype": torch.float32})
         # Tensors of a safetensors file lie in memory as they do in the file. Unaligned, they go through other kernels
         # than aligned ones, and the same weights would give landmarks that differ in the last bits.
         (loaded[0] if isinstance(loaded, tuple) else loaded)._apply(torch.Tensor.clone)
         return loaded
+
+    def _apply(self, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> LandmarkPredictor:
+        # Every move and cast comes through here. In half precision the morphable model would be off by up to a pixel.
+        def move(tensor: torch.Tensor) -> torch.Tensor:
+            moved = function(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
+
+    def enable_group_offload(self, onload_device: torch.device, **kwargs: Any) -> None:
+        """Moves the predictor to `onload_device`, where it stays: hooks on `forward` would miss `encode` and `decode`."""
+        self.to(onload_device)
 
     def forward(self, reference: torch.Tensor, driving: torch.Tensor, dimensions: int = 2) -> torch.Tensor:
         """The same as [`LandmarkPredictor.retarget`]."""
@@ -497,8 +510,8 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
 
 
 def load_landmark_predictor() -> LandmarkPredictor:
-    """The predictor that ships with the package, in float32 on the CPU, ready for use. Nothing is downloaded."""
-    return LandmarkPredictor.from_pretrained(SHIPPED_PREDICTOR, dtype=torch.float32, local_files_only=True).eval()
+    """The predictor that ships with the package, on the CPU, ready for use. Nothing is downloaded."""
+    return LandmarkPredictor.from_pretrained(SHIPPED_PREDICTOR, local_files_only=True).eval()
 
 
 def rotation_matrix(rotation: torch.Tensor) -> torch.Tensor:

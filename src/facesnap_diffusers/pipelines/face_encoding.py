@@ -113,7 +113,8 @@ class FaceEncodingMixin(FaceSnapAdapterMixin):
 
     def _analyzer(self, config: FaceSnapConfig) -> FaceAnalyzer:
         if self.face_analyzer is None:
-            self.face_analyzer = default_analyzer(config.face_encoder, config.normalized_embeds)
+            self._default_analyzer = default_analyzer(config.face_encoder, config.normalized_embeds)
+            self.face_analyzer = self._default_analyzer
         if self.face_analyzer.encoder != config.face_encoder:
             raise FaceEncoderMismatchError(
                 f"face_analyzer makes embeddings of {self.face_analyzer.encoder}, the adapter was trained with"

@@ -65,6 +65,7 @@ class FaceSnapMixin(FaceEncodingMixin):
         if isinstance(pipeline, FaceSnapMixin):
             new_pipeline._facesnap_scale = pipeline.facesnap_scale
             new_pipeline.face_analyzer = pipeline.face_analyzer
+            new_pipeline._default_analyzer = pipeline._default_analyzer
         return new_pipeline
 
     @torch.no_grad()

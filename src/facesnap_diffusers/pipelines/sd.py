@@ -1,5 +1,8 @@
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+import torch
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.models.modeling_utils import ModelMixin
@@ -77,3 +80,25 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
             face_image_processor=face_image_processor,
         )
         self.register_to_config(facesnap_config=facesnap_config)
+
+    def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
+        """As in the stock pipeline; while a face is in play, the identity tokens follow the text."""
+        with _text_model_of(self.text_encoder):
+            return super().encode_prompt(*args, **kwargs)
+
+
+@contextmanager
+def _text_model_of(text_encoder: torch.nn.Module | None) -> Iterator[None]:
+    """
+    While this lasts, `text_encoder.text_model` is where the stock pipelines look for the final norm when they are asked
+    to `clip_skip`. transformers 5.6 did away with that level of `CLIPTextModel`; diffusers 0.42 still counts on it.
+    """
+    if text_encoder is None or hasattr(text_encoder, "text_model"):
+        yield
+        return
+    # past `nn.Module.__setattr__`, which would make the module a child of itself
+    vars(text_encoder)["text_model"] = text_encoder
+    try:
+        yield
+    finally:
+        del vars(text_encoder)["text_model"]
