@@ -1,0 +1,157 @@
+"""Writes the folder that `facesnap eval --protocol nano` reads: held-out people, each asked for in other scenes.
+
+    python eval_set.py --people 100 --cases 2
+
+The reference looks roughly ahead; every case asks for another expression and for a head turned by 20 degrees or more
+from it. The prompt says what the scene is and nothing about the person. The true picture is rendered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from dataset import SEED, SPLITS
+from people.captions import OPENING, scene_clauses
+from people.face_model import FaceModel, rotation_matrix
+from people.renderer import Renderer, pose_points, project
+from people.sampling import BACKGROUND_COLORS, Person, Scene, sample_person, sample_scene
+from workspace import add_work_dir
+
+from facesnap_diffusers import Expression, HeadPose
+from facesnap_diffusers.evaluation.protocols.nano import FORMAT, MANIFEST, VERSION
+
+
+REFERENCE_YAW, REFERENCE_PITCH = 15, 8
+REFERENCE_EXPRESSIONS = ("neutral", "smiling")
+LEAST_TURN = 20.0
+LEAST_MOVE = 0.2  # cm, of the landmarks on average, between two expressions that one can tell apart
+TO_PACKAGE = -0.5
+"""The renderer's pictures span 0 to `size`; for the package the centre of the first pixel is at 0."""
+
+
+def head_pose(scene: Scene) -> HeadPose:
+    """The same rotation in the package's angles: first yaw, then pitch, then roll, with the signs of the picture."""
+    rotation = rotation_matrix(scene.yaw, scene.pitch, scene.roll)
+    yaw = np.arctan2(-rotation[2, 0], rotation[2, 2])
+    pitch = -np.arcsin(rotation[2, 1])
+    roll = np.arctan2(rotation[0, 1], rotation[1, 1])
+    return HeadPose(*np.rad2deg([yaw, pitch, roll]).tolist())
+
+
+def turn_between(one: Scene, other: Scene) -> float:
+    """The angle in degrees by which the head turns from a scene to another."""
+    first, second = (rotation_matrix(scene.yaw, scene.pitch, scene.roll) for scene in (one, other))
+    return float(np.rad2deg(np.arccos(np.clip((np.trace(first.T @ second) - 1) / 2, -1, 1))))
+
+
+def move_between(model: FaceModel, one: Scene, other: Scene) -> float:
+    """How far in cm the landmarks move, on average, from a scene's expression to another's."""
+    offset = model.expression_offset(one.expression - other.expression)[model.landmarks]
+    return float(np.linalg.norm(offset, axis=1).mean())
+
+
+def landmarks(model: FaceModel, person: Person, scene: Scene, size: int) -> np.ndarray:
+    """The 72 points (72, 2) of a person in a scene, in the package's pixels."""
+    points = model.shaped(person.shape)[model.landmarks] + model.expression_offset(scene.expression)[model.landmarks]
+    posed = pose_points(points, rotation_matrix(scene.yaw, scene.pitch, scene.roll))
+    return project(posed, scene.camera, size) + TO_PACKAGE
+
+
+def face_box(model: FaceModel, person: Person, scene: Scene, size: int) -> list[float]:
+    """Where the person's frontal, neutral landmarks lie: left, top, right, bottom as shares of the picture.
+
+    The package has no perspective, and its heads turn about the middle of the mean face's landmarks. So the box is the
+    frontal face's under the scale and place that bring the posed face, seen that way, nearest to where it is.
+    """
+    middle = model.vertices[model.landmarks].mean(0)
+    neutral = model.shaped(person.shape)[model.landmarks] - middle
+    moved = neutral + model.expression_offset(scene.expression)[model.landmarks]
+    posed = moved @ rotation_matrix(scene.yaw, scene.pitch, scene.roll).T
+    down = np.array([1, -1])
+    source, target = posed[:, :2] * down, landmarks(model, person, scene, size)
+    spread = source - source.mean(0)
+    scale = (spread * (target - target.mean(0))).sum() / np.square(spread).sum()
+    frontal = scale * (neutral[:, :2] * down - source.mean(0)) + target.mean(0)
+    return [round(float(side) / size, 5) for side in (*frontal.min(0), *frontal.max(0))]
+
+
+def scenes(model: FaceModel, index: int) -> Iterator[Scene]:
+    """The person's scenes: first that of the reference, then, without end, those that are clearly others."""
+    views = (sample_scene(SEED, index, view, model.expression_index) for view in itertools.count())
+    reference = next(
+        scene
+        for scene in views
+        if abs(scene.yaw) <= REFERENCE_YAW
+        and abs(scene.pitch) <= REFERENCE_PITCH
+        and scene.expression_name in REFERENCE_EXPRESSIONS
+    )
+    yield reference
+    asked: list[Scene] = []
+    for scene in views:
+        is_new = all(move_between(model, scene, other) >= LEAST_MOVE for other in (reference, *asked))
+        if is_new and turn_between(reference, scene) >= LEAST_TURN:
+            asked.append(scene)
+            yield scene
+
+
+def write_eval_set(folder: Path, renderer: Renderer, people: int, cases: int) -> None:
+    """Renders and writes everything, the manifest last."""
+    model, size = renderer.model, renderer.size
+    names = [f"{index:04d}" for index in SPLITS["test"][:people]]
+    entries = []
+    for number, (name, index) in enumerate(zip(names, SPLITS["test"][:people])):
+        person = sample_person(SEED, index)
+        other = sample_person(SEED, SPLITS["test"][(number + 1) % len(SPLITS["test"])])
+        reference, *asked = itertools.islice(scenes(model, index), 1 + cases)
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(renderer.render(person, reference).image).save(folder / name / "reference.png")
+        for letter, scene in zip("abcdefghij", asked):
+            truth = f"{name}/{letter}.png"
+            PIL.Image.fromarray(renderer.render(person, scene).image).save(folder / truth)
+            entries.append(
+                {
+                    "id": f"{name}-{letter}",
+                    "person": name,
+                    "prompt": ", ".join([OPENING, *scene_clauses(scene.attributes)]),
+                    "pose": [round(angle, 3) for angle in head_pose(scene).as_tuple()],
+                    "expression": Expression.from_vector(scene.expression, model.expression_names).weights,
+                    "face_box": face_box(model, person, scene, size),
+                    "truth": truth,
+                    "driving_landmarks": landmarks(model, other, scene, size).round(3).tolist(),
+                    "background": scene.background_name,
+                    "seed": len(entries),
+                    "group": scene.expression_name,
+                }
+            )
+    manifest = {
+        "format": FORMAT,
+        "version": VERSION,
+        "background_colors": {name: list(color) for name, color in BACKGROUND_COLORS.items()},
+        "people": {name: {"reference": [f"{name}/reference.png"]} for name in names},
+        "cases": entries,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_work_dir(parser)
+    parser.add_argument("--people", type=int, default=len(SPLITS["test"]), help="held-out people (default: all)")
+    parser.add_argument("--cases", type=int, default=2, help="scenes of each, up to 10 (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="folder to write (default: eval-set in the work directory)")
+    args = parser.parse_args()
+    if not (2 <= args.people <= len(SPLITS["test"]) and 1 <= args.cases <= 10):
+        parser.error(f"there are 2 to {len(SPLITS['test'])} people and 1 to 10 cases")
+    output = args.output or args.work_dir / "eval-set"
+    write_eval_set(output, Renderer(), args.people, args.cases)
+    print(f"{output}: {args.people} people, {args.cases} cases each")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""The evaluation set of rendered people: what a case asks for is what its true picture shows."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "examples/nano"))
+
+pytest.importorskip("scipy", reason="the renderer needs scipy")
+pytest.importorskip("cv2", reason="the renderer needs opencv")
+pytest.importorskip("moderngl", reason="the renderer needs moderngl")
+ICT_MODEL = ROOT.parent / "shared/data/ict_facekit/ict_face_model.npz"
+if not ICT_MODEL.exists():
+    pytest.skip("../shared/data/ict_facekit is not there", allow_module_level=True)
+
+from dataset import SEED  # noqa: E402
+from eval_set import write_eval_set  # noqa: E402
+from people.captions import person_clauses  # noqa: E402
+from people.renderer import Renderer  # noqa: E402
+from people.sampling import sample_person, sample_scene  # noqa: E402
+
+from facesnap_diffusers import DlibFaceAnalyzer, HeadPose, load_landmark_predictor  # noqa: E402
+from facesnap_diffusers.evaluation.protocols import load_protocol  # noqa: E402
+from facesnap_diffusers.framing import fit_into_box  # noqa: E402
+from facesnap_diffusers.models.landmark_predictor import FaceCoefficients  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def renderer():
+    try:
+        return Renderer()
+    except Exception as error:
+        pytest.skip(f"no OpenGL context: {error}")
+
+
+@pytest.fixture(scope="module")
+def eval_set(renderer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("eval-set")
+    write_eval_set(folder, renderer, people=3, cases=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def protocol(eval_set):
+    return load_protocol("nano", eval_set)
+
+
+def error_of(points: np.ndarray, truth: np.ndarray) -> float:
+    """Mean distance by that of the truth's outer eye corners."""
+    return np.linalg.norm(points - truth, axis=1).mean() / np.linalg.norm(truth[36] - truth[45])
+
+
+def retargeted(predictor, index: int, case, pose: HeadPose) -> np.ndarray:
+    """What the package draws for the person's exact shape, straight from the morphable model's file."""
+    data = np.load(ICT_MODEL)
+    at = data["landmarks72"]
+    offset = np.einsum("k,kvc->vc", sample_person(SEED, index).shape, data["identity"][:, at].astype(np.float64))
+    basis = predictor.shape_basis.flatten(1).double()
+    shape = torch.linalg.lstsq(basis.T, torch.from_numpy(offset.ravel())[:, None]).solution.T.float()
+    expression = torch.from_numpy(case.expression.to_vector(predictor.config.expression_names))[None]
+    rotation = torch.tensor([pose.as_tuple()])
+    posed = FaceCoefficients(shape, expression, rotation, scale=torch.ones(1), translation=torch.zeros(1, 3))
+    frontal = dataclasses.replace(posed, expression=0 * expression, rotation=0 * rotation)
+    box = torch.tensor([case.face_box])
+    return fit_into_box(predictor.decode(posed), predictor.decode(frontal), box, 128, 128)[0].numpy()
+
+
+def test_exact_coefficients_land_on_the_truth(renderer, protocol):
+    """Signs, order of rotations, expression and box at once: the truth's landmarks are the renderer's own."""
+    predictor = load_landmark_predictor()
+    assert len(protocol.cases) == 6
+    errors: dict[str, list[float]] = {"as asked": [], "other yaw": [], "other pitch": [], "other roll": []}
+    for number, case in enumerate(protocol.cases):
+        truth = true_landmarks(renderer, case)
+        yaw, pitch, roll = case.pose.as_tuple()
+        poses = (case.pose, HeadPose(-yaw, pitch, roll), HeadPose(yaw, -pitch, roll), HeadPose(yaw, pitch, -roll))
+        for name, pose in zip(errors, poses):
+            errors[name].append(error_of(retargeted(predictor, number // 2, case, pose), truth))
+    exact, *mirrored = errors.values()
+    assert max(exact) < 0.05
+    for other in mirrored:
+        assert np.mean(other) > 1.5 * np.mean(exact)
+
+
+def true_landmarks(renderer, case) -> np.ndarray:
+    """The scene of a case is found again by its true picture."""
+    index = int(case.person)
+    truth = np.array(PIL.Image.open(case.truth))
+    for view in range(60):
+        scene = sample_scene(SEED, index, view, renderer.model.expression_index)
+        if scene.background_name == case.background and scene.expression_name == case.group:
+            portrait = renderer.render(sample_person(SEED, index), scene)
+            if np.array_equal(portrait.image, truth):
+                return portrait.landmarks - 0.5
+    raise AssertionError(f"the true picture of {case.id} is none of the person's views")
+
+
+def test_driving_landmarks_are_another_persons(renderer, protocol):
+    """Same place and scale, other proportions."""
+    for case in protocol.cases:
+        error = error_of(np.array(case.driving_landmarks), true_landmarks(renderer, case))
+        assert 0.02 < error < 0.3
+
+
+def test_cases_differ_from_the_reference(protocol):
+    analyzer, predictor = DlibFaceAnalyzer(), load_landmark_predictor()
+
+    def rotation(path):
+        (face,) = analyzer.analyze(np.array(PIL.Image.open(path)))
+        return predictor.encode(torch.from_numpy(face.landmarks)[None]).rotation[0]
+
+    for case in protocol.cases:
+        reference, truth = rotation(case.reference[0]), rotation(case.truth)
+        assert (reference - truth).abs().max() > 8
+        assert (truth - torch.tensor(case.pose.as_tuple())).abs()[0] < 15
+
+
+def test_prompts_say_nothing_about_the_person(protocol):
+    for number, case in enumerate(protocol.cases):
+        assert case.background in case.prompt and case.group in case.prompt
+        for clause in person_clauses(sample_person(SEED, number // 2).attributes):
+            assert clause not in case.prompt
+
+
+def test_the_set_is_a_function_of_the_seed(renderer, eval_set, tmp_path):
+    write_eval_set(tmp_path, renderer, people=3, cases=2)
+    for path in sorted(eval_set.rglob("*")):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / path.relative_to(eval_set)).read_bytes()
