@@ -24,7 +24,9 @@ from ..faces.drawing import draw_landmarks
 from ..faces.photo import load_photo
 from ..identity import FaceIdentity
 from ..models.landmark_predictor import load_landmark_predictor
-from ..nano import autoencoder  # noqa: F401: diffusers loads a class of ours only from a module that is imported
+
+# diffusers loads a class of ours only from a module that is imported already: the nano base has one
+from ..nano import autoencoder  # noqa: F401
 from .cases import Case
 from .features import FoundFace, shared_analyzer
 from .targets import driving_landmarks, retargeted_landmarks
