@@ -30,8 +30,8 @@ from workspace import add_work_dir, replace_atomically
 from facesnap_diffusers.nano.autoencoder import AutoencoderPatch
 
 
-BATCH = 16
-LEARNING_RATE = 8e-4
+BATCH = 32
+LEARNING_RATE = 1e-3
 WARMUP = 400
 COOLDOWN = 0.3  # share of the run in which the learning rate falls to nothing
 TEXT_DROPOUT = 0.1
@@ -222,7 +222,9 @@ def main():
     model.unet.to(memory_format=torch.channels_last)
     avoid_slow_kernels(model.unet)
     average = Average(model, 0.9995)
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+    )
     checkpoint = folder / "training.pt"
     step = load_checkpoint(checkpoint, model, average, optimizer, rng)
     millions = sum(p.numel() for p in model.parameters()) / 1e6

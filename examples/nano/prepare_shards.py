@@ -1,0 +1,72 @@
+"""From rendered people to the shards that `facesnap train` reads. Run again to go on, or to take in new people.
+
+    python embed_faces.py --split train && python prepare_shards.py --split train
+
+What a photo of a person would leave to detectors is exact here: landmarks are the renderer's. Captions speak of the scene
+and leave the person to the identity tokens.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+from check_people import ENCODER
+from dataset import SEED, SPLITS, Shard, shard_paths
+from embed_faces import embedding_path
+from people.captions import OPENING, scene_clauses
+from train_image_encoder import SIZE as HEAD_SIZE
+from train_recogniser import SIZE as CROP_SIZE
+from workspace import add_work_dir
+
+from facesnap_diffusers import load_landmark_predictor
+from facesnap_diffusers.preparation.face import make_face
+from facesnap_diffusers.training.shards import ShardWriter
+
+
+def scene_caption(attributes: dict, rng: np.random.Generator) -> str:
+    """What a prompt says when a face is given: expression, direction, shirt and background, not always all of them."""
+    clauses = [c for c, share in zip(scene_clauses(attributes), (0.7, 0.5, 0.7, 0.9)) if rng.random() < share]
+    return ", ".join([OPENING, *clauses])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_work_dir(parser)
+    parser.add_argument("--split", choices=list(SPLITS), default="train")
+    args = parser.parse_args()
+    predictor = load_landmark_predictor()
+    settings = {"face_encoder": ENCODER, "face_crop": ["dlib", CROP_SIZE]}
+    with ShardWriter(args.work_dir / "shards" / args.split, settings) as writer:
+        done = {fate.source for fate in writer.fates}
+        for path in shard_paths(args.work_dir, args.split):
+            if not embedding_path(args.work_dir, path).exists():
+                continue
+            shard, embeddings = Shard.load(path), np.load(embedding_path(args.work_dir, path))
+            for number, person in enumerate(shard.people):
+                for view, embedding in enumerate(embeddings[number]):
+                    source = f"{person:06d}-{view}"
+                    if source in done:
+                        continue
+                    rng = np.random.default_rng((SEED, 3, int(person), view))
+                    info = {
+                        "identity": str(person),
+                        "caption": scene_caption(shard.attributes[number][view], rng),
+                        "image_format": "png",
+                    }
+                    face = make_face(
+                        shard.images[number, view],
+                        shard.landmarks[number, view] - 0.5,  # there the centre of the first pixel is at 0.5
+                        embedding,
+                        predictor,
+                        info=info,
+                        head_size=HEAD_SIZE,
+                        crop="dlib",
+                        crop_size=CROP_SIZE,
+                    )
+                    writer.add(face, source)
+        print(f"{writer.count} pictures in {writer.folder}")
+
+
+if __name__ == "__main__":
+    main()
