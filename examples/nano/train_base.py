@@ -222,9 +222,7 @@ def main():
     model.unet.to(memory_format=torch.channels_last)
     avoid_slow_kernels(model.unet)
     average = Average(model, 0.9995)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     checkpoint = folder / "training.pt"
     step = load_checkpoint(checkpoint, model, average, optimizer, rng)
     millions = sum(p.numel() for p in model.parameters()) / 1e6

@@ -93,7 +93,9 @@ def agreement(network: nn.Module, faces: Faces, mean: torch.Tensor) -> tuple[flo
     """Mean cosine with dlib's embeddings on people outside the training set, and that of shuffled pairs of people."""
     network.eval()
     images = to_tensor(faces.images[:500])
-    found = F.normalize(torch.cat([network(crops(*part)) for part in zip(images.split(50), faces.landmarks[:500].split(50))]))
+    found = F.normalize(
+        torch.cat([network(crops(*part)) for part in zip(images.split(50), faces.landmarks[:500].split(50))])
+    )
     truth = F.normalize(faces.embeddings[:500] - mean)
     network.train()
     return float((found * truth).sum(1).mean()), float((found * truth.roll(EMBEDDED_VIEWS, 0)).sum(1).mean())
