@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 
 from facesnap_diffusers import Face, load_landmark_predictor
 from facesnap_diffusers.errors import InputError
+from facesnap_diffusers.models.landmark_predictor import FaceCoefficients
 from facesnap_diffusers.preparation.duplicates import DuplicateFinder
+from facesnap_diffusers.preparation.face import make_face
 from facesnap_diffusers.preparation.photo import PhotoPreparer, PrepareConfig, perceptual_hash
 from facesnap_diffusers.preparation.run import prepare, statistics
 from facesnap_diffusers.preparation.sources import Columns, Item, count, open_source
@@ -305,6 +307,49 @@ class TestShards:
             PreparedFaces([str(tmp_path / "empty")])
         with pytest.raises(InputError, match="facesnap prepare"):
             PreparedFaces([str(tmp_path)])
+
+
+class TestDataOfYourOwn:
+    """Pictures with exact landmarks, as a renderer gives them."""
+
+    @torch.no_grad()
+    def test_written_and_read(self, tmp_path):
+        predictor = load_landmark_predictor()
+        generator = torch.Generator().manual_seed(0)
+        truth = predictor.encode(predictor.mean[None] * torch.tensor([4.0, -4.0, 4.0]) + 60).map(torch.clone)
+        truth.rotation[:] = torch.tensor([20.0, -10.0, 5.0])
+        truth.shape[:] = 0.5 * torch.randn(truth.shape.shape, generator=generator)
+        landmarks = predictor.decode(truth, 3)[0].numpy()
+        image = np.array(photo(3, (128, 120)))
+        info = {"identity": "someone", "caption": "a render", "image_format": "png", "seed": 7}
+        with ShardWriter(tmp_path, {"face_encoder": "mine"}) as writer:
+            writer.add(make_face(image, landmarks, np.arange(4), predictor, info=info, head_size=64), "first")
+            exact = make_face(image, landmarks[:, :2], np.ones(4), predictor, coefficients=truth, max_side=64)
+            writer.add(exact, "second")
+        with ShardWriter(tmp_path, {"face_encoder": "mine"}) as writer:
+            assert [fate.source for fate in writer.fates] == ["first", "second"]
+
+        faces = PreparedFaces([str(tmp_path)])
+        first, second = faces[0], faces[1]
+        assert np.array_equal(np.array(PIL.Image.open(io.BytesIO(first.image))), image)
+        assert first.info.items() >= info.items() and first.info["size"] == [128, 120]
+        assert faces.person == ["0/someone", None] and PIL.Image.open(io.BytesIO(first.head)).size == (64, 64)
+        assert np.array_equal(first.embedding, np.arange(4)) and np.allclose(first.landmarks, landmarks[:, :2])
+        # what the predictor makes of the exact points is close to what they were made from, and draws them again
+        assert np.abs(first.rotation - truth.rotation[0].numpy()).max() < 3
+        again = predictor.decode(FaceCoefficients(*(torch.tensor(getattr(first, f))[None] for f in vars(truth))))[0]
+        assert np.abs(again.numpy() - landmarks[:, :2]).mean() < 0.01 * np.ptp(landmarks[:, 0])
+        # of half the size, all pixels are
+        assert np.array_equal(second.shape, truth.shape[0].numpy())
+        half = predictor.decode(FaceCoefficients(*(torch.tensor(getattr(second, f))[None] for f in vars(truth))))[0]
+        assert np.abs(half.numpy() - ((landmarks[:, :2] + 0.5) / 2 - 0.5)).max() < 1e-3
+        assert np.abs(second.landmarks - ((landmarks[:, :2] + 0.5) / 2 - 0.5)).max() < 1e-4
+
+    @pytest.mark.parametrize("key", ["", "a.b", "ä", "x" * 81])
+    def test_keys_that_a_tar_header_cannot_hold(self, key):
+        face = make_face(np.array(photo(3)), frontal_points(), np.ones(4), load_landmark_predictor())
+        with pytest.raises(InputError, match="ASCII characters without a dot"):
+            face.to_tar(key)
 
 
 class TestSources:

@@ -20,8 +20,10 @@ from safetensors.torch import load_file
 
 from facesnap_diffusers import FaceSnapPipeline
 from facesnap_diffusers.errors import FaceSnapError, InputError
+from facesnap_diffusers.training import latents
 from facesnap_diffusers.training.config import load_config, parse_config
 from facesnap_diffusers.training.data import RunOrder
+from facesnap_diffusers.training.latents import CropLatents
 from facesnap_diffusers.training.shards import PreparedFaces
 from facesnap_diffusers.training.trainer import Trainer
 
@@ -81,8 +83,11 @@ def checkpoint(folder):
     return found
 
 
-def test_resume_is_exact(base, faces, tmp_path):
-    changes = {"steps": 20, "checkpoint_every": 10, "gradient_accumulation": 2, "batch_size": 1}
+@pytest.mark.parametrize(
+    ("half", "changes"), [(10, {"gradient_accumulation": 2, "batch_size": 1}), (2, {"data": {"crops": 2}})]
+)
+def test_resume_is_exact(base, faces, tmp_path, half, changes):
+    changes = {"steps": 2 * half, "checkpoint_every": half, **changes}
     train(tiny_training.config(base, faces, tmp_path / "once", **changes))
 
     first = tiny_training.config(base, faces, tmp_path / "twice", **changes)
@@ -96,16 +101,16 @@ def test_resume_is_exact(base, faces, tmp_path):
     stopped._save_adapter = stop
     with pytest.raises(KeyboardInterrupt):
         stopped.train()
-    assert stopped.progress.step == 10
+    assert stopped.progress.step == half
     torch.manual_seed(123)  # what happens between must not matter
     np.random.seed(123)
     train(first)
 
-    once, twice = checkpoint(tmp_path / "once/checkpoint-20"), checkpoint(tmp_path / "twice/checkpoint-20")
+    once, twice = (checkpoint(tmp_path / name / f"checkpoint-{2 * half}") for name in ("once", "twice"))
     assert {"model.safetensors", "optimizer.bin", "random_states_0.pkl"} <= once.keys()
     assert len([name for name in once if name.startswith("custom_checkpoint")]) == 3
     assert_same(once, twice)
-    halfway = checkpoint(tmp_path / "once/checkpoint-10")
+    halfway = checkpoint(tmp_path / f"once/checkpoint-{half}")
     assert not torch.equal(*(state["model.safetensors"]["parts.mixer.face_proj.weight"] for state in (halfway, once)))
 
 
@@ -313,6 +318,66 @@ class TestSamples:
             assert abs(np.mean([item[name].item() for item in drawn]) - expected) < 0.03
         both = np.mean([(item["without_text"] & item["without_identity"]).item() for item in drawn])
         assert abs(both - 0.1) < 0.02
+
+
+class TestFixedCrops:
+    @pytest.fixture
+    def trainer(self, base, faces, tmp_path, monkeypatch):
+        monkeypatch.setattr(latents, "CHUNK", 16)
+        trainer = Trainer(tiny_training.config(base, faces, tmp_path, data={"crops": 4, "flip": 0.25}))
+        trainer._compute_latents(trainer.samples.latents)
+        return trainer
+
+    def test_latents_are_those_of_the_pixels(self, trainer):
+        samples, count = trainer.samples, len(trainer.samples.faces)
+        assert (
+            samples.latents.count == 4 * count
+            and sum(samples.fixed_crop(i).mirrored for i in range(4 * count)) == count
+        )
+        numbers = range(0, 4 * count, 7)
+        pixels = samples.fixed_pixels(numbers)
+        # without the VAE's noise, whose deviation is bounded here
+        vae = trainer.pipeline.vae
+        with torch.no_grad():
+            distribution = vae.encode(pixels).latent_dist
+        for place, number in enumerate(numbers):
+            mean, std = (getattr(distribution, name)[place] * vae.config.scaling_factor for name in ("mean", "std"))
+            off = (samples.latents[number] - mean) / std
+            assert off.abs().max() < 5 and 0.8 < off.std() < 1.2
+
+    def test_samples_have_the_latents_of_their_crop(self, trainer):
+        """A photo's crops come in turn; the landmarks of a sample are those of the crop that its latents show."""
+        samples, count = trainer.samples, len(trainer.samples.faces)
+        seen = set()
+        for position in range(4 * count):
+            sample, index = samples[position], samples._index(position)
+            assert "pixel_values" not in sample and "encoder_noise" not in sample
+            (number,) = [
+                number
+                for number in range(4 * index, 4 * index + 4)
+                if torch.equal(samples.latents[number], sample["latents"])
+            ]
+            seen.add(number)
+            crop, face = samples.fixed_crop(number), samples.faces[index]
+            expected = crop.points(face.landmarks, tiny_training.SIZE, samples.predictor.config.mirror)
+            assert torch.equal(sample["detected"], expected)
+        assert len(seen) == 4 * count
+
+    def test_are_the_same_bits_however_they_are_computed(self, trainer):
+        folder = trainer.samples.latents.folder
+        before = {path.name: path.read_bytes() for path in folder.iterdir()}
+        assert len(before) == 4
+        for number in range(3):
+            (folder / f"{number:06d}.npy").unlink()
+        again = CropLatents(folder, trainer.samples.latents.count, trainer.samples.latents.settings)
+        trainer.samples.latents = again
+        for rank in range(2):
+            again.compute(trainer._encode_crops, trainer.config.batch_size, rank, 2)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+    def test_of_other_crops_are_refused(self, base, faces, tmp_path, trainer):
+        with pytest.raises(InputError, match="latents of other data"):
+            Trainer(tiny_training.config(base, faces, tmp_path, data={"crops": 4, "flip": 0.5})).train()
 
 
 class TestOptions:

@@ -13,7 +13,7 @@ from transformers import CLIPImageProcessor
 
 from facesnap_diffusers import load_landmark_predictor
 from facesnap_diffusers.training.config import TrainingConfig, parse_config
-from facesnap_diffusers.training.shards import Fate, PreparedFace, ShardWriter
+from facesnap_diffusers.training.shards import PreparedFace, ShardWriter
 
 
 SIZE = 32
@@ -77,8 +77,7 @@ def write_faces(folder: Path, people: int = 4, photos: int = 3) -> None:
                     **{name: value[0].numpy() for name, value in vars(coefficients).items()},
                     info={"identity": f"person{person}", "caption": f"person {photo}", "image_format": "png"},
                 )
-                key = f"{person:03d}-{photo}"
-                writer.write(Fate(key, True, "kept", key=key, identity=f"person{person}"), sample.to_tar(key))
+                writer.add(sample, f"{person:03d}-{photo}")
 
 
 def draw_person(person: int, points: np.ndarray, random: np.random.Generator) -> PIL.Image.Image:

@@ -14,14 +14,14 @@ import PIL.Image
 import torch
 
 from ..errors import InputError, NoFaceFoundError, PhotoError
-from ..faces.alignment import align_for_clip
 from ..faces.analyzers import FaceAnalyzer, default_analyzer
 from ..faces.detection import find_face
 from ..faces.face import Face
 from ..faces.photo import load_photo
 from ..models.landmark_predictor import LandmarkPredictor, load_landmark_predictor
-from ..training.alignment import CROP_TEMPLATES, align_faces
+from ..training.alignment import CROP_TEMPLATES
 from ..training.shards import Fate, PreparedFace
+from .face import make_face
 from .sources import Item
 
 
@@ -140,42 +140,25 @@ class PhotoPreparer:
         if sharp < config.min_sharpness:
             return _rejected(item, "blurred", f"sharpness {sharp:.2f}")
 
-        head = align_for_clip(image, landmarks, config.head_size)
-        crop_name, crop_size = config.face_crop
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-        crop = align_faces(pixels, torch.from_numpy(landmarks[:, :2]).float()[None], crop_name, crop_size)[0]
-
-        scale = min(1.0, config.max_side / max(image.shape[:2]))
-        photo = PIL.Image.fromarray(image)
-        if scale < 1:
-            photo = photo.resize(
-                (round(photo.width * scale), round(photo.height * scale)), PIL.Image.Resampling.LANCZOS
-            )
-        # the eyelid points that detectors do not give are the morphable model's
-        with torch.no_grad():
-            eyelids = self.predictor.decode(coefficients)[0, 68:].numpy()
-        points = (np.concatenate([landmarks[:, :2], eyelids]) + 0.5) * scale - 0.5
-        offset = np.array([0.5, 0.5, 0.0])
-        sample = PreparedFace(
-            image=_encode(photo, config.image_format),
-            head=_encode(PIL.Image.fromarray(head), "jpg"),
-            face=_encode(PIL.Image.fromarray((crop.permute(1, 2, 0) * 255).round().byte().numpy()), "png"),
-            embedding=face.embedding,
-            landmarks=points,
-            shape=coefficients.shape[0].numpy(),
-            expression=coefficients.expression[0].numpy(),
-            rotation=coefficients.rotation[0].numpy(),
-            scale=coefficients.scale[0].numpy() * scale,
-            translation=(coefficients.translation[0].numpy() + offset) * scale - offset,
+        crop, crop_size = config.face_crop
+        sample = make_face(
+            image,
+            landmarks,
+            face.embedding,
+            self.predictor,
+            coefficients=coefficients,
             info={
                 "identity": item.identity,
                 "caption": item.caption,
                 "source": item.source,
                 "image_format": config.image_format,
-                "size": [photo.width, photo.height],
                 "score": face.score,
                 "sharpness": round(sharp, 3),
             },
+            head_size=config.head_size,
+            crop=crop,
+            crop_size=crop_size,
+            max_side=config.max_side,
         )
         fate = Fate(item.source, True, "kept", identity=item.identity, phash=perceptual_hash(image))
         return fate, sample
@@ -235,12 +218,3 @@ def _rejected(item: Item, reason: str, detail: str | Exception) -> tuple[Fate, N
     if isinstance(detail, Exception) and reason == "failed":
         text = f"{type(detail).__name__}: {text}"
     return Fate(item.source, False, reason, text, identity=item.identity), None
-
-
-def _encode(image: PIL.Image.Image, image_format: str) -> bytes:
-    buffer = io.BytesIO()
-    if image_format == "png":
-        image.save(buffer, "PNG")
-    else:
-        image.save(buffer, "JPEG", quality=95, subsampling=0)
-    return buffer.getvalue()

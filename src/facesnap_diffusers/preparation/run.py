@@ -80,9 +80,8 @@ def prepare(
                 if twin is not None:
                     fate = Fate(fate.source, False, "duplicate", f"of {twin}", identity=fate.identity)
             if fate.kept:
-                fate.key = f"{writer.count:09d}"
                 duplicates.add(fate.phash, fate.source)
-            writer.write(fate, sample.to_tar(fate.key) if fate.kept else None)
+            writer.write(fate, sample if fate.kept else None)
             bar.set_postfix(kept=writer.count)
         return writer.fates
 

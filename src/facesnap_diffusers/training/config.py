@@ -87,6 +87,9 @@ class DataConfig:
         zoom (`tuple[float, float]`): The target is cropped from the photo scaled to cover the image, times a number
             from this range.
         flip (`float`): Share of targets that are mirrored.
+        crops (`int`, *optional*): Only so many crops are made of each photo. Their latents are computed once, before the
+            first step, and kept in `output_dir/latents` (in float16, drawn once where the VAE has a distribution): steps
+            need neither photos nor the VAE's encoder. A new crop every time by default.
         reference_flip (`float`), reference_jitter (`float`): Share of reference crops that are mirrored, and how far
             brightness, contrast and saturation of them change. They keep the image encoder from copying.
         landmarks (`str`): `"retargeted"`: the reference's proportions in the target's pose and expression, as the
@@ -100,6 +103,7 @@ class DataConfig:
     resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 512
     zoom: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = (1.0, 1.3)
     flip: Share = 0.5
+    crops: Count | None = None
     reference_flip: Share = 0.5
     reference_jitter: Share = 0.1
     landmarks: Literal["retargeted", "detected"] = "retargeted"

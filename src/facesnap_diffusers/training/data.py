@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,41 @@ from transformers import CLIPImageProcessor
 
 from ..models.landmark_predictor import FaceCoefficients, LandmarkPredictor
 from .config import DataConfig, DropoutConfig
+from .latents import CropLatents
 from .shards import PreparedFace, PreparedFaces
+
+
+@dataclass(frozen=True)
+class Crop:
+    """A square of a photo: its corner and side in pixels (of `size`, width and height), and whether it is mirrored."""
+
+    size: tuple[int, int]
+    left: float
+    top: float
+    side: float
+    mirrored: bool
+
+    def pixels(self, image: PIL.Image.Image, resolution: int) -> torch.Tensor:
+        """The crop, `(3, resolution, resolution)` in `[-1, 1]`."""
+        box = (self.left, self.top, self.left + self.side, self.top + self.side)
+        if image.size != (resolution, resolution) or box != (0, 0, resolution, resolution):
+            image = image.resize((resolution, resolution), PIL.Image.Resampling.LANCZOS, box=box)
+        pixels = _to_tensor(image) * 2 - 1
+        return pixels.flip(-1) if self.mirrored else pixels
+
+    def points(self, points: np.ndarray, resolution: int, mirror: list[int]) -> torch.Tensor:
+        """Landmarks of the photo `(72, 2)` in the crop's pixels."""
+        points = (points + 0.5 - (self.left, self.top)) * (resolution / self.side) - 0.5  # Centres are whole numbers.
+        if self.mirrored:
+            points = points[mirror]
+            points[:, 0] = resolution - 1 - points[:, 0]
+        return torch.from_numpy(points.astype(np.float32))
+
+    def sizes(self, resolution: int) -> torch.Tensor:
+        """What SDXL is told of an image: its size before cropping, the crop's corner and its size, height first."""
+        scale = resolution / self.side
+        (width, height), top, left = self.size, self.top, self.left
+        return torch.tensor([round(value * scale) for value in (height, width, top, left)] + [resolution, resolution])
 
 
 class TrainingSamples(Dataset):
@@ -33,6 +68,9 @@ class TrainingSamples(Dataset):
         num_timesteps (`int`): Of the noise schedule.
         latent_shape (`tuple[int, int, int]`): Of one sample.
         seed (`int`): Of everything.
+        extras (collection of `str`): What is made besides, of `reference_face` and `start_noise`; see [`Objective.extras`].
+        latents ([`CropLatents`], *optional*): In place of the images and of the noise that the VAE's encoder takes. Only
+            with `config.crops`.
     """
 
     def __init__(
@@ -46,6 +84,8 @@ class TrainingSamples(Dataset):
         num_timesteps: int,
         latent_shape: tuple[int, int, int],
         seed: int = 0,
+        extras: Collection[str] = ("reference_face", "start_noise"),
+        latents: CropLatents | None = None,
     ):
         self.faces = faces
         self.config = config
@@ -56,34 +96,65 @@ class TrainingSamples(Dataset):
         self.num_timesteps = num_timesteps
         self.latent_shape = latent_shape
         self.seed = seed
+        self.extras = frozenset(extras)
+        self.latents = latents
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
+        config = self.config
         random = np.random.default_rng([self.seed, position])
         index = self._index(position)
         target = self.faces[index]
         others = self.faces.others(index)
         reference = self.faces[others[random.integers(len(others))]] if others else target
 
-        pixels, points, detected, sizes = self._target(target, reference, random)
-        sample = {
-            "pixel_values": pixels,
-            "landmarks": points,
-            "detected": detected,
-            "sizes": sizes,
+        sample: dict[str, Any] = {}
+        if config.crops is None:
+            crop = _random_crop(target, config, random)
+        else:
+            number = index * config.crops + (position // len(self.faces) + index) % config.crops
+            crop = self.fixed_crop(number, target)
+        if self.latents is None:
+            sample["pixel_values"] = crop.pixels(_decode(target.image), config.resolution)
+        else:
+            sample["latents"] = self.latents[number]
+        drawn = target.landmarks if config.landmarks == "detected" else self._retarget(target, reference)
+        mirror = self.predictor.config.mirror
+        sample |= {
+            "landmarks": crop.points(drawn, config.resolution, mirror),
+            "detected": crop.points(target.landmarks, config.resolution, mirror),
+            "sizes": crop.sizes(config.resolution),
             "face_embeds": torch.from_numpy(reference.embedding),
-            "reference_face": _to_tensor(_decode(reference.face)),
+            "caption": target.info.get("caption") or config.caption,
             **self._left_out(random),
             "timestep": torch.tensor(int(random.integers(self.num_timesteps))),
             "noise": self._noise(random),
-            "encoder_noise": self._noise(random),
-            "start_noise": self._noise(random),
         }
-        sample["caption"] = target.info.get("caption") or self.config.caption
+        if self.latents is None:
+            sample["encoder_noise"] = self._noise(random)
+        if "start_noise" in self.extras:
+            sample["start_noise"] = self._noise(random)
+        if "reference_face" in self.extras:
+            sample["reference_face"] = _to_tensor(_decode(reference.face))
         if self.image_processor is not None:
             head = self._reference_head(reference, random)
             sample["head"] = self.image_processor(head, return_tensors="pt").pixel_values[0]
         return sample
+
+    def fixed_crop(self, number: int, target: PreparedFace | None = None) -> Crop:
+        """Crop `number % crops` of photo `number // crops` (`target`); a share of `flip` of them is mirrored."""
+        index, variant = divmod(number, self.config.crops)
+        random = np.random.default_rng([self.seed, index, variant, 1])
+        mirrored = variant + 0.5 < self.config.flip * self.config.crops
+        return _random_crop(target or self.faces[index], self.config, random, mirrored)
+
+    def fixed_pixels(self, numbers: Collection[int]) -> torch.Tensor:
+        """Crops by their numbers, `(numbers, 3, resolution, resolution)` in `[-1, 1]`."""
+        images = []
+        for number in numbers:
+            target = self.faces[number // self.config.crops]
+            images.append(self.fixed_crop(number, target).pixels(_decode(target.image), self.config.resolution))
+        return torch.stack(images)
 
     def identity_of(self, position: int) -> str | None:
         return self.faces.person[self._index(position)]
@@ -95,38 +166,6 @@ class TrainingSamples(Dataset):
             self._order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.faces))
             self._epoch = epoch
         return int(self._order[place])
-
-    def _target(
-        self, target: PreparedFace, reference: PreparedFace, random: np.random.Generator
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A square crop of the photo that shows the face, with the landmarks to draw and those of the photo, in it."""
-        image = _decode(target.image)
-        width, height = image.size
-        side = min(width, height) / random.uniform(*self.config.zoom)
-        corner = np.array(
-            [
-                _crop_start(target.landmarks[:, axis], side, length, random)
-                for axis, length in enumerate((width, height))
-            ]
-        )
-        resolution = self.config.resolution
-        box = (*corner, *(corner + side))
-        image = image.resize((resolution, resolution), PIL.Image.Resampling.LANCZOS, box=box)
-
-        scale = resolution / side
-        drawn = target.landmarks if self.config.landmarks == "detected" else self._retarget(target, reference)
-        points = np.stack([drawn, target.landmarks])
-        points = (points + 0.5 - corner) * scale - 0.5  # Pixel centres are at whole numbers.
-        pixels = _to_tensor(image) * 2 - 1
-        if random.random() < self.config.flip:
-            pixels = pixels.flip(-1)
-            points = points[:, self.predictor.config.mirror]
-            points[..., 0] = resolution - 1 - points[..., 0]
-        points = torch.from_numpy(points.astype(np.float32))
-        # what SDXL is told of an image: its size before scaling, the corner and the size of the crop
-        original = [round(height * scale), round(width * scale)]
-        top_left = [round(corner[1] * scale), round(corner[0] * scale)]
-        return pixels, points[0], points[1], torch.tensor([*original, *top_left, resolution, resolution])
 
     @torch.no_grad()
     def _retarget(self, target: PreparedFace, reference: PreparedFace) -> np.ndarray:
@@ -190,6 +229,20 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     }
     batch["caption"] = [sample["caption"] for sample in samples]
     return batch
+
+
+def _random_crop(
+    target: PreparedFace, config: DataConfig, random: np.random.Generator, mirrored: bool | None = None
+) -> Crop:
+    """A square that shows the face; mirrored as asked for, or in a share of `config.flip`."""
+    width, height = PIL.Image.open(io.BytesIO(target.image)).size
+    side = min(width, height) / random.uniform(*config.zoom)
+    left, top = (
+        _crop_start(target.landmarks[:, axis], side, length, random) for axis, length in enumerate((width, height))
+    )
+    if mirrored is None:
+        mirrored = bool(random.random() < config.flip)
+    return Crop((width, height), left, top, side, mirrored)
 
 
 def _crop_start(points: np.ndarray, side: float, length: int, random: np.random.Generator) -> float:

@@ -57,6 +57,16 @@ class Objective(nn.Module):
     def recogniser(self) -> FaceRecogniser | None:
         return self._frozen[1]
 
+    @property
+    def extras(self) -> set[str]:
+        """What its samples must hold besides: `reference_face`, `start_noise`, both or neither."""
+        config, extras = self.identity_loss, set()
+        if config.weight > 0 and config.reference == "photo":
+            extras.add("reference_face")
+        if config.weight > 0 and config.mode == "few_step":
+            extras.add("start_noise")
+        return extras
+
     @contextmanager
     def attached(self) -> Iterator[None]:
         """While this lasts, the UNet attends to the identity: for forward and backward passes, which may recompute."""
@@ -74,7 +84,9 @@ class Objective(nn.Module):
             `dict[str, torch.Tensor]`: `loss`, and detached `diffusion`, `identity` (where it is computed) and
             `identity_share`, the share of samples that took part in it.
         """
-        clean = self.encode_images(batch["pixel_values"], batch["encoder_noise"])
+        clean = batch.get("latents")
+        if clean is None:
+            clean = self.encode_images(batch["pixel_values"], batch["encoder_noise"])
         timesteps = batch["timestep"]
         noisy = self.schedule.add_noise(clean, batch["noise"], timesteps)
         conditions = self.encode_conditions(batch)
@@ -82,8 +94,8 @@ class Objective(nn.Module):
 
         error = (predicted - self.schedule.target(clean, batch["noise"], timesteps)).square()
         if self.loss.face_weight != 1:
-            image_size, latent_size = batch["pixel_values"].shape[-2:], error.shape[-2:]
-            error = error * face_weights(batch["detected"], image_size, latent_size, self.loss.face_weight)
+            image_size = self._image_size(batch)
+            error = error * face_weights(batch["detected"], image_size, error.shape[-2:], self.loss.face_weight)
         error = error.mean(dim=(1, 2, 3))
         losses = {"error": error.mean().detach()}
         if self.loss.min_snr_gamma is not None:
@@ -139,11 +151,10 @@ class Objective(nn.Module):
                 states = encoder(head, output_hidden_states=True).hidden_states[-2].to(pipeline.mixer.dtype)
         face_embeds = batch["face_embeds"].to(pipeline.mixer.dtype) if pipeline.mixer.config.face_embed_dim else None
         tokens = pipeline.mixer(face_embeds, states, batch["without_identity"])
-        height, width = batch["pixel_values"].shape[-2:]
         conditions = {
             "text_embeds": text_embeds,
             "identity_tokens": tokens,
-            "landmark_image": draw_landmarks(batch["landmarks"], height, width),
+            "landmark_image": draw_landmarks(batch["landmarks"], *self._image_size(batch)),
             "with_landmarks": ~batch["without_landmarks"],
             "added": None,
         }
@@ -181,6 +192,10 @@ class Objective(nn.Module):
             return_dict=False,
             **residuals,
         )[0].float()
+
+    def _image_size(self, batch: dict[str, Any]) -> tuple[int, int]:
+        height, width = batch["noise"].shape[-2:]
+        return height * self.pipeline.vae_scale_factor, width * self.pipeline.vae_scale_factor
 
     def _identity_due(self, step: int) -> bool:
         config = self.identity_loss

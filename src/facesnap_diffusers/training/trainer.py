@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from .card import training_section
 from .checkpoints import Progress, load_checkpoint, save_checkpoint
 from .config import DropoutConfig, TrainingConfig
 from .data import RunOrder, TrainingSamples, collate
+from .latents import CropLatents
 from .objective import Objective
 from .optimizers import create_optimizer
 from .recogniser import FaceRecogniser, load_network
@@ -67,13 +69,17 @@ class Trainer:
             recogniser = FaceRecogniser(load_network(options.pop("network")), **options).to(self.accelerator.device)
         self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recogniser)
         self.faces = self._read_faces(config.data.shards)
-        self.samples = self._samples(self.faces, config.dropout, config.seed)
+        self.samples = self._samples(self.faces, config.dropout, config.seed, self.objective.extras)
+        if config.data.crops is not None:
+            count = len(self.faces) * config.data.crops
+            self.samples.latents = CropLatents(self.folder / "latents", count, self._latent_settings())
         self.validation_samples = None
         if config.data.validation:
             nothing = DropoutConfig(text=0, identity=0, both=0, landmarks=0)
-            self.validation_samples = self._samples(self._read_faces(config.data.validation), nothing, seed=0)
+            extras = self.objective.extras | {"reference_face"}  # which the images of the sheet have beside them
+            self.validation_samples = self._samples(self._read_faces(config.data.validation), nothing, 0, extras)
             self.validation_samples.config = dataclasses.replace(
-                config.data, flip=0.0, reference_flip=0.0, reference_jitter=0.0
+                config.data, flip=0.0, crops=None, reference_flip=0.0, reference_jitter=0.0
             )
 
         optimizer = create_optimizer(config.optimizer, self.objective.parts)
@@ -106,6 +112,8 @@ class Trainer:
             if self.ema is not None:
                 self.ema.to(accelerator.device)
 
+        if self.samples.latents is not None:
+            self._compute_latents(self.samples.latents)
         results: dict[str, float] = {}
         sums: dict[str, torch.Tensor] = {}
         summed = 0
@@ -178,7 +186,9 @@ class Trainer:
             generator=torch.Generator(),
         )
 
-    def _samples(self, faces: PreparedFaces, dropout: DropoutConfig, seed: int) -> TrainingSamples:
+    def _samples(
+        self, faces: PreparedFaces, dropout: DropoutConfig, seed: int, extras: Collection[str]
+    ) -> TrainingSamples:
         pipeline, config = self.pipeline, self.config
         encoder = pipeline.face_image_encoder
         side = config.data.resolution // pipeline.vae_scale_factor
@@ -192,7 +202,28 @@ class Trainer:
             len(self.objective.schedule),
             (pipeline.unet.config.in_channels, side, side),
             seed,
+            extras,
         )
+
+    def _compute_latents(self, latents: CropLatents) -> None:
+        accelerator = self.accelerator
+        latents.compute(
+            self._encode_crops, self.config.batch_size, accelerator.process_index, accelerator.num_processes
+        )
+        accelerator.wait_for_everyone()
+
+    def _encode_crops(self, numbers: range) -> torch.Tensor:
+        device = self.accelerator.device
+        generator = torch.Generator().manual_seed(numbers.start)
+        noise = torch.randn((len(numbers), *self.samples.latent_shape), generator=generator)
+        return self.objective.encode_images(self.samples.fixed_pixels(numbers).to(device), noise.to(device))
+
+    def _latent_settings(self) -> dict[str, Any]:
+        """What the latents of fixed crops depend on."""
+        config = self.config
+        photos = hashlib.sha256(repr(self.faces.places).encode()).hexdigest()
+        data = {name: getattr(config.data, name) for name in ("resolution", "zoom", "flip", "crops")}
+        return {"base": dataclasses.asdict(config.base), **data, "photos": photos, "seed": config.seed}
 
     def _read_faces(self, folders: list[str]) -> PreparedFaces:
         faces, adapter = PreparedFaces(folders), self.pipeline.facesnap_config
