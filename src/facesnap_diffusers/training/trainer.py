@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -155,7 +156,7 @@ class Trainer:
 
     def _forward_backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """One forward and backward pass; with the last of a step, the optimizer's."""
-        with self.accelerator.accumulate(self.model), self.objective.attached():
+        with self.accelerator.accumulate(self.model), self.objective.attached(), self._attention_kernel():
             with self.accelerator.autocast():
                 losses = self.model(batch, self.progress.step)
             self.accelerator.backward(losses["loss"])
@@ -164,6 +165,12 @@ class Trainer:
             self.optimizer.step()
             self.optimizer.zero_grad()
         return losses
+
+    def _attention_kernel(self) -> AbstractContextManager[None]:
+        """On CPUs, the backward pass of fused attention takes three times as long in bfloat16 as in float32."""
+        if self.accelerator.device.type == "cpu" and self.config.mixed_precision == "bf16":
+            return sdpa_kernel(SDPBackend.MATH)
+        return nullcontext()
 
     def _batches(self, step: int) -> DataLoader:
         """What is left of the run, as this process sees it."""
