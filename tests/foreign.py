@@ -1,6 +1,15 @@
-"""Other people's checkpoints with random weights: the public key layouts, with shapes that fit the tiny base models."""
+"""
+Other people's checkpoints with random weights: the public key layouts, with shapes that fit a base model. For a UNet on
+the meta device there are shapes without weights.
+"""
 
+import tiny
 import torch
+import torch.nn.functional as F
+from diffusers import ControlNetModel
+
+from facesnap_diffusers import FaceIdentity
+from facesnap_diffusers.interop.conversion import FACEID_PLUS_IMAGE_ENCODER
 
 
 FACE_WIDTH = 512
@@ -9,7 +18,7 @@ CLIP_WIDTH = 24
 
 def faceid(unet, num_tokens=4, lora_rank=4, seed=0):
     """IP-Adapter FaceID; with 16 tokens and no LoRA, FaceID-Portrait."""
-    make = _maker(seed)
+    make = _maker(unet, seed)
     width = unet.config.cross_attention_dim
     image_proj = {
         **_linear(make, "proj.0", FACE_WIDTH, 2 * FACE_WIDTH),
@@ -19,27 +28,36 @@ def faceid(unet, num_tokens=4, lora_rank=4, seed=0):
     return {"image_proj": image_proj, "ip_adapter": attention(make, unet, lora_rank)}
 
 
-def faceid_plus(unet, num_tokens=4, lora_rank=4, seed=0):
+def faceid_plus(unet, num_tokens=4, lora_rank=4, clip_width=CLIP_WIDTH, seed=0):
     """IP-Adapter FaceID-Plus; version 2 has the same layout."""
-    make = _maker(seed)
+    make = _maker(unet, seed)
     width = unet.config.cross_attention_dim
     image_proj = {
         **_linear(make, "proj.0", FACE_WIDTH, 2 * FACE_WIDTH),
         **_linear(make, "proj.2", 2 * FACE_WIDTH, num_tokens * width),
         **_norm(make, "norm", width),
-        **{f"perceiver_resampler.{k}": v for k, v in _resampler(make, CLIP_WIDTH, width, width, heads=1).items()},
+        **{f"perceiver_resampler.{k}": v for k, v in _resampler(make, clip_width, width, width).items()},
     }
     return {"image_proj": image_proj, "ip_adapter": attention(make, unet, lora_rank)}
 
 
 def instantid(unet, num_tokens=16, hidden=128, seed=0):
-    """InstantID's ip-adapter.bin."""
-    make = _maker(seed)
+    """InstantID's ip-adapter.bin, and IP-Adapter FaceID-Portrait "unnorm"."""
+    make = _maker(unet, seed)
     image_proj = {
         "latents": make(1, num_tokens, hidden),
-        **_resampler(make, FACE_WIDTH, hidden, unet.config.cross_attention_dim, heads=2),
+        **_resampler(make, FACE_WIDTH, hidden, unet.config.cross_attention_dim),
     }
     return {"image_proj": image_proj, "ip_adapter": attention(make, unet, 0)}
+
+
+def instantid_controlnet(unet):
+    """InstantID's ControlNet; its zero layers have values too, so that it changes the image."""
+    torch.manual_seed(7)
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32))
+    for parameter in controlnet.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    return controlnet
 
 
 def attention(make, unet, lora_rank):
@@ -63,7 +81,34 @@ def flat(checkpoint):
     return {f"{group}.{key}": value for group, tensors in checkpoint.items() for key, value in tensors.items()}
 
 
-def _maker(seed):
+def faceid_person(image_features=False, length=1.0):
+    """Somebody as the recogniser of the FaceID family sees them, with CLIP features for FaceID-Plus."""
+    generator = torch.Generator().manual_seed(5)
+    embeds = F.normalize(torch.randn(FACE_WIDTH, generator=generator), dim=0)
+    states = torch.randn(5, CLIP_WIDTH, generator=generator)
+    return FaceIdentity(
+        face_embeds=length * embeds,
+        face_encoder="insightface/w600k_r50",
+        image_hidden_states=states if image_features else None,
+        image_encoder=FACEID_PLUS_IMAGE_ENCODER if image_features else None,
+    )
+
+
+def instantid_person(length=21.0):
+    """Somebody as InstantID's recogniser sees them, which gives embeddings of about this length."""
+    generator = torch.Generator().manual_seed(5)
+    embeds = F.normalize(torch.randn(FACE_WIDTH, generator=generator), dim=0)
+    return FaceIdentity(
+        face_embeds=length * embeds,
+        face_encoder="insightface/glintr100",
+        landmarks=tiny.face_points(),
+        photo_size=(100, 120),
+    )
+
+
+def _maker(unet, seed):
+    if unet.device.type == "meta":
+        return lambda *shape: torch.empty(shape, device="meta")
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(*shape, generator=generator) * 0.5 * shape[-1] ** -0.5
 
@@ -76,8 +121,8 @@ def _norm(make, name, width):
     return {f"{name}.weight": 1 + make(width), f"{name}.bias": make(width)}
 
 
-def _resampler(make, inputs, width, outputs, heads, depth=4):
-    inner = 64 * heads
+def _resampler(make, inputs, width, outputs, depth=4):
+    inner = 64 * max(1, width // 64)  # heads of 64 channels
     tensors = {
         **_linear(make, "proj_in", inputs, width),
         **_linear(make, "proj_out", width, outputs),

@@ -4,10 +4,9 @@ import sys
 
 import pytest
 import tiny
-import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
-from test_interop_convert import command, facesnap, generate
+from test_interop_convert import command, generate
 
 from facesnap_diffusers import FaceSnapPipeline, FaceSnapXLPipeline, InputError
 
@@ -28,7 +27,7 @@ def modules_cache(tmp_path, monkeypatch):
 def packaged(request, tmp_path):
     """A packaged adapter folder, a base model's folder, the class, and the image that they should give."""
     make, cls = BASES[request.param]
-    pipe = facesnap(make())
+    pipe = tiny.facesnap(make())
     tiny.add_adapter(pipe)
     pipe.save_facesnap_adapter(tmp_path / "adapter")
     make().save_pretrained(tmp_path / "base")
@@ -46,7 +45,7 @@ def test_custom_pipeline_from_a_folder(packaged):
     adapter, base, cls, expected = packaged
     pipe = DiffusionPipeline.from_pretrained(base, custom_pipeline=str(adapter), trust_remote_code=True)
     assert isinstance(pipe, cls) and type(pipe).__name__ == "FaceSnapHubPipeline"
-    torch.testing.assert_close(image_of(pipe, adapter), expected, atol=1e-5, rtol=0)
+    tiny.assert_same_image(image_of(pipe, adapter), expected, atol=1e-5)
 
 
 def test_custom_pipeline_from_a_hub(packaged, hub, tmp_path):
@@ -59,7 +58,7 @@ def test_custom_pipeline_from_a_hub(packaged, hub, tmp_path):
     assert any("pipeline.py" in request for request in hub.requests)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_facesnap_adapter(repo_id, **cache)
-    torch.testing.assert_close(generate(pipe, identity=tiny.identity()), expected, atol=1e-5, rtol=0)
+    tiny.assert_same_image(generate(pipe, identity=tiny.identity()), expected, atol=1e-5)
 
 
 def test_code_does_not_run_without_trust(packaged):
@@ -69,7 +68,7 @@ def test_code_does_not_run_without_trust(packaged):
 
 
 def test_model_card(tmp_path):
-    pipe = facesnap(tiny.sd_pipeline())
+    pipe = tiny.facesnap(tiny.sd_pipeline())
     tiny.add_adapter(pipe)
     pipe.save_facesnap_adapter(tmp_path)
     options = ["--base-model", "someone/base", "--license", "apache-2.0", "--dataset", "someone/a", "--dataset", "b/c"]

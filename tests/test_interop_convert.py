@@ -2,14 +2,12 @@
 
 import foreign
 import pytest
-import test_interop_faceid as faceid
-import test_interop_instantid as instant
 import tiny
 import torch
-from diffusers import ControlNetModel
+from test_interop_faceid import VARIANTS
 from typer.testing import CliRunner
 
-from facesnap_diffusers import AdapterError, FaceSnapConfig, FaceSnapPipeline, FaceSnapXLPipeline, InputError
+from facesnap_diffusers import AdapterError, FaceSnapConfig, InputError
 from facesnap_diffusers.base_models import empty_unet
 from facesnap_diffusers.cli import app
 from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
@@ -19,18 +17,8 @@ CALL = {"num_inference_steps": 3, "output_type": "pt", "height": 64, "width": 64
 BASES = {"sd": tiny.sd_pipeline, "xl": tiny.xl_pipeline}
 
 
-def seeded():
-    return torch.Generator().manual_seed(0)
-
-
 def generate(pipe, **kwargs):
-    return pipe("a cat", generator=seeded(), **CALL, **kwargs).images
-
-
-def facesnap(base):
-    pipe = (FaceSnapXLPipeline if hasattr(base, "text_encoder_2") else FaceSnapPipeline).from_pipe(base)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe("a cat", generator=tiny.seeded(), **CALL, **kwargs).images
 
 
 def command(*arguments):
@@ -40,35 +28,30 @@ def command(*arguments):
     return result
 
 
-@pytest.mark.parametrize("kind", ["faceid", "faceid-plusv2", "instantid"])
-def test_convert_load_generate(kind, tmp_path):
-    base = tiny.xl_pipeline() if kind == "instantid" else tiny.sd_pipeline()
+@pytest.mark.parametrize("name", [*VARIANTS, "ip-adapter"])
+def test_convert_load_generate(name, tmp_path):
+    base = tiny.xl_pipeline() if "sdxl" in name or name == "ip-adapter" else tiny.sd_pipeline()
     base.save_pretrained(tmp_path / "base")
     arguments = ["--base", tmp_path / "base"]
     encoder = {}
-    if kind == "faceid":
-        identity, content = faceid.person(image_features=False), foreign.faceid(base.unet)
-    elif kind == "faceid-plusv2":
-        identity, content = faceid.person(), foreign.faceid_plus(base.unet)
+    make = VARIANTS.get(name, foreign.instantid)
+    identity = foreign.faceid_person(make is foreign.faceid_plus, length=20.0 if "unnorm" in name else 1.0)
+    if make is foreign.faceid_plus:
         encoder = {"image_encoder": tiny.image_encoder()}
         tiny.image_encoder().save_pretrained(tmp_path / "clip")
         arguments += ["--image-encoder", tmp_path / "clip"]
-    else:
-        identity, content = instant.person(), foreign.instantid(base.unet)
-        torch.manual_seed(7)
-        controlnet = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(16, 32))
-        for parameter in controlnet.parameters():
-            parameter.data.add_(0.05 * torch.randn_like(parameter))
-        controlnet.save_pretrained(tmp_path / "ControlNetModel")
-    torch.save(content, tmp_path / f"{kind}.bin")
+    if name == "ip-adapter":
+        identity = foreign.instantid_person()
+        foreign.instantid_controlnet(base.unet).save_pretrained(tmp_path / "ControlNetModel")
+    torch.save(make(base.unet), tmp_path / f"{name}.bin")
 
-    pipe = facesnap(base)
-    pipe.load_facesnap_adapter(tmp_path / f"{kind}.bin", **encoder)
+    pipe = tiny.facesnap(base)
+    pipe.load_facesnap_adapter(tmp_path / f"{name}.bin", **encoder)
     original = generate(pipe, identity=identity)
-    command("convert", tmp_path / f"{kind}.bin", tmp_path / "ours", *arguments)
+    command("convert", tmp_path / f"{name}.bin", tmp_path / "ours", *arguments)
     assert not list((tmp_path / "ours").rglob("*.bin"))
     pipe.load_facesnap_adapter(tmp_path / "ours", **encoder)
-    torch.testing.assert_close(generate(pipe, identity=identity), original, atol=1e-5, rtol=0)
+    tiny.assert_same_image(generate(pipe, identity=identity), original, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
@@ -76,7 +59,7 @@ def test_convert_load_generate(kind, tmp_path):
 def test_export_to_stock_diffusers(family, suffix, tmp_path):
     stock = BASES[family]()
     plain = generate(stock)
-    pipe = facesnap(stock)
+    pipe = tiny.facesnap(stock)
     tiny.add_adapter(pipe)
     pipe.set_facesnap_scale(identity=0.7, landmarks=0)
     original = generate(pipe, identity=tiny.identity())
@@ -87,24 +70,24 @@ def test_export_to_stock_diffusers(family, suffix, tmp_path):
     stock.set_ip_adapter_scale(0.7)
     image = generate(stock, ip_adapter_image_embeds=[embeds])
     assert (image - plain).abs().max() > 1e-3
-    torch.testing.assert_close(image, original, atol=1e-5, rtol=0)
+    tiny.assert_same_image(image, original, atol=1e-5)
 
 
 @pytest.mark.parametrize("make", [foreign.faceid, foreign.instantid])
 def test_export_of_an_imported_adapter(make, tmp_path):
     stock = tiny.sd_pipeline()
-    pipe = facesnap(stock)
+    pipe = tiny.facesnap(stock)
     pipe.load_facesnap_adapter(make(stock.unet), parts=["mixer", "identity_attention"])
-    identity = faceid.person(image_features=False) if make is foreign.faceid else instant.person()
+    identity = foreign.faceid_person() if make is foreign.faceid else foreign.instantid_person()
     original = generate(pipe, identity=identity)
     export_ip_adapter(pipe, tmp_path / "exported.safetensors")
     embeds = ip_adapter_image_embeds(pipe, identity)
     stock.load_ip_adapter(str(tmp_path), subfolder=None, weight_name="exported.safetensors", image_encoder_folder=None)
-    torch.testing.assert_close(generate(stock, ip_adapter_image_embeds=[embeds]), original, atol=1e-5, rtol=0)
+    tiny.assert_same_image(generate(stock, ip_adapter_image_embeds=[embeds]), original, atol=1e-5)
 
 
 def test_the_command_exports_the_same_file(tmp_path):
-    pipe = facesnap(tiny.sd_pipeline())
+    pipe = tiny.facesnap(tiny.sd_pipeline())
     tiny.add_adapter(pipe)
     pipe.save_pretrained(tmp_path / "base")
     pipe.save_facesnap_adapter(tmp_path / "adapter")
@@ -122,7 +105,7 @@ def test_the_command_exports_the_same_file(tmp_path):
 
 
 def test_errors_are_typed(tmp_path):
-    pipe = facesnap(tiny.sd_pipeline())
+    pipe = tiny.facesnap(tiny.sd_pipeline())
     with pytest.raises(AdapterError, match="export_ip_adapter needs"):
         export_ip_adapter(pipe, tmp_path / "x.safetensors")
     tiny.add_adapter(pipe)
@@ -142,9 +125,9 @@ def test_errors_are_typed(tmp_path):
 
 def test_widths_say_the_family_in_full_size(tmp_path):
     """A checkpoint in the real shapes of SD 1.5."""
-    unet = empty_unet("sd1")
-    content = foreign.faceid(unet, lora_rank=0)
-    torch.save({k: {n: t.half() for n, t in v.items()} for k, v in content.items()}, tmp_path / "x.bin")
+    shapes = foreign.faceid(empty_unet("sd1"), lora_rank=0)
+    content = {k: {n: torch.zeros(t.shape, dtype=torch.float16) for n, t in v.items()} for k, v in shapes.items()}
+    torch.save(content, tmp_path / "x.bin")
     command("convert", tmp_path / "x.bin", tmp_path / "out")
     config = FaceSnapConfig.load(tmp_path / "out")
     assert (config.base_family, config.num_tokens, config.parts) == ("sd1", 4, ["mixer", "identity_attention"])

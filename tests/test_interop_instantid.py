@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import torch.nn.functional as F
 from diffusers import ControlNetModel
 
 from facesnap_diffusers import (
     AdapterError,
     FaceEncoderMismatchError,
-    FaceIdentity,
-    FaceSnapPipeline,
-    FaceSnapXLPipeline,
     HeadPose,
     load_landmark_predictor,
 )
@@ -24,21 +20,6 @@ from facesnap_diffusers.faces.key_points import draw_key_points, key_points
 
 
 CALL = {"num_inference_steps": 3, "output_type": "pt", "height": 64, "width": 64, "guidance_scale": 5.0}
-
-
-def seeded():
-    return torch.Generator().manual_seed(0)
-
-
-def person(length=21.0):
-    generator = torch.Generator().manual_seed(5)
-    embeds = F.normalize(torch.randn(512, generator=generator), dim=0)
-    return FaceIdentity(
-        face_embeds=length * embeds,
-        face_encoder="insightface/glintr100",
-        landmarks=tiny.face_points(),
-        photo_size=(100, 120),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -51,17 +32,12 @@ def repo(base, tmp_path_factory):
     """Laid out as InstantX/InstantID: a `.bin` and a ControlNet that takes the pooled text as it comes."""
     folder = tmp_path_factory.mktemp("instantid")
     torch.save(foreign.instantid(base.unet), folder / "ip-adapter.bin")
-    torch.manual_seed(7)
-    controlnet = ControlNetModel.from_unet(base.unet, conditioning_embedding_out_channels=(16, 32))
-    for parameter in controlnet.parameters():
-        parameter.data.add_(0.05 * torch.randn_like(parameter))
-    controlnet.save_pretrained(folder / "ControlNetModel")
+    foreign.instantid_controlnet(base.unet).save_pretrained(folder / "ControlNetModel")
     return folder
 
 
 def instantid(base, repo):
-    pipe = FaceSnapXLPipeline.from_pipe(base)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = tiny.facesnap(base)
     pipe.load_facesnap_adapter(repo)
     return pipe
 
@@ -139,7 +115,7 @@ def by_hand(base, repo, identity, key_point_image, ip_scale, controlnet_scale):
     unet.set_attn_processor(attention)
     try:
         scheduler.set_timesteps(CALL["num_inference_steps"])
-        latents = torch.randn(1, 4, 32, 32, generator=seeded()) * scheduler.init_noise_sigma
+        latents = torch.randn(1, 4, 32, 32, generator=tiny.seeded()) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             both = scheduler.scale_model_input(torch.cat([latents, latents]), t)
             down, mid = controlnet(
@@ -171,12 +147,14 @@ def by_hand(base, repo, identity, key_point_image, ip_scale, controlnet_scale):
 def test_equals_the_public_pipeline(base, repo, ip_scale, controlnet_scale):
     pipe = instantid(base, repo)
     pipe.set_facesnap_scale(identity=ip_scale, landmarks=controlnet_scale)
-    points = pipe.predict_landmarks(person(), height=64, width=64)
-    image = pipe("a cat", identity=person(), generator=seeded(), **CALL).images
-    expected = by_hand(base, repo, person(), draw_key_points(points, 64, 64), ip_scale, controlnet_scale)
-    plain = base("a cat", generator=seeded(), **CALL).images
+    points = pipe.predict_landmarks(foreign.instantid_person(), height=64, width=64)
+    image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
+    expected = by_hand(
+        base, repo, foreign.instantid_person(), draw_key_points(points, 64, 64), ip_scale, controlnet_scale
+    )
+    plain = base("a cat", generator=tiny.seeded(), **CALL).images
     assert (expected - plain).abs().max() > 1e-2
-    torch.testing.assert_close(image, expected, atol=1e-4, rtol=0)
+    tiny.assert_same_image(image, expected, atol=1e-4)
 
 
 def test_pose_is_steered_and_the_proportions_stay_the_references(base, repo):
@@ -185,8 +163,8 @@ def test_pose_is_steered_and_the_proportions_stay_the_references(base, repo):
     predictor = load_landmark_predictor()
     basis, wider = predictor.shape_basis, predictor.mean * torch.tensor([0.15, 0, 0])
     shape = torch.linalg.lstsq(basis.flatten(1).T, wider.flatten()[:, None]).solution[:, 0]
-    mean = dataclasses.replace(person(), shape=torch.zeros_like(shape))
-    wide = dataclasses.replace(person(), shape=shape)
+    mean = dataclasses.replace(foreign.instantid_person(), shape=torch.zeros_like(shape))
+    wide = dataclasses.replace(foreign.instantid_person(), shape=shape)
     call = {"face_box": (0.2, 0.2, 0.8, 0.8), "height": 512, "width": 512}
 
     def width_to_height(identity, pose):
@@ -197,7 +175,7 @@ def test_pose_is_steered_and_the_proportions_stay_the_references(base, repo):
         assert width_to_height(wide, pose) > 1.05 * width_to_height(mean, pose)
     assert width_to_height(mean, HeadPose(yaw=25)) < 0.97 * width_to_height(mean, HeadPose())
     images = [
-        pipe("a cat", identity=person(), pose=pose, generator=seeded(), **CALL).images
+        pipe("a cat", identity=foreign.instantid_person(), pose=pose, generator=tiny.seeded(), **CALL).images
         for pose in (HeadPose(), HeadPose(yaw=40))
     ]
     assert (images[0] - images[1]).abs().max() > 1e-3
@@ -233,51 +211,59 @@ def test_key_points_look_as_instantid_draws_them():
 def test_embeddings_need_their_length(base, repo):
     pipe = instantid(base, repo)
     with pytest.raises(FaceEncoderMismatchError, match="normalize=False"):
-        pipe("a cat", identity=person(length=1.0), generator=seeded(), **CALL)
+        pipe("a cat", identity=foreign.instantid_person(length=1.0), generator=tiny.seeded(), **CALL)
 
 
 def test_without_its_controlnet(base, repo, tmp_path):
     (tmp_path / "ip-adapter.bin").write_bytes((repo / "ip-adapter.bin").read_bytes())
-    pipe = FaceSnapXLPipeline.from_pipe(base)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = tiny.facesnap(base)
     with pytest.raises(AdapterError, match="ControlNetModel"):
         pipe.load_facesnap_adapter(tmp_path)
     pipe.load_facesnap_adapter(tmp_path, parts=["mixer", "identity_attention"])
-    image = pipe("a cat", identity=person(), generator=seeded(), **CALL).images
+    image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
     expected = instantid(base, repo)
     expected.set_facesnap_scale(landmarks=0)
     torch.testing.assert_close(
-        image, expected("a cat", identity=person(), generator=seeded(), **CALL).images, atol=1e-6, rtol=0
+        image,
+        expected("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images,
+        atol=1e-6,
+        rtol=0,
     )
 
 
 def test_not_on_another_base_model(repo):
     with pytest.raises(AdapterError, match="use a file made for") as caught:
-        FaceSnapPipeline.from_pipe(tiny.sd_pipeline()).load_facesnap_adapter(repo)
+        tiny.facesnap(tiny.sd_pipeline()).load_facesnap_adapter(repo)
     assert "\n" not in str(caught.value)
 
 
 def test_survives_saving_as_an_adapter_of_our_own(base, repo, tmp_path):
     pipe = instantid(base, repo)
-    image = pipe("a cat", identity=person(), generator=seeded(), **CALL).images
+    image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
     pipe.save_facesnap_adapter(tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "facesnap_config.json").read_text())
     assert (config["landmark_style"], config["normalized_embeds"]) == ("instantid5", False)
-    again = FaceSnapXLPipeline.from_pipe(base)
-    again.set_progress_bar_config(disable=True)
+    again = tiny.facesnap(base)
     again.load_facesnap_adapter(tmp_path / "ours")
     assert type(again.ffrnet) is ControlNetModel
     torch.testing.assert_close(
-        again("a cat", identity=person(), generator=seeded(), **CALL).images, image, atol=1e-6, rtol=0
+        again("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images,
+        image,
+        atol=1e-6,
+        rtol=0,
     )
 
 
 def test_from_the_hub(base, repo, hub, tmp_path):
     hub.add_folder("InstantX/InstantID", repo)
-    pipe = FaceSnapXLPipeline.from_pipe(base)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = tiny.facesnap(base)
     pipe.load_facesnap_adapter("InstantX/InstantID", cache_dir=tmp_path)
-    expected = instantid(base, repo)("a cat", identity=person(), generator=seeded(), **CALL).images
+    expected = instantid(base, repo)(
+        "a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL
+    ).images
     torch.testing.assert_close(
-        pipe("a cat", identity=person(), generator=seeded(), **CALL).images, expected, atol=1e-6, rtol=0
+        pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images,
+        expected,
+        atol=1e-6,
+        rtol=0,
     )

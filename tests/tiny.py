@@ -18,7 +18,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from facesnap_diffusers import FaceIdentity, FaceSnapConfig
+from facesnap_diffusers import FaceIdentity, FaceSnapConfig, FaceSnapPipeline, FaceSnapXLPipeline
 
 
 FACE_ENCODER = "dlib/face_recognition_resnet_model_v1"
@@ -117,6 +117,22 @@ def xl_pipeline(seed: int = 0) -> StableDiffusionXLPipeline:
             add_watermarker=False,
         )
     )
+
+
+def facesnap(base, cls=None):
+    """A FaceSnap pipeline on the components of a stock one."""
+    cls = cls or (FaceSnapXLPipeline if hasattr(base, "text_encoder_2") else FaceSnapPipeline)
+    return _quiet(cls.from_pipe(base))
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def assert_same_image(image: torch.Tensor, expected: torch.Tensor, atol: float) -> None:
+    """Says how far apart two images are (`pytest -rP` shows it), and that it is not too far."""
+    print(f"largest difference {(image - expected).abs().max():.1e}, allowed {atol:.0e}")
+    torch.testing.assert_close(image, expected, atol=atol, rtol=0)
 
 
 def image_encoder(seed: int = 1) -> CLIPVisionModelWithProjection:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from ..errors import AdapterError
 
 
-Kind = Literal["faceid", "faceid-plus", "instantid"]
+Kind = Literal["faceid", "faceid-plus", "faceid-unnorm", "instantid"]
 
 GROUPS = ("image_proj", "ip_adapter")
 
@@ -27,7 +27,8 @@ FACE_EMBED_DIM = 512
 class Checkpoint:
     r"""
     Attributes:
-        kind (`str`): `"faceid"` (FaceID and Portrait), `"faceid-plus"` (both versions) or `"instantid"`.
+        kind (`str`): `"faceid"` (FaceID and Portrait), `"faceid-plus"` (both versions), `"faceid-unnorm"` (the
+            Portrait whose projection is InstantID's) or `"instantid"`.
         image_proj (`dict`): Tensors of the projection from the face to tokens.
         ip_adapter (`dict`): Tensors of the attention layers, named by number.
         source (`str`): Where it comes from, for messages.
@@ -54,13 +55,16 @@ def read_checkpoint(source: str | Path | Mapping) -> Checkpoint:
 
 
 def recognise(image_proj: Mapping[str, torch.Tensor], name: str) -> Kind:
-    """Whose projection this is, by its keys; raises [`AdapterError`] if it is none of an identity adapter's."""
+    """
+    Whose projection this is, by its keys; raises [`AdapterError`] if it is none of an identity adapter's. Only the
+    file's name tells FaceID-Portrait "unnorm" from InstantID.
+    """
     if "perceiver_resampler.proj_in.weight" in image_proj:
         return "faceid-plus"
     if {"proj.0.weight", "proj.2.weight", "norm.weight"} <= set(image_proj):
         return "faceid"
     if {"latents", "proj_in.weight"} <= set(image_proj) and image_proj["proj_in.weight"].shape[-1] == FACE_EMBED_DIM:
-        return "instantid"
+        return "faceid-unnorm" if "unnorm" in Path(name).name.lower() else "instantid"
     if image_proj.keys() & {"proj.weight", "proj.3.weight", "latents"}:
         raise AdapterError(
             f"{name} is an IP-Adapter for pictures, not for face embeddings; load it with load_ip_adapter(),"

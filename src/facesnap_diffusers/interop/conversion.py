@@ -47,12 +47,12 @@ def convert_checkpoint(
     identity_attention = _identity_attention(checkpoint, unet)
     projection = _projection(checkpoint)
 
-    file_name = Path(checkpoint.source).name.lower()
     mixer: ModelMixin
     if checkpoint.kind == "faceid":
-        mixer = _faceid_mixer(projection, normalize="unnorm" not in file_name)
+        mixer = _faceid_mixer(projection)
     elif checkpoint.kind == "faceid-plus":
-        by_name = "plusv2" in file_name.replace("-", "").replace("_", "") or "xl" in family
+        file_name = Path(checkpoint.source).name.lower().replace("-", "").replace("_", "")
+        by_name = "plusv2" in file_name or "xl" in family
         mixer = _faceid_plus_mixer(projection, by_name if plus_v2 is None else plus_v2)
     else:
         mixer = _instantid_mixer(projection)
@@ -71,7 +71,7 @@ def convert_checkpoint(
     config = FaceSnapConfig(
         face_encoder="insightface/glintr100" if instantid else "insightface/w600k_r50",
         face_embed_dim=mixer.config.face_embed_dim,
-        normalized_embeds=not instantid and getattr(mixer.config, "normalize", True),
+        normalized_embeds=checkpoint.kind in ("faceid", "faceid-plus"),
         image_encoder=FACEID_PLUS_IMAGE_ENCODER if checkpoint.kind == "faceid-plus" else None,
         image_crop="arcface" if checkpoint.kind == "faceid-plus" else "head",
         landmark_style="instantid5" if instantid else "facesnap72",
@@ -93,14 +93,13 @@ def _projection(checkpoint: Checkpoint) -> torch.nn.Module:
         raise AdapterError(f"{checkpoint.source}: image_proj is incomplete or damaged ({reason})") from None
 
 
-def _faceid_mixer(projection: torch.nn.Module, normalize: bool) -> FaceIDMixer:
+def _faceid_mixer(projection: torch.nn.Module) -> FaceIDMixer:
     inner = projection.ff.net[0].proj
     return FaceIDMixer(
         cross_attention_dim=projection.cross_attention_dim,
         face_embed_dim=inner.in_features,
         num_tokens=projection.num_tokens,
         mult=inner.out_features // inner.in_features,
-        normalize=normalize,
     )
 
 

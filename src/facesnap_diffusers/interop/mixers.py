@@ -15,15 +15,14 @@ from ..errors import InputError
 
 class FaceIDMixer(ModelMixin, ConfigMixin):
     r"""
-    IP-Adapter FaceID and FaceID-Portrait: tokens from the face embedding alone. The unconditional tokens are those of
-    an embedding of zeros.
+    IP-Adapter FaceID and FaceID-Portrait: tokens from the face embedding alone, brought to unit length. The
+    unconditional tokens are those of an embedding of zeros.
 
     Args:
         cross_attention_dim (`int`): Width of the base model's cross-attention context.
         face_embed_dim (`int`): Width of the face-recognition embedding.
         num_tokens (`int`): 4, for Portrait 16.
         mult (`int`): Inner width, as a multiple of `face_embed_dim`.
-        normalize (`bool`): Whether embeddings are brought to unit length first. Not for the "unnorm" checkpoints.
         image_embed_dim: Always `None`: no image features.
     """
 
@@ -34,7 +33,6 @@ class FaceIDMixer(ModelMixin, ConfigMixin):
         face_embed_dim: int = 512,
         num_tokens: int = 4,
         mult: int = 2,
-        normalize: bool = True,
         image_embed_dim: None = None,
     ):
         super().__init__()
@@ -48,8 +46,7 @@ class FaceIDMixer(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         """As [`FacialAttributeMixer.forward`]."""
         _check_face_embeds(face_embeds, self.config.face_embed_dim)
-        if self.config.normalize:
-            face_embeds = F.normalize(face_embeds, dim=-1)
+        face_embeds = F.normalize(face_embeds, dim=-1)
         if unconditional is not None:
             face_embeds = face_embeds.masked_fill(unconditional[:, None], 0)
         return self.projection(face_embeds)
@@ -140,8 +137,9 @@ class FaceIDPlusMixer(ModelMixin, ConfigMixin):
 
 class InstantIDMixer(ModelMixin, ConfigMixin):
     r"""
-    InstantID (arXiv 2401.07519): a resampler over the face embedding as its only input token. Takes embeddings as long
-    as the recogniser gives them. The unconditional tokens are those of an embedding of zeros.
+    InstantID (arXiv 2401.07519) and IP-Adapter FaceID-Portrait "unnorm": a resampler over the face embedding as its
+    only input token. Takes embeddings as long as the recogniser gives them. The unconditional tokens are those of an
+    embedding of zeros.
 
     Args:
         cross_attention_dim (`int`): Width of the base model's cross-attention context.
