@@ -1,5 +1,6 @@
 import os
 import socket
+import sys
 
 import pytest
 
@@ -30,3 +31,12 @@ def hub(tmp_path):
     server = HubServer(tmp_path / "hub", HUB_PORT)
     yield server
     server.close()
+
+
+@pytest.fixture
+def modules_cache(tmp_path, monkeypatch):
+    """Code from a Hub is copied here, not into the user's cache."""
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.path", [*sys.path])
+    for name in [name for name in sys.modules if name.split(".")[0] == "diffusers_modules"]:
+        monkeypatch.delitem(sys.modules, name)

@@ -1,7 +1,5 @@
 """FaceSnap from a Hub repo with code: `custom_pipeline=`, from a folder and from a Hub on the loopback interface."""
 
-import sys
-
 import pytest
 import tiny
 from diffusers import DiffusionPipeline
@@ -14,13 +12,7 @@ from facesnap_diffusers import FaceSnapPipeline, FaceSnapXLPipeline, InputError
 BASES = {"sd": (tiny.sd_pipeline, FaceSnapPipeline), "xl": (tiny.xl_pipeline, FaceSnapXLPipeline)}
 
 
-@pytest.fixture(autouse=True)
-def modules_cache(tmp_path, monkeypatch):
-    """Code from the Hub is copied here, not into the user's cache."""
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr("sys.path", [*sys.path])
-    for name in [name for name in sys.modules if name.split(".")[0] == "diffusers_modules"]:
-        monkeypatch.delitem(sys.modules, name)
+pytestmark = pytest.mark.usefixtures("modules_cache")
 
 
 @pytest.fixture(params=BASES)

@@ -271,6 +271,8 @@ def test_from_the_hub(hub, tmp_path):
         pipe.load_facesnap_adapter(source, cache_dir=str(tmp_path / "cache"), **options)
         images.append(pipe("a cat", identity=foreign.faceid_person(), generator=tiny.seeded(), **CALL).images)
     assert torch.equal(*images)
+    with pytest.raises(AdapterError, match="with weight_name="):
+        pipe.load_facesnap_adapter("h94/IP-Adapter-FaceID", cache_dir=str(tmp_path / "cache"))
     with pytest.raises(AdapterError, match="cannot be had from the Hub") as caught:
         pipe.load_facesnap_adapter(
             "h94/IP-Adapter-FaceID", weight_name="absent.bin", cache_dir=str(tmp_path / "cache")

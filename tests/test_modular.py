@@ -1,20 +1,22 @@
 """FaceSnap's Modular Diffusers blocks against FaceSnapXLPipeline."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import tiny
 import torch
-from diffusers import ModularPipeline, StableDiffusionXLImg2ImgPipeline
+from diffusers import ModularPipeline
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
     StableDiffusionXLAutoBlocks,
 )
+from skimage.data import astronaut
+from test_interop_convert import command
 
-from facesnap_diffusers import FaceSnapXLImg2ImgPipeline, FaceSnapXLPipeline, HeadPose
+from facesnap_diffusers import DlibFaceAnalyzer, FaceSnapXLImg2ImgPipeline, HeadPose, InputError
 from facesnap_diffusers.modular import (
     FaceSnapXLBlocks,
     FaceSnapXLCoreDenoiseStep,
@@ -29,14 +31,9 @@ FACE = {"pose": HeadPose(yaw=20), "expression": "smile", "face_box": (0.2, 0.2, 
 GUIDANCE = 7.5  # that of the stock blocks' guider
 
 
-def seeded():
-    return torch.Generator().manual_seed(0)
-
-
 @pytest.fixture(scope="module")
 def pipe():
-    pipe = FaceSnapXLPipeline.from_pipe(tiny.xl_pipeline())
-    pipe.set_progress_bar_config(disable=True)
+    pipe = tiny.facesnap(tiny.xl_pipeline())
     tiny.add_adapter(pipe)
     return pipe
 
@@ -48,13 +45,14 @@ def adapter(pipe, tmp_path_factory):
     return folder
 
 
+def base_components(pipe):
+    names = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
+    return {name: pipe.components[name] for name in names}
+
+
 def modular_pipeline(blocks, pipe, adapter=None):
     modular = blocks.init_pipeline()
-    base = {
-        name: pipe.components[name]
-        for name in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
-    }
-    modular.update_components(**base)
+    modular.update_components(**base_components(pipe))
     if adapter is not None:
         load_facesnap_adapter(modular, adapter)
     modular.set_progress_bar_config(disable=True)
@@ -63,11 +61,31 @@ def modular_pipeline(blocks, pipe, adapter=None):
 
 def test_same_image_as_the_pipeline(pipe, adapter):
     modular = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
-    call = {"generator": seeded(), "identity": tiny.identity(), **FACE, **SIZE, **CALL}
+    call = {"generator": tiny.seeded(), "identity": tiny.identity(), **FACE, **SIZE, **CALL}
     image = modular(prompt="a cat", output="images", **call)
-    expected = pipe("a cat", guidance_scale=GUIDANCE, **{**call, "generator": seeded()}).images
-    torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
+    expected = pipe("a cat", guidance_scale=GUIDANCE, **{**call, "generator": tiny.seeded()}).images
+    tiny.assert_same_image(image, expected, atol=1e-5)
     assert all("Identity" not in type(processor).__name__ for processor in pipe.unet.attn_processors.values())
+
+
+def test_a_photo_and_its_analyzer(pipe, adapter):
+    modular = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
+    call = {"prompt": "a cat", "face_image": PIL.Image.fromarray(astronaut()), "output": "images", **SIZE, **CALL}
+    image = modular(generator=tiny.seeded(), **call)
+    analyzer = modular.face_analyzer
+    assert isinstance(analyzer, DlibFaceAnalyzer)
+    expected = pipe(
+        "a cat", face_image=call["face_image"], generator=tiny.seeded(), guidance_scale=GUIDANCE, **SIZE, **CALL
+    ).images
+    tiny.assert_same_image(image, expected, atol=1e-5)
+    modular(generator=tiny.seeded(), **call)
+    assert modular.face_analyzer is analyzer
+
+
+def test_more_faces_than_prompts_is_a_typed_error(pipe, adapter):
+    modular = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
+    with pytest.raises(InputError, match="2 faces for 1 prompts"):
+        modular(prompt="a cat", identity=[tiny.identity(), tiny.identity(4)], output="images", **SIZE, **CALL)
 
 
 def test_scales(pipe, adapter):
@@ -75,7 +93,7 @@ def test_scales(pipe, adapter):
     for identity, landmarks in [(0.4, 0.6), (0.5, 0.0), (0.0, 0.7)]:
         image = modular(
             prompt="a cat",
-            generator=seeded(),
+            generator=tiny.seeded(),
             identity=tiny.identity(),
             identity_scale=identity,
             landmarks_scale=landmarks,
@@ -85,30 +103,27 @@ def test_scales(pipe, adapter):
         )
         pipe.set_facesnap_scale(identity=identity, landmarks=landmarks)
         expected = pipe(
-            "a cat", generator=seeded(), identity=tiny.identity(), guidance_scale=GUIDANCE, **SIZE, **CALL
+            "a cat", generator=tiny.seeded(), identity=tiny.identity(), guidance_scale=GUIDANCE, **SIZE, **CALL
         ).images
         pipe.set_facesnap_scale(identity=1.0, landmarks=1.0)
-        torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
+        tiny.assert_same_image(image, expected, atol=1e-5)
 
 
 def test_plain_without_a_face(pipe, adapter):
     call = {"prompt": "a cat", "output": "images", **SIZE, **CALL}
     stock = modular_pipeline(StableDiffusionXLAutoBlocks(), pipe)
     ours = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
-    assert torch.equal(ours(generator=seeded(), **call), stock(generator=seeded(), **call))
+    assert torch.equal(ours(generator=tiny.seeded(), **call), stock(generator=tiny.seeded(), **call))
 
 
 def test_image_to_image(pipe, adapter):
-    image2image = FaceSnapXLImg2ImgPipeline.from_pipe(pipe)
-    image2image.set_progress_bar_config(disable=True)
+    image2image = tiny.facesnap(pipe, FaceSnapXLImg2ImgPipeline)
     modular = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
-    start = torch.rand(1, 3, 64, 64, generator=seeded())
-    call = {"image": start, "strength": 0.7, "identity": tiny.identity(), **SIZE, **CALL}
-    image = modular(prompt="a cat", generator=seeded(), output="images", **call)
-    expected = image2image("a cat", generator=seeded(), guidance_scale=GUIDANCE, **call).images
-    torch.testing.assert_close(image, expected, atol=1e-4, rtol=0)
-    plain = StableDiffusionXLImg2ImgPipeline.from_pipe(tiny.xl_pipeline())
-    assert type(plain.unet) is type(modular.unet)
+    start = torch.rand(1, 3, 32, 96, generator=tiny.seeded())  # its size is the image's
+    call = {"image": start, "strength": 0.7, "identity": tiny.identity(), **CALL}
+    image = modular(prompt="a cat", generator=tiny.seeded(), output="images", **call)
+    expected = image2image("a cat", generator=tiny.seeded(), guidance_scale=GUIDANCE, **call).images
+    tiny.assert_same_image(image, expected, atol=1e-5)
 
 
 def test_blocks_insert_into_the_stock_ones(pipe, adapter):
@@ -120,39 +135,34 @@ def test_blocks_insert_into_the_stock_ones(pipe, adapter):
             blocks["identity"] = FaceSnapXLIdentityStep()
     modular = modular_pipeline(SequentialPipelineBlocks.from_blocks_dict(blocks), pipe, adapter)
     call = {"identity": tiny.identity(), **SIZE, **CALL}
-    image = modular(prompt="a cat", generator=seeded(), output="images", **call)
-    expected = pipe("a cat", generator=seeded(), guidance_scale=GUIDANCE, **call).images
-    torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
+    image = modular(prompt="a cat", generator=tiny.seeded(), output="images", **call)
+    expected = pipe("a cat", generator=tiny.seeded(), guidance_scale=GUIDANCE, **call).images
+    tiny.assert_same_image(image, expected, atol=1e-5)
 
 
-def test_packaged_by_diffusers_cli(pipe, adapter, tmp_path, monkeypatch):
-    """`facesnap package-hub-repo` writes block.py, `diffusers-cli custom_blocks` makes it a repo to load from."""
-    from test_interop_convert import command
-
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    repo = tmp_path / "repo"
+@pytest.fixture(scope="module")
+def packaged(pipe, tmp_path_factory):
+    """An adapter for which `facesnap package-hub-repo` writes block.py, `diffusers-cli custom_blocks` the rest."""
+    repo = tmp_path_factory.mktemp("repo")
     pipe.save_facesnap_adapter(repo)
     command("package-hub-repo", repo, "--repo-id", "someone/facesnap-xl")
     cli = Path(sys.executable).parent / "diffusers-cli"
-    done = subprocess.run(
-        [cli, "custom_blocks", "--block_module_name", "block.py", "--block_class_name", "FaceSnapBlocks"],
-        cwd=repo,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    modular = ModularPipeline.from_pretrained(str(repo), trust_remote_code=True)
+    subprocess.run([cli, "custom_blocks"], cwd=repo, check=True, capture_output=True)
+    return repo
+
+
+@pytest.mark.parametrize("source", ["folder", "Hub"])
+def test_packaged_by_diffusers_cli(pipe, packaged, source, hub, modules_cache, tmp_path):
+    name, cache = str(packaged), {}
+    if source == "Hub":
+        name, cache = "someone/facesnap-xl", {"cache_dir": str(tmp_path / "cache")}
+        hub.add_folder(name, packaged)
+    modular = ModularPipeline.from_pretrained(name, trust_remote_code=True, **cache)
     assert type(modular.blocks).__name__ == "FaceSnapBlocks"
-    modular.update_components(
-        **{
-            name: pipe.components[name]
-            for name in ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
-        }
-    )
-    load_facesnap_adapter(modular, repo)
+    modular.update_components(**base_components(pipe))
+    load_facesnap_adapter(modular, name, **cache)
     modular.set_progress_bar_config(disable=True)
     call = {"identity": tiny.identity(), **SIZE, **CALL}
-    image = modular(prompt="a cat", generator=seeded(), output="images", **call)
-    expected = pipe("a cat", generator=seeded(), guidance_scale=GUIDANCE, **call).images
-    torch.testing.assert_close(image, expected, atol=1e-5, rtol=0)
+    image = modular(prompt="a cat", generator=tiny.seeded(), output="images", **call)
+    expected = pipe("a cat", generator=tiny.seeded(), guidance_scale=GUIDANCE, **call).images
+    tiny.assert_same_image(image, expected, atol=1e-5)

@@ -1,10 +1,14 @@
 """The second pass for small faces."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 import tiny
 import torch
+from skimage.data import astronaut
 from test_people import facesnap
 
 from facesnap_diffusers import (
@@ -17,13 +21,10 @@ from facesnap_diffusers import (
     Person,
     redraw_faces,
 )
+from facesnap_diffusers.pipelines import refine
 
 
 CALL = {"num_inference_steps": 4, "strength": 0.5}
-
-
-def seeded():
-    return torch.Generator().manual_seed(0)
 
 
 def picture(height=96, width=128):
@@ -45,7 +46,7 @@ SMALL, OTHER = (0.1, 0.2, 0.25, 0.4), (0.7, 0.5, 0.8, 0.65)
 def test_only_the_squares_of_small_faces_change(pipe):
     image = picture()
     people = [Person(tiny.identity(), SMALL), Person(tiny.identity(4), OTHER)]
-    result = redraw_faces(pipe, image, "a cat", people, generator=seeded(), **CALL)
+    result = redraw_faces(pipe, image, "a cat", people, generator=tiny.seeded(), **CALL)
     changed = (pixels(result) != pixels(image)).any(-1)
     squares = np.zeros_like(changed)
     for left, top, right, bottom in (SMALL, OTHER):
@@ -63,24 +64,68 @@ def test_only_the_squares_of_small_faces_change(pipe):
 def test_a_square_is_image_to_image_with_the_same_landmarks(make):
     pipe = facesnap(make())
     image, who, box, pose = picture(64, 64), tiny.identity(), (0.25, 0.25, 0.5, 0.5), HeadPose(yaw=20)
-    result = redraw_faces(pipe, image, "a cat", [Person(who, box, pose=pose)], feather=0, generator=seeded(), **CALL)
+    result = redraw_faces(
+        pipe, image, "a cat", [Person(who, box, pose=pose)], feather=0, generator=tiny.seeded(), **CALL
+    )
     # the box is 16 pixels wide, its square 32, from (8, 8) on; enlarged to the tiny model's 64
     points = pipe.predict_landmarks(who, face_box=box, pose=pose, height=64, width=64)
     cls = FaceSnapXLImg2ImgPipeline if make is tiny.xl_pipeline else FaceSnapImg2ImgPipeline
-    image_to_image = cls.from_pipe(pipe)
-    image_to_image.set_progress_bar_config(disable=True)
+    image_to_image = tiny.facesnap(pipe, cls)
     redrawn = image_to_image(
         "a cat",
         image=image.crop((8, 8, 40, 40)).resize((64, 64), PIL.Image.Resampling.LANCZOS),
         identity=who,
         landmarks=2 * (points - 8),
-        generator=seeded(),
+        generator=tiny.seeded(),
         **CALL,
     ).images[0]
     expected = pixels(image)
     expected[8:40, 8:40] = pixels(redrawn.resize((32, 32), PIL.Image.Resampling.LANCZOS))
     assert abs(pixels(result) - expected).max() <= 1
     assert abs(expected - pixels(image)).max() > 20
+
+
+def unchanged_but(monkeypatch, change=lambda image: image):
+    """Puts in place an image-to-image that changes what it gets in this way only; returns what it is called with."""
+    calls = []
+
+    def image_to_image(prompt, image, **kwargs):
+        calls.append({"image": image, **kwargs})
+        return SimpleNamespace(images=[change(image)])
+
+    monkeypatch.setattr(refine, "_image_to_image", lambda pipe: image_to_image)
+    return calls
+
+
+def test_a_face_is_redrawn_in_full_size_at_its_place(pipe, monkeypatch):
+    """Enlarged to the model's size, with landmarks on the face that is there, and put back where it was cut out."""
+    calls = unchanged_but(monkeypatch)
+    image = PIL.Image.fromarray(astronaut())
+    box = (0.36, 0.12, 0.52, 0.36)  # of the face
+    result = redraw_faces(pipe, image, "a cat", [Person(tiny.identity(), box)], size=768)
+    (call,) = calls
+    # the box is 82 × 123 pixels, its square twice the larger side
+    assert call["image"].size == (768, 768) and (call["height"], call["width"]) == (768, 768)
+    expected = image.crop((102, 0, 348, 246)).resize((768, 768), PIL.Image.Resampling.LANCZOS)
+    assert abs(pixels(call["image"]) - pixels(expected)).mean() < 1
+    low, high = call["landmarks"][0].amin(0), call["landmarks"][0].amax(0)
+    inside = 768 / 246 * (torch.tensor([0.36, 0.12, 0.52, 0.36]) * 512 - torch.tensor([102, 0, 102, 0]))
+    assert (low > inside[:2] - 8).all() and (high < inside[2:] + 8).all()
+    # what enlarging and shrinking leave of it: less than a tenth of what a shift by one pixel would give
+    original = pixels(image)[:246, 102:348]
+    difference = abs(pixels(result)[:246, 102:348] - original).mean()
+    assert 0 < difference < 0.1 * abs(np.diff(original, axis=1)).mean()
+
+
+def test_the_face_of_somebody_else_in_the_square_stays(pipe, monkeypatch):
+    unchanged_but(monkeypatch, PIL.ImageOps.invert)
+    image = picture(64, 128)
+    # the square around the small face is 26 pixels wide, from column 32 to 58
+    small, large = (0.3, 0.4, 0.4, 0.6), (0.41, 0.05, 0.9, 0.95)
+    people = [Person(tiny.identity(), small), Person(tiny.identity(4), large)]
+    changed = (pixels(redraw_faces(pipe, image, "a cat", people)) != pixels(image)).any(-1)
+    assert changed[26:38, 39:51].mean() > 0.9
+    assert not changed[4:60, 53:].any()
 
 
 def test_large_faces_are_left(pipe):

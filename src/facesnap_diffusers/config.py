@@ -64,7 +64,8 @@ class FaceSnapConfig:
             values = json.loads(path.read_text())
         except FileNotFoundError:
             raise AdapterError(
-                f"{folder} has no {CONFIG_NAME}, so it is no FaceSnap adapter; name one that is"
+                f"{folder} has no {CONFIG_NAME}, so it is no FaceSnap adapter; name one that is, or with weight_name="
+                " a file of IP-Adapter FaceID or InstantID"
             ) from None
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise AdapterError(f"{path} cannot be read ({error}); download or save the adapter again") from None

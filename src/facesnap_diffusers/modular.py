@@ -10,7 +10,8 @@ load_facesnap_adapter(pipe, "owner/adapter")
 image = pipe(prompt="portrait as an astronaut", face_image="photo.jpg", output="images")[0]
 ```
 
-The stock blocks stay as they are: one block of ours goes between text encoding and denoising
+`pipe.face_analyzer` finds the faces; it is made from the adapter's config unless you set your own. The stock blocks stay
+as they are: one block of ours goes between text encoding and denoising
 ([`FaceSnapXLIdentityStep`]), and one holds identity attention and FFRNet in place while the stock denoising runs
 ([`FaceSnapXLCoreDenoiseStep`]).
 """
@@ -39,6 +40,7 @@ from .models.landmark_predictor import LandmarkPredictor
 from .models.mixer import FacialAttributeMixer
 from .pipelines.control import RoutedControlNet
 from .pipelines.facesnap_xl import FaceSnapXLPipeline
+from .pipelines.mixin import append_tokens
 
 
 _STEERING = ("pose_image", "pose", "expression", "face_box", "face_index")
@@ -84,6 +86,7 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
             InputParam("landmarks_scale", type_hint=float, default=1.0, description="Weight of FFRNet."),
             InputParam("height", type_hint=int),
             InputParam("width", type_hint=int),
+            InputParam("image"),
             InputParam("control_image"),
             InputParam("prompt_embeds", required=True, type_hint=torch.Tensor),
             InputParam("negative_prompt_embeds", type_hint=torch.Tensor),
@@ -116,20 +119,24 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
             raise InputError("control_image= is for further ControlNets, which go with FaceSnapXLPipeline only")
         pipe = _as_pipeline(components)
         identities = pipe._identities(block_state.face_image, block_state.identity, block_state.face_index, None)
+        prompts = len(block_state.prompt_embeds)
+        if prompts % len(identities):
+            raise InputError(f"there are {len(identities)} faces for {prompts} prompts; give as many prompts as faces")
         tokens, unconditional_tokens = pipe._mix(identities)
         block_state.num_identity_tokens = tokens.shape[1]
-        block_state.prompt_embeds = _append(block_state.prompt_embeds, tokens)
+        block_state.prompt_embeds = append_tokens(block_state.prompt_embeds, tokens)
         if block_state.negative_prompt_embeds is not None:
-            block_state.negative_prompt_embeds = _append(block_state.negative_prompt_embeds, unconditional_tokens)
-        if components.ffrnet is None:
-            return
-        size = {name: getattr(block_state, name) for name in ("height", "width")}
-        height, width = pipe._image_size(size)
-        steering = {name: getattr(block_state, name) for name in _STEERING}
-        style = pipe._require_adapter("identity=").landmark_style
-        points = pipe.predict_landmarks(identities, height=height, width=width, **steering)
-        block_state.control_image = draw_for_style(style, points.float(), height, width)
-        block_state.controlnet_conditioning_scale = float(block_state.landmarks_scale)
+            block_state.negative_prompt_embeds = append_tokens(
+                block_state.negative_prompt_embeds, unconditional_tokens
+            )
+        if components.ffrnet is not None:
+            height, width = _image_size(pipe, block_state)
+            steering = {name: getattr(block_state, name) for name in _STEERING}
+            style = pipe._require_adapter("identity=").landmark_style
+            points = pipe.predict_landmarks(identities, height=height, width=width, **steering)
+            block_state.control_image = draw_for_style(style, points.float(), height, width)
+            block_state.controlnet_conditioning_scale = float(block_state.landmarks_scale)
+        components.face_analyzer = pipe.face_analyzer  # made once, then kept
 
 
 class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
@@ -196,6 +203,15 @@ class FaceSnapXLBlocks(SequentialPipelineBlocks):
         return "Stable Diffusion XL with the identity of a person from one photo (FaceSnap, arXiv 2602.00627)."
 
 
+def _image_size(pipe: FaceSnapXLPipeline, block_state: Any) -> tuple[int, int]:
+    """As the stock blocks: what is asked for, else that of the initial image, else the base model's."""
+    size = {"height": block_state.height, "width": block_state.width}
+    if block_state.image is not None:
+        image = block_state.image[0] if isinstance(block_state.image, list) else block_state.image
+        size["height"], size["width"] = pipe.image_processor.get_default_height_width(image, **size)
+    return pipe._image_size(size)
+
+
 def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: Any, **kwargs: Any) -> None:
     """As [`~FaceSnapAdapterMixin.load_facesnap_adapter`], onto a modular pipeline with FaceSnap's blocks."""
     pipe = _as_pipeline(components)
@@ -207,14 +223,11 @@ def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: A
 def _as_pipeline(components: StableDiffusionXLModularPipeline) -> FaceSnapXLPipeline:
     """A pipeline of the same components: it knows how to load adapters, and what to do with a face."""
     shared = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
-    return FaceSnapXLPipeline(
+    pipe = FaceSnapXLPipeline(
         **{name: getattr(components, name) for name in shared},
         **{name: getattr(components, name) for name in ADAPTER_COMPONENTS},
         facesnap_config=components.config.facesnap_config,
         add_watermarker=False,
     )
-
-
-def _append(prompt_embeds: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    tokens = tokens.to(prompt_embeds).repeat_interleave(len(prompt_embeds) // len(tokens), dim=0)
-    return torch.cat([prompt_embeds, tokens], dim=1)
+    pipe.face_analyzer = getattr(components, "face_analyzer", None)
+    return pipe

@@ -172,9 +172,9 @@ class FaceSnapMixin(FaceEncodingMixin):
         prompt_embeds, negative_prompt_embeds, *pooled = super().encode_prompt(*args, **kwargs)
         if self._identity_tokens is not None:
             tokens, unconditional_tokens = self._identity_tokens
-            prompt_embeds = _append(prompt_embeds, tokens)
+            prompt_embeds = append_tokens(prompt_embeds, tokens)
             if negative_prompt_embeds is not None:
-                negative_prompt_embeds = _append(negative_prompt_embeds, unconditional_tokens)
+                negative_prompt_embeds = append_tokens(negative_prompt_embeds, unconditional_tokens)
         return (prompt_embeds, negative_prompt_embeds, *pooled)
 
     @torch.no_grad()
@@ -421,7 +421,8 @@ class FaceSnapMixin(FaceEncodingMixin):
         return self._token_stripper
 
 
-def _append(prompt_embeds: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def append_tokens(prompt_embeds: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """Identity tokens behind those of the text; one face, or one for every so many prompts."""
     tokens = tokens.to(prompt_embeds).repeat_interleave(len(prompt_embeds) // len(tokens), dim=0)
     return torch.cat([prompt_embeds, tokens], dim=1)
 

@@ -31,7 +31,8 @@ def redraw_faces(
 ) -> PIL.Image.Image:
     r"""
     Draws the small faces of a finished image again: a square around each is cut out and enlarged, goes through
-    image-to-image with the same identity and the same landmarks, and is put back with soft edges.
+    image-to-image with the same identity and the same landmarks, and is put back with soft edges. Where a square
+    reaches into the face box of somebody else, that box stays as it is.
 
     Args:
         pipe: The FaceSnap pipeline that made the image, or another with the same kind of adapter.
@@ -42,7 +43,7 @@ def redraw_faces(
         size (`int`, *optional*): Side of the enlarged square, in pixels; by default the base model's own size. Faces
             whose square is as large already are left as they are.
         margin (`float`): What the square has around the face box on each side, as a share of the box.
-        feather (`float`): Width of the soft edge, as a share of the square's side; up to 0.5.
+        feather (`float`): Width of the soft edges, as a share of the square's side; up to 0.5.
         kwargs: All arguments of the image-to-image pipeline, such as `generator` and `num_inference_steps`.
 
     Returns:
@@ -63,7 +64,9 @@ def redraw_faces(
     image_to_image = _image_to_image(pipe)
 
     result = image.convert("RGB")
-    for person, box in zip(people, boxes):
+    scale = boxes.new_tensor([result.width, result.height, result.width, result.height])
+    boxes = boxes * scale
+    for i, (person, box) in enumerate(zip(people, boxes)):
         left, top, side = _square(box, margin, result.height, result.width)
         if side >= size:
             continue
@@ -89,7 +92,8 @@ def redraw_faces(
             **{**kwargs, "output_type": "pil"},
         ).images[0]
         redrawn = redrawn.resize((side, side), PIL.Image.Resampling.LANCZOS)
-        result.paste(redrawn, (left, top), _soft_mask(side, feather))
+        others = torch.cat([boxes[:i], boxes[i + 1 :]]) - boxes.new_tensor([left, top, left, top])
+        result.paste(redrawn, (left, top), _soft_mask(side, feather, others.numpy()))
     return result
 
 
@@ -105,17 +109,20 @@ def _image_to_image(pipe: FaceSnapMixin) -> Any:
 
 
 def _square(box: torch.Tensor, margin: float, height: int, width: int) -> tuple[int, int, int]:
-    """Left, top and side of the square around a face box, in pixels, inside of the image."""
-    left, top, right, bottom = (box * box.new_tensor([width, height, width, height])).tolist()
+    """Left, top and side of the square around a face box, all in pixels, inside of the image."""
+    left, top, right, bottom = box.tolist()
     side = min(round((1 + 2 * margin) * max(right - left, bottom - top)), height, width)
     corner = [(left + right - side) / 2, (top + bottom - side) / 2]
     x, y = (round(min(max(value, 0), limit - side)) for value, limit in zip(corner, (width, height)))
     return x, y, side
 
 
-def _soft_mask(side: int, feather: float) -> PIL.Image.Image:
-    """White with edges that fade to black along half a cosine."""
-    distance = np.minimum(np.arange(side), np.arange(side)[::-1]) + 0.5
+def _soft_mask(side: int, feather: float, others: np.ndarray) -> PIL.Image.Image:
+    """White; towards its edges and towards the boxes of others, in its pixels, it fades to black along half a cosine."""
+    x, y = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
+    distance = np.minimum.reduce([x, side - x, y, side - y])
+    for left, top, right, bottom in others:
+        outside = np.maximum.reduce([left - x, x - right, top - y, y - bottom])
+        distance = np.minimum(distance, outside)
     ramp = np.clip(distance / max(feather * side, 0.5), 0, 1)
-    fade = (1 - np.cos(np.pi * ramp)) / 2
-    return PIL.Image.fromarray(np.round(255 * np.outer(fade, fade)).astype(np.uint8))
+    return PIL.Image.fromarray(np.round(255 * (1 - np.cos(np.pi * ramp)) / 2).astype(np.uint8))
