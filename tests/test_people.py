@@ -9,8 +9,6 @@ from facesnap_diffusers import (
     FaceEncoderMismatchError,
     FaceIdentity,
     FaceSnapImg2ImgPipeline,
-    FaceSnapPipeline,
-    FaceSnapXLPipeline,
     HeadPose,
     InputError,
     Person,
@@ -23,13 +21,8 @@ MIDDLE = (0.42, 0.05, 0.58, 0.3)
 CALL = {"num_inference_steps": 2, "output_type": "pt"}
 
 
-def seeded():
-    return torch.Generator().manual_seed(0)
-
-
 def facesnap(base, cls=None):
-    pipe = (cls or (FaceSnapXLPipeline if hasattr(base, "text_encoder_2") else FaceSnapPipeline)).from_pipe(base)
-    pipe.set_progress_bar_config(disable=True)
+    pipe = tiny.facesnap(base, cls)
     tiny.add_adapter(pipe)
     return pipe
 
@@ -40,7 +33,9 @@ def pipe():
 
 
 def generate(pipe, people=None, size=(64, 96), **kwargs):
-    return pipe("a cat", people=people, generator=seeded(), height=size[0], width=size[1], **CALL, **kwargs).images
+    return pipe(
+        "a cat", people=people, generator=tiny.seeded(), height=size[0], width=size[1], **CALL, **kwargs
+    ).images
 
 
 def attention_layers(pipe):
@@ -50,10 +45,12 @@ def attention_layers(pipe):
                 yield net, name, module
 
 
+@pytest.mark.parametrize("make", [tiny.sd_pipeline, tiny.xl_pipeline])
 @pytest.mark.parametrize("boxes", [(LEFT, RIGHT), (LEFT, MIDDLE, RIGHT)], ids=["two", "three"])
 @pytest.mark.parametrize("size", [(32, 48), (15, 21)], ids=str)
-def test_no_place_depends_on_the_tokens_of_another_person(pipe, boxes, size):
+def test_no_place_depends_on_the_tokens_of_another_person(make, boxes, size):
     """In every cross-attention of UNet and FFRNet; identities are alive in their own region."""
+    pipe = facesnap(make())
     regions, num_tokens = Regions(torch.tensor(boxes), *size), 5
     people, width = len(boxes), pipe.unet.config.cross_attention_dim
     torch.manual_seed(0)
@@ -80,6 +77,35 @@ def test_no_place_depends_on_the_tokens_of_another_person(pipe, boxes, size):
                 checked += 1
     assert checked == people * sum(1 for _ in attention_layers(pipe))
     assert all(type(attn.processor) is AttnProcessor2_0 for *_, attn in attention_layers(pipe))
+
+
+@pytest.mark.parametrize("make", [tiny.sd_pipeline, tiny.xl_pipeline])
+@pytest.mark.parametrize("boxes", [(LEFT, RIGHT), (LEFT, MIDDLE, RIGHT)], ids=["two", "three"])
+def test_identities_keep_to_their_regions_while_an_image_is_made(make, boxes):
+    """Each cross-attention of each step again, with other tokens for the last person: others' places stay to the bit."""
+    pipe = facesnap(make())
+    regions = Regions(torch.tensor(boxes), 32, 48)
+    num_tokens = pipe.facesnap_config.num_tokens
+    seen = set()
+
+    def again(attn, args, kwargs, out):
+        if attn in busy:
+            return
+        busy.add(attn)
+        context = kwargs["encoder_hidden_states"].clone()
+        context[:, -num_tokens:] = torch.randn_like(context[:, -num_tokens:])
+        changed = attn(*args, **{**kwargs, "encoder_hidden_states": context}) != out
+        busy.remove(attn)
+        last = regions.masks(out.shape[1], out.device)[-1]
+        assert not changed[:, ~last].any() and changed[:, last].any(dim=-1).all()
+        seen.add(attn)
+
+    busy: set = set()
+    handles = [attn.register_forward_hook(again, with_kwargs=True) for *_, attn in attention_layers(pipe)]
+    generate(pipe, [Person(tiny.identity(i), box) for i, box in enumerate(boxes)])
+    for handle in handles:
+        handle.remove()
+    assert seen == {attn for *_, attn in attention_layers(pipe)}
 
 
 def test_a_face_box_belongs_to_its_person():
@@ -145,10 +171,10 @@ def test_one_ffrnet_pass_a_step(pipe):
 def test_in_batches_and_image_to_image():
     pipe = facesnap(tiny.sd_pipeline(), FaceSnapImg2ImgPipeline)
     people = [Person(tiny.identity(), LEFT), Person(tiny.identity(4), RIGHT)]
-    start = torch.rand(1, 3, 64, 96, generator=seeded())
+    start = torch.rand(1, 3, 64, 96, generator=tiny.seeded())
     call = {"image": start, "strength": 1.0, **CALL}
-    images = pipe(["a cat", "a dog"], people=people, generator=[seeded(), seeded()], **call).images
-    one = pipe("a dog", people=people, generator=seeded(), **call).images
+    images = pipe(["a cat", "a dog"], people=people, generator=[tiny.seeded(), tiny.seeded()], **call).images
+    one = pipe("a dog", people=people, generator=tiny.seeded(), **call).images
     assert images.shape == (2, 3, 64, 96)
     torch.testing.assert_close(images[1:], one, atol=1e-4, rtol=0)
 
