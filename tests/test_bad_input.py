@@ -1,5 +1,7 @@
 """What a caller can get wrong: each gives one line that names the argument, and changes nothing."""
 
+import dataclasses
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -17,6 +19,7 @@ from facesnap_diffusers import (
     HeadPose,
     InputError,
     NoFaceFoundError,
+    Person,
     PhotoError,
 )
 from facesnap_diffusers.faces.analyzers.dlib import DlibFaceAnalyzer
@@ -45,6 +48,10 @@ PERSON = tiny.identity()
 NOISE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 96, 3), dtype=np.uint8))
 EMBEDDING = torch.ones(tiny.FACE_EMBED_DIM)
 POINTS = torch.rand(72, 2) * 64
+
+
+def text_of_width(width):
+    return {name: torch.zeros(1, 77, width) for name in ("prompt_embeds", "negative_prompt_embeds")}
 
 
 def identity_of(**changes):
@@ -111,6 +118,17 @@ CALLS = [
     ({"identity": [PERSON] * 2, "prompt": ["a"] * 3}, InputError, "identity has 2 entries, another argument 3"),
     ({"face_image": [NOISE] * 2, "prompt": ["a"] * 2}, InputError, "one person or 2"),
     ({"identity": PERSON, "prompt": 5}, InputError, "prompt must be a string"),
+    ({"identity": PERSON, "prompt": []}, InputError, "prompt is an empty list"),
+    ({"identity": PERSON, "prompt": None, "prompt_embeds": 5}, InputError, "prompt_embeds must be a torch.Tensor"),
+    ({"identity": PERSON, "prompt": None, **text_of_width(16)}, InputError, "prompt_embeds have width 16"),
+    ({"identity": PERSON, "pose": []}, InputError, "pose is an empty list"),
+    ({"identity": PERSON, "expression": []}, InputError, "expression is an empty list"),
+    ({"identity": PERSON, "pose_image": []}, InputError, "pose_image is an empty list"),
+    ({"identity": PERSON, "face_index": 1}, InputError, "face_index= picks a face"),
+    ({"face_index": 1}, InputError, "face_index= picks a face"),
+    ({"people": [Person(PERSON, (0, 0, 1, 1))], "face_index": 1}, InputError, "face_index= is for one person"),
+    ({"people": PERSON}, InputError, "people must be a list of Person"),
+    ({"identity": dataclasses.replace(PERSON, shape=torch.ones(3))}, InputError, "identity has 3 shape coefficients"),
     (
         {"identity": [PERSON] * 2, "prompt": None, "prompt_embeds": torch.zeros(1, 77, 32)},
         InputError,
@@ -122,6 +140,7 @@ CALLS = [
     ({"identity": PERSON, "guidance": 5}, InputError, "takes no argument guidance="),
     ({"identity": PERSON, "face_images": NOISE}, InputError, "takes no argument face_images="),
     ({"identity": PERSON, "image": NOISE}, InputError, "image= is for further ControlNets"),
+    ({"identity": PERSON, "controlnet_conditioning_scale": 0.5}, InputError, "controlnet_conditioning_scale= is for"),
     ({"num_steps": 3}, InputError, "takes no argument num_steps="),
 ]
 
@@ -157,6 +176,12 @@ ENCODINGS = [
     ({"embedding": 0 * EMBEDDING, "face_image": NOISE, "landmarks": POINTS}, InputError, "all zero"),
     ({"embedding": torch.nan * EMBEDDING, "face_image": NOISE, "landmarks": POINTS}, InputError, "face_embeds"),
     ({"embedding": EMBEDDING, "face_image": NOISE, "landmarks": POINTS[:5]}, InputError, "landmarks must have shape"),
+    ({"embedding": EMBEDDING, "face_image": NOISE, "landmarks": POINTS[None].repeat(2, 1, 1)}, InputError, "one face"),
+    (
+        {"embedding": EMBEDDING, "face_image": NOISE, "landmarks": 0 * POINTS},
+        InputError,
+        "eyes and mouth in one place",
+    ),
 ]
 
 
@@ -173,6 +198,8 @@ SCALES = [
     ({"identity": True}, "identity must be a number"),
     ({"identity": {"mid_block": -1}}, "identity"),
     ({"identity": {"middle": 1}}, "no attention layer begins with 'middle'"),
+    ({"identity": {3: 1.0}}, "identity must name layers by strings"),
+    ({"identity": [1.0]}, "identity must be a number"),
     ({"landmarks": float("inf")}, "landmarks must be a number"),
     ({"landmarks": {"mid_block": 1}}, "landmarks must be a number"),
     ({"identity": 0.5, "landmarks": -1}, "landmarks must be a number"),
@@ -182,6 +209,70 @@ SCALES = [
 @pytest.mark.parametrize(("arguments", "message"), SCALES)
 def test_scales(pipe, arguments, message):
     check(InputError, message, pipe, lambda: pipe.set_facesnap_scale(**arguments))
+
+
+#: arguments of predict_landmarks, what the message says
+PREDICTIONS = [
+    ({"identity": None}, "identity is None"),
+    ({"identity": []}, "identity is an empty list"),
+    ({"height": "high"}, "height must be a positive number of pixels"),
+    ({"height": 0}, "height must be a positive number of pixels"),
+    ({"width": float("nan")}, "width must be a positive number of pixels"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), PREDICTIONS)
+def test_predict_landmarks(pipe, arguments, message):
+    arguments = {"identity": PERSON, "height": 64, "width": 64, **arguments}
+    check(InputError, message, pipe, lambda: pipe.predict_landmarks(**arguments))
+
+
+#: arguments of load_facesnap_adapter, what the message says
+LOADING = [
+    ({"pretrained_model_name_or_path": 5}, "pretrained_model_name_or_path must be a str or Path"),
+    ({"pretrained_model_name_or_path": {}}, "state dict is no identity adapter"),
+    ({"pretrained_model_name_or_path": ""}, "no facesnap_config.json"),
+    ({"parts": "mixer"}, "parts must be a list of names"),
+    ({"parts": 5}, "parts must be a list of names"),
+    ({"parts": []}, "change no image"),
+    ({"parts": [1]}, "unknown parts"),
+    ({"dtype": "float16"}, "dtype must be a floating point torch.dtype"),
+    ({"dtype": torch.int32}, "dtype must be a floating point torch.dtype"),
+    ({"subfolder": 3}, "subfolder must be a str"),
+    ({"subfolder": "nowhere"}, "no facesnap_config.json"),
+    ({"variant": 16}, "variant must be a str"),
+    ({"variant": "fp32"}, "mixer cannot be loaded"),
+    ({"weight_name": "nothing.bin"}, "check weight_name"),
+    ({"image_encoder": 5}, "image_encoder must be a CLIPVisionModelWithProjection"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), LOADING)
+def test_load(pipe, arguments, message, tmp_path):
+    pipe.save_facesnap_adapter(tmp_path)
+    arguments = {"pretrained_model_name_or_path": tmp_path, **arguments}
+    check(FaceSnapError, message, pipe, lambda: pipe.load_facesnap_adapter(**arguments))
+
+
+def test_save(pipe, tmp_path, hub):
+    (tmp_path / "file").write_text("")
+    nowhere = tmp_path / "file" / "folder"
+    for arguments, error, message in [
+        ({"save_directory": 5}, InputError, "save_directory must be a str or Path"),
+        ({"save_directory": tmp_path / "file"}, InputError, "save_directory .* cannot be made"),
+        ({"save_directory": nowhere}, InputError, "save_directory .* cannot be made"),
+        ({"variant": 16}, InputError, "variant must be a str"),
+        ({"repo_id": 5}, InputError, "repo_id must be a str"),
+        ({"push_to_hub": True, "repo_id": "no such/name"}, AdapterError, "check repo_id"),
+    ]:
+        arguments = {"save_directory": tmp_path / "adapter", **arguments}
+        check(error, message, pipe, lambda: pipe.save_facesnap_adapter(**arguments))
+
+
+def test_no_face_analyzer(pipe):
+    pipe.face_analyzer, own = 5, pipe.face_analyzer
+    check(InputError, "face_analyzer must be a FaceAnalyzer", pipe, lambda: pipe.encode_face(NOISE))
+    pipe.face_analyzer = own
 
 
 def test_another_recogniser(pipe):
@@ -221,6 +312,12 @@ FRESH = [
     ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"size": 3}}, "mixer"),
     ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"hidden_size": 20}}, "hidden_size"),
     ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"num_tokens": 3}}, "mixer gives 3 tokens"),
+    ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"num_layers": 0}}, "num_layers must be an integer ≥ 1"),
+    ({"config": FaceSnapConfig(image_encoder=None), "mixer": "large"}, "mixer"),
+    ({"config": FaceSnapConfig(image_encoder=None, num_tokens=0)}, "num_tokens is 0"),
+    ({"config": FaceSnapConfig(image_encoder=None, num_tokens="4")}, "num_tokens is '4'"),
+    ({"config": FaceSnapConfig(image_encoder=None, image_crop="nose")}, "image_crop is 'nose'"),
+    ({"config": FaceSnapConfig(image_encoder="image_encoder"), "image_encoder": 5}, "image_encoder must be"),
     ({"config": FaceSnapConfig(image_encoder=None, face_embed_dim=None)}, "both None"),
 ]
 
@@ -240,6 +337,13 @@ IDENTITIES = [
     ({"face_embeds": torch.tensor([1.0, torch.inf])}, "face_embeds has values that are not finite"),
     ({"landmarks": torch.ones(5, 2)}, "landmarks must have shape"),
     ({"landmarks": torch.full((68, 2), torch.nan)}, "landmarks has values"),
+    ({"landmarks": torch.ones(68, 2)}, "landmarks lie all on one line"),
+    ({"shape": torch.ones(3, 3)}, "shape must have shape"),
+    ({"image_hidden_states": torch.ones(3)}, "image_hidden_states must have shape"),
+    ({"photo_size": "large"}, "photo_size must be height and width"),
+    ({"photo_size": (0, 100)}, "photo_size must be height and width"),
+    ({"face_encoder": None}, "face_encoder must be a str"),
+    ({"image_encoder": 7}, "image_encoder must be a str"),
 ]
 
 
@@ -267,8 +371,18 @@ def test_identity_files(tmp_path):
         FaceIdentity.load(path)
     with pytest.raises(FaceEncoderMismatchError, match="different encoders"):
         FaceIdentity.fuse([PERSON, identity_of(face_encoder="somebody/else")])
-    with pytest.raises(InputError, match="identities is empty"):
-        FaceIdentity.fuse([])
+    for arguments, message in [
+        ([], "identities is empty"),
+        ([PERSON, 5], "identities must be FaceIdentity"),
+        ([PERSON, identity_of(face_embeds=torch.ones(9), image_encoder="image_encoder")], "of 128 and 9 numbers"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            FaceIdentity.fuse(arguments)
+    for path, message in [(5, "path must be a str or Path"), (tmp_path / "no" / "folder", "cannot be written")]:
+        with pytest.raises(InputError, match=message):
+            PERSON.save(path)
+    with pytest.raises(InputError, match="path must be a str or Path"):
+        FaceIdentity.load(5)
 
 
 def test_from_pipe_of_another_family():
@@ -278,3 +392,7 @@ def test_from_pipe_of_another_family():
         FaceSnapXLPipeline.from_pipe(tiny.sd_pipeline())
     with pytest.raises(InputError, match=r"unknown \['lora'\]"):
         FaceSnapImg2ImgPipeline.from_pipe(tiny.sd_pipeline(), lora=1)
+    with pytest.raises(InputError, match="pipeline must be a DiffusionPipeline"):
+        FaceSnapPipeline.from_pipe(None)
+    with pytest.raises(InputError, match="dtype must be a torch.dtype"):
+        FaceSnapPipeline.from_pipe(tiny.sd_pipeline(), dtype="half")

@@ -314,6 +314,15 @@ class TestBatches:
         alone = pipe("a cat", identity=people[1], generator=seeded(2), guidance_scale=guidance_scale, **STEPS).images
         torch.testing.assert_close(images[2], alone[0], atol=1e-4, rtol=0)
 
+    @pytest.mark.parametrize("name", ["pipe", "pipe_xl"])
+    def test_one_prompt_and_negative_prompt_for_a_batch_of_faces(self, name, request):
+        pipe = request.getfixturevalue(name)
+        people, generators = [tiny.identity(3), tiny.identity(4)], [seeded(0), seeded(1)]
+        prompts = {"negative_prompt": "blurred"} | ({"negative_prompt_2": "grey"} if name == "pipe_xl" else {})
+        both = pipe("a cat", identity=people, generator=generators, **prompts, **STEPS).images
+        alone = pipe("a cat", identity=people[1], generator=seeded(1), **prompts, **STEPS).images
+        torch.testing.assert_close(both[1], alone[0], atol=1e-4, rtol=0)
+
     def test_prompt_embeds(self, pipe):
         embeds, negative = pipe.encode_prompt("a cat", "cpu", 1, True)
         images = generate(pipe, None, prompt_embeds=embeds, negative_prompt_embeds=negative, identity=tiny.identity())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .config import DEFAULT_ADAPTERS, PARTS, FaceSnapConfig, base_family, check_parts
-from .errors import AdapterError, InputError
+from .errors import AdapterError, InputError, check_path, check_text
 from .hub import IMAGE_ENCODER_FOLDER, first_line, resolve_adapter_folder, upload_adapter_folder
 from .interop.loading import finish_foreign, is_foreign, load_foreign
 from .interop.mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
@@ -106,6 +107,15 @@ class FaceSnapAdapterMixin(_Pipeline):
         name = pretrained_model_name_or_path
         if name is None:
             name = _default_adapter(family)
+        if not isinstance(name, Mapping):
+            check_path("pretrained_model_name_or_path", name)
+        texts = {"weight_name": weight_name, "subfolder": subfolder, "variant": variant, "revision": revision}
+        for argument, value in texts.items():
+            check_text(argument, value)
+        if parts is not None:
+            check_parts(parts)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise InputError(f"dtype must be a floating point torch.dtype, got {dtype!r}")
         hub_arguments: dict[str, Any] = {
             "revision": revision,
             "token": token,
@@ -137,8 +147,7 @@ class FaceSnapAdapterMixin(_Pipeline):
                 f"adapter {name} was made for base models of family {config.base_family}, this one is of {family};"
                 " load an adapter of that family"
             )
-        parts = list(config.parts) if parts is None else list(parts)
-        check_parts(parts)
+        parts = list(config.parts if parts is None else parts)
         missing = sorted(set(parts) - set(config.parts))
         if missing:
             raise AdapterError(f"adapter {name} has no {missing}; it has {config.parts}")
@@ -168,10 +177,10 @@ class FaceSnapAdapterMixin(_Pipeline):
                 part of the adapter.
             image_processor (`CLIPImageProcessor`, *optional*): The processor that belongs to it.
         """
-        config = config or FaceSnapConfig()
+        config = FaceSnapConfig() if config is None else config
         if not isinstance(config, FaceSnapConfig):
             raise InputError(f"config must be a FaceSnapConfig, got {type(config).__name__}")
-        check_parts(config.parts, "config.parts")
+        config = FaceSnapConfig.from_dict(vars(config))
         if config.base_family not in (None, self._base_family()):
             raise AdapterError(
                 f"config.base_family is {config.base_family}, this base model is of family {self._base_family()}"
@@ -192,7 +201,8 @@ class FaceSnapAdapterMixin(_Pipeline):
                 }
             )
         except TypeError as error:
-            raise InputError(f"mixer: {error}; see FacialAttributeMixer for the sizes that it has") from None
+            message = f"mixer: {first_line(error)}; see FacialAttributeMixer for the sizes that it has"
+            raise InputError(message) from None
         modules["mixer"] = fresh_mixer if self.unet.dtype == torch.float32 else fresh_mixer.to(self.unet.dtype)
         if "identity_attention" in config.parts:
             modules["identity_attention"] = IdentityAttention.from_unet(self.unet)
@@ -212,7 +222,11 @@ class FaceSnapAdapterMixin(_Pipeline):
         variant: str | None = None,
         push_to_hub: bool = False,
         repo_id: str | None = None,
-        **hub_arguments: Any,
+        token: str | bool | None = None,
+        private: bool | None = None,
+        commit_message: str = "Upload FaceSnap adapter",
+        revision: str | None = None,
+        create_pr: bool = False,
     ) -> None:
         r"""
         Saves the adapter as a folder that [`load_facesnap_adapter`] reads: weights as safetensors in their present
@@ -223,15 +237,22 @@ class FaceSnapAdapterMixin(_Pipeline):
             variant (`str`, *optional*): E.g. `"fp16"`; goes into the file names.
             push_to_hub (`bool`): Also upload the folder to the Hub, as `repo_id` or the folder's name.
             repo_id (`str`, *optional*): Name on the Hub.
-            hub_arguments: `token`, `private`, `commit_message`, `revision`, `create_pr`.
+            token, private, commit_message, revision, create_pr: As in `DiffusionPipeline.push_to_hub`.
+
+        Raises:
+            AdapterError: There is no adapter, or it cannot be uploaded.
+            InputError: An argument has a wrong type, or the folder cannot be made.
         """
         config = self._require_adapter("save_facesnap_adapter")
+        check_path("save_directory", save_directory)
+        check_text("variant", variant)
+        check_text("repo_id", repo_id)
         folder = Path(save_directory)
         repo_id = repo_id or folder.name
         modules = {name: getattr(self, name) for name in ADAPTER_COMPONENTS}
         save_adapter_folder(folder, config, modules, type(self).__name__, repo_id, variant)
         if push_to_hub:
-            upload_adapter_folder(folder, repo_id, **hub_arguments)
+            upload_adapter_folder(folder, repo_id, token, private, commit_message, revision, create_pr)
 
     def unload_facesnap_adapter(self) -> None:
         """Takes the adapter off; the pipeline is plain Stable Diffusion again."""
@@ -317,6 +338,8 @@ class FaceSnapAdapterMixin(_Pipeline):
             raise AdapterError("identity: the adapter was loaded without identity_attention; load that part too")
         layers = list(self.identity_attention.config.layers)
         for key, value in scales.items():
+            if not isinstance(key, str):
+                raise InputError(f"identity must name layers by strings, got {key!r}; layers are like {layers[0]}")
             _check_scale(f"identity[{key!r}]", value)
             if not any(scale_of_layer({key: 1.0}, layer) for layer in layers):
                 raise InputError(f"identity: no attention layer begins with {key!r}; layers are like {layers[0]}")
@@ -331,9 +354,10 @@ def save_adapter_folder(
     variant: str | None = None,
 ) -> None:
     """Writes an adapter's parts as the folder that [`FaceSnapAdapterMixin.load_facesnap_adapter`] reads."""
-    if folder.is_file():
-        raise InputError(f"save_directory {folder} is a file; name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"save_directory {folder} cannot be made ({error.strerror}); name another folder") from None
     for part in config.parts:
         modules[part].save_pretrained(folder / part, variant=variant)
     if config.image_encoder == IMAGE_ENCODER_FOLDER:
@@ -344,7 +368,7 @@ def save_adapter_folder(
 
 
 def _check_scale(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
         raise InputError(f"{name} must be a number ≥ 0, got {value!r}")
 
 
@@ -397,6 +421,8 @@ def load_image_encoder(
 ) -> dict[str, Any]:
     if config.image_encoder is None:
         return {}
+    if image_encoder is not None and not isinstance(image_encoder, CLIPVisionModelWithProjection):
+        raise InputError(f"image_encoder must be a CLIPVisionModelWithProjection, got {type(image_encoder).__name__}")
     bundled = config.image_encoder == IMAGE_ENCODER_FOLDER
     source = str(folder / IMAGE_ENCODER_FOLDER) if bundled else config.image_encoder
     try:

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,8 @@ class FaceSnapConfig:
                 raise AdapterError(f"{source}: {name} is {values[name]!r}, expected {getattr(kind, '__name__', kind)}")
         config = cls(**values)
         check_parts(config.parts, source)
+        if config.num_tokens < 1:
+            raise AdapterError(f"{source}: num_tokens is {config.num_tokens}, expected 1 or more")
         for name, choices in _CHOICES.items():
             if getattr(config, name) not in choices:
                 raise AdapterError(f"{source}: {name} is {getattr(config, name)!r}, expected one of {list(choices)}")
@@ -105,6 +108,8 @@ _CHOICES = {"image_crop": ("head", "arcface"), "landmark_style": ("facesnap72", 
 
 def check_parts(parts: Any, source: str = "parts") -> None:
     """Raises [`AdapterError`] unless `parts` are names of [`PARTS`] with which an adapter can work."""
+    if isinstance(parts, str) or not isinstance(parts, Sequence):
+        raise AdapterError(f"{source} must be a list of names, got {parts!r}")
     unknown = [part for part in parts if part not in PARTS]
     if unknown:
         raise AdapterError(f"{source} has unknown parts {unknown}; known are {list(PARTS)}")

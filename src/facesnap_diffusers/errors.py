@@ -1,5 +1,8 @@
 """The errors that this package raises on purpose. Each message is one line: what was wrong, then what to do."""
 
+from pathlib import Path
+from typing import Any
+
 
 class FaceSnapError(Exception):
     """Base class of every error that this package raises on purpose."""
@@ -27,3 +30,15 @@ class FaceEncoderMismatchError(AdapterError):
 
 class MissingDependencyError(FaceSnapError, ImportError):
     """An optional dependency is needed and not installed."""
+
+
+def check_path(name: str, value: Any) -> None:
+    """Raises [`InputError`] unless `value` can name a file or folder."""
+    if not isinstance(value, (str, Path)):
+        raise InputError(f"{name} must be a str or Path, got {type(value).__name__}")
+
+
+def check_text(name: str, value: Any) -> None:
+    """Raises [`InputError`] unless `value` is a string, or `None`."""
+    if value is not None and not isinstance(value, str):
+        raise InputError(f"{name} must be a str, got {type(value).__name__}")

@@ -4,13 +4,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import FaceEncoderMismatchError, InputError
+from .errors import FaceEncoderMismatchError, InputError, check_path, check_text
 
 
 FORMAT_VERSION = "1"
@@ -64,12 +65,28 @@ class FaceIdentity:
                 f"landmarks must have shape (68 or 72, 2 or 3), got {tuple(self.landmarks.shape)};"
                 " pass the iBUG-68 points in pixels"
             )
+        if self.landmarks is not None and not (self.landmarks[:, :2].amax(0) > self.landmarks[:, :2].amin(0)).all():
+            raise InputError("landmarks lie all on one line; pass the points of a face")
+        if self.shape is not None and self.shape.ndim != 1:
+            raise InputError(f"shape must have shape (n,), got {tuple(self.shape.shape)}; encode the face again")
+        if self.image_hidden_states is not None and self.image_hidden_states.ndim != 2:
+            raise InputError(
+                f"image_hidden_states must have shape (sequence, width), got {tuple(self.image_hidden_states.shape)}"
+            )
+        if self.photo_size is not None and not _is_size(self.photo_size):
+            raise InputError(f"photo_size must be height and width in pixels, got {self.photo_size!r}")
+        if not isinstance(self.face_encoder, str):
+            raise InputError(f"face_encoder must be a str, got {type(self.face_encoder).__name__}")
+        check_text("image_encoder", self.image_encoder)
 
     @classmethod
     def fuse(cls, identities: Sequence[FaceIdentity]) -> FaceIdentity:
         """One identity from several of the same person: embeddings and shape averaged, image features side by side."""
         if len(identities) == 0:
             raise InputError("identities is empty; give at least one")
+        for identity in identities:
+            if not isinstance(identity, FaceIdentity):
+                raise InputError(f"identities must be FaceIdentity, got {type(identity).__name__}")
         first = identities[0]
         if len(identities) == 1:
             return first
@@ -78,6 +95,11 @@ class FaceIdentity:
                 raise FaceEncoderMismatchError(
                     f"identities come from different encoders ({first.face_encoder} and {other.face_encoder});"
                     " encode all photos with one"
+                )
+            if other.face_embeds.shape != first.face_embeds.shape:
+                raise InputError(
+                    f"identities have embeddings of {len(first.face_embeds)} and {len(other.face_embeds)} numbers;"
+                    " encode all photos with one recogniser"
                 )
         embeds = torch.stack([identity.face_embeds for identity in identities])
         length = embeds.norm(dim=-1).mean()
@@ -91,7 +113,8 @@ class FaceIdentity:
         )
 
     def save(self, path: str | Path) -> None:
-        """Writes the identity to `path` as safetensors."""
+        """Writes the identity to `path` as safetensors. Raises [`InputError`] where that cannot be written."""
+        check_path("path", path)
         tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
         metadata = {
             "format": "facesnap_identity",
@@ -100,11 +123,16 @@ class FaceIdentity:
             "image_encoder": json.dumps(self.image_encoder),
             "photo_size": json.dumps(self.photo_size),
         }
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, str(path), metadata)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            save_file(tensors, str(path), metadata)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"path {path} cannot be written ({error}); name a file in a folder that exists") from None
 
     @classmethod
     def load(cls, path: str | Path) -> FaceIdentity:
         """Reads an identity that [`save`] wrote. Raises [`InputError`] for any other file."""
+        check_path("path", path)
         if not Path(path).is_file():
             raise InputError(f"path {path} is no file; save an identity with identity.save(path) first")
         try:
@@ -126,6 +154,11 @@ class FaceIdentity:
             photo_size=tuple(photo_size) if photo_size else None,
             **tensors,
         )
+
+
+def _is_size(value: Any) -> bool:
+    is_pair = isinstance(value, (tuple, list)) and len(value) == 2
+    return is_pair and all(isinstance(side, int) and side > 0 for side in value)
 
 
 _TENSORS = ("face_embeds", "landmarks", "shape", "image_hidden_states")

@@ -51,6 +51,11 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
         super().__init__()
         if face_embed_dim is None and image_embed_dim is None:
             raise InputError("face_embed_dim and image_embed_dim are both None; give at least one of them")
+        sizes = {"num_tokens": num_tokens, "num_face_tokens": num_face_tokens, "num_layers": num_layers}
+        sizes |= {"hidden_size": hidden_size, "attention_head_dim": attention_head_dim}
+        for name, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise InputError(f"{name} must be an integer ≥ 1, got {size!r}")
         if hidden_size % attention_head_dim != 0:
             raise InputError(
                 f"hidden_size={hidden_size} is no multiple of attention_head_dim={attention_head_dim}; change one of them"

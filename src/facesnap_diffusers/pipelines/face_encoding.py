@@ -57,7 +57,11 @@ class FaceEncodingMixin(FaceSnapAdapterMixin):
             raise InputError("embedding= and landmarks= go with one photo; encode each and use FaceIdentity.fuse")
         if landmarks is not None and embedding is None:
             raise InputError("landmarks= without embedding=: pass both, no recogniser runs then")
-        points = None if landmarks is None else as_landmarks(landmarks, "landmarks", counts=(68, 72))[0]
+        points = None
+        if landmarks is not None:
+            points, *more = as_landmarks(landmarks, "landmarks", counts=(68, 72))
+            if more:
+                raise InputError(f"landmarks must be those of one face, got {1 + len(more)}; encode one by one")
         embeds = None if embedding is None else self._as_embedding(embedding, config)
         return FaceIdentity.fuse(
             [
@@ -115,6 +119,8 @@ class FaceEncodingMixin(FaceSnapAdapterMixin):
         if self.face_analyzer is None:
             self._default_analyzer = default_analyzer(config.face_encoder, config.normalized_embeds)
             self.face_analyzer = self._default_analyzer
+        if not isinstance(self.face_analyzer, FaceAnalyzer):
+            raise InputError(f"face_analyzer must be a FaceAnalyzer, got {type(self.face_analyzer).__name__}")
         if self.face_analyzer.encoder != config.face_encoder:
             raise FaceEncoderMismatchError(
                 f"face_analyzer makes embeddings of {self.face_analyzer.encoder}, the adapter was trained with"

@@ -45,6 +45,10 @@ class FaceSnapMixin(FaceEncodingMixin):
             kwargs: Components that replace those of `pipeline`; `dtype` to convert all of them, in place.
         """
         dtype = kwargs.pop("dtype", None)
+        if not isinstance(pipeline, DiffusionPipeline):
+            raise InputError(f"pipeline must be a DiffusionPipeline, got {type(pipeline).__name__}")
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise InputError(f"dtype must be a torch.dtype, got {dtype!r}")
         parameters = inspect.signature(cls.__init__).parameters
         shared = {**pipeline.config, **pipeline.components}
         arguments = {**{name: value for name, value in shared.items() if name in parameters}, **kwargs}
@@ -123,7 +127,10 @@ class FaceSnapMixin(FaceEncodingMixin):
         asked = [name for name, value in steering.items() if value is not None]
         if people is not None:
             given = {"face_image": face_image, "identity": identity, "landmarks": landmarks, **steering}
+            given["face_index"] = face_index
             return self._call_with_people(prompt, people, [k for k, v in given.items() if v is not None], kwargs)
+        if face_index is not None and face_image is None and pose_image is None:
+            raise InputError("face_index= picks a face from face_image= or pose_image=; pass one of them")
         if face_image is None and identity is None:
             if asked or landmarks is not None:
                 raise InputError(f"{[*asked, 'landmarks'][0]}= steers a face; pass face_image= or identity= too")
@@ -131,7 +138,6 @@ class FaceSnapMixin(FaceEncodingMixin):
                 return super().__call__(prompt, **kwargs)
         if landmarks is not None and asked:
             raise InputError(f"landmarks= are used as they are, so {asked[0]}= has no effect; pass one of the two")
-
         identities = self._identities(face_image, identity, face_index, prompt)
         height, width = self._image_size(kwargs)
         if landmarks is None:
@@ -201,19 +207,22 @@ class FaceSnapMixin(FaceEncodingMixin):
             `torch.Tensor` of shape `(batch, 72, 2)`: in pixels of the image; [`draw_landmarks`] draws them.
         """
         config = self._require_adapter("predict_landmarks")
+        for name, size in (("height", height), ("width", width)):
+            if not isinstance(size, int) or size <= 0:
+                raise InputError(f"{name} must be a positive number of pixels, got {size!r}")
+        if identity is None:
+            raise InputError("identity is None; give a FaceIdentity or a list of them")
         predictor = self._landmark_predictor()
-        photos = (
-            [] if pose_image is None else list(pose_image) if isinstance(pose_image, (list, tuple)) else [pose_image]
-        )
+        photos = as_list(pose_image, "pose_image")
         asked = {
-            "identity": as_list(identity, FaceIdentity, "identity"),
+            "identity": as_list(identity, "identity", FaceIdentity),
             "pose_image": [
                 find_face(
                     photo, self._analyzer(config), face_index, f"pose_image[{i}]" if len(photos) > 1 else "pose_image"
                 )
                 for i, photo in enumerate(photos)
             ],
-            "pose": as_list(pose, HeadPose, "pose"),
+            "pose": as_list(pose, "pose", HeadPose),
             "expression": as_expressions(expression),
             "face_box": as_boxes(face_box),
         }
@@ -241,9 +250,7 @@ class FaceSnapMixin(FaceEncodingMixin):
         if face_image is not None and identity is not None:
             raise InputError("face_image= and identity= are both given; pass one of the two")
         if identity is not None:
-            identities = as_list(identity, FaceIdentity, "identity")
-            if not identities:
-                raise InputError("identity is an empty list; give at least one")
+            identities = as_list(identity, "identity", FaceIdentity)
         elif isinstance(face_image, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in face_image):
             people = [item if isinstance(item, (list, tuple)) else [item] for item in face_image]
             identities = [self.encode_face(list(photos), face_index=face_index) for photos in people]
@@ -285,7 +292,11 @@ class FaceSnapMixin(FaceEncodingMixin):
         """One prompt serves a batch of faces; otherwise numbers must agree."""
         if prompt is not None and not isinstance(prompt, (str, list)):
             raise InputError(f"prompt must be a string or a list of strings, got {type(prompt).__name__}")
+        if prompt == []:
+            raise InputError("prompt is an empty list; give at least one")
         prompt_embeds = kwargs.get("prompt_embeds")
+        if prompt_embeds is not None and not isinstance(prompt_embeds, torch.Tensor):
+            raise InputError(f"prompt_embeds must be a torch.Tensor, got {type(prompt_embeds).__name__}")
         prompts = len(prompt) if isinstance(prompt, list) else 1 if prompt_embeds is None else len(prompt_embeds)
         faces = {"identity": len(identities), "landmarks": len(landmarks)}
         batch = max(prompts, *faces.values())
@@ -296,8 +307,9 @@ class FaceSnapMixin(FaceEncodingMixin):
             return prompt
         if prompt is None:
             raise InputError(f"prompt_embeds has 1 entry, there are {batch} faces; repeat it {batch} times")
-        if isinstance(kwargs.get("prompt_2"), str):
-            kwargs["prompt_2"] = [kwargs["prompt_2"]] * batch
+        for name in ("prompt_2", "negative_prompt", "negative_prompt_2"):
+            if isinstance(kwargs.get(name), str):
+                kwargs[name] = [kwargs[name]] * batch
         return (prompt if isinstance(prompt, list) else [prompt]) * batch
 
     @contextmanager
@@ -365,6 +377,11 @@ class FaceSnapMixin(FaceEncodingMixin):
                     f"{self._control_image_argument}= is for further ControlNets and this pipeline has none;"
                     " pass controlnet= to from_pretrained"
                 )
+            if "controlnet_conditioning_scale" in kwargs:
+                raise InputError(
+                    "controlnet_conditioning_scale= is for further ControlNets and this pipeline has none;"
+                    " set_facesnap_scale(landmarks=) weighs FFRNet"
+                )
             controlnet = ffrnet or RoutedControlNet(None, num_tokens, "text", self.unet.device, self.unet.dtype)
             kwargs[self._control_image_argument] = landmark_image
             kwargs["controlnet_conditioning_scale"] = float(scale)
@@ -423,6 +440,11 @@ class FaceSnapMixin(FaceEncodingMixin):
 
 def append_tokens(prompt_embeds: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """Identity tokens behind those of the text; one face, or one for every so many prompts."""
+    if prompt_embeds.shape[-1] != tokens.shape[-1]:
+        raise InputError(
+            f"prompt_embeds have width {prompt_embeds.shape[-1]}, the identity tokens {tokens.shape[-1]};"
+            " encode the prompt with this pipeline's text encoders"
+        )
     tokens = tokens.to(prompt_embeds).repeat_interleave(len(prompt_embeds) // len(tokens), dim=0)
     return torch.cat([prompt_embeds, tokens], dim=1)
 

@@ -64,9 +64,11 @@ def steer(
     return fit_into_box(landmarks, predictor.decode(frontal), face_box[None].to(landmarks), height, width)
 
 
-def as_list(value: Any, kind: type, name: str) -> list[Any]:
+def as_list(value: Any, name: str, kind: type = object) -> list[Any]:
     """One value or a list of them as a list; nothing as an empty one."""
     values = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+    if value is not None and not values:
+        raise InputError(f"{name} is an empty list; give at least one")
     for item in values:
         if not isinstance(item, kind):
             raise InputError(f"{name} must be a {kind.__name__} or a list of them, got {type(item).__name__}")
@@ -75,8 +77,7 @@ def as_list(value: Any, kind: type, name: str) -> list[Any]:
 
 def as_expressions(value: Any) -> list[Expression]:
     """One expression, in any form that [`Expression.of`] takes, or a list of them, as a list."""
-    values = [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-    return [Expression.of(item) for item in values]
+    return [Expression.of(item) for item in as_list(value, "expression")]
 
 
 def as_boxes(value: Any) -> list[torch.Tensor]:
@@ -122,6 +123,11 @@ def _own_coefficients(predictor: LandmarkPredictor, identity: FaceIdentity) -> F
         return _neutral_coefficients(predictor)
     coefficients = predictor.encode(_on_device_of(predictor, identity.landmarks[None]))
     if identity.shape is not None:
+        if len(identity.shape) != coefficients.shape.shape[1]:
+            raise InputError(
+                f"identity has {len(identity.shape)} shape coefficients, this landmark predictor has"
+                f" {coefficients.shape.shape[1]}; encode the face again with encode_face"
+            )
         coefficients = replace(coefficients, shape=identity.shape[None].to(coefficients.shape))
     return coefficients
 
