@@ -262,6 +262,21 @@ class TestFFRNet:
             FFRNet.from_unet(tiny.sd_unet(in_channels=9))
 
 
+@pytest.mark.parametrize("part", ["mixer", "ffrnet"])
+def test_no_graph_breaks(unet, part):
+    sample, _, tokens = random_inputs(unet)
+    if part == "mixer":
+        module, inputs = TestMixer.mixer(), (torch.randn(2, 10), torch.randn(2, 7, 12), torch.tensor([False, True]))
+    else:
+        module, inputs = FFRNet.from_unet(unet).eval(), (sample, torch.tensor(500), tokens, torch.rand(2, 3, 128, 128))
+    torch._dynamo.reset()
+    with torch.no_grad():
+        compiled = torch.compile(module, fullgraph=True, backend="eager")(*inputs)
+        expected = module(*inputs)
+    for ours, theirs in zip(*((out if part == "mixer" else [out[1]]) for out in (compiled, expected))):
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_parts_survive_saving(tmp_path, unet):
     torch.manual_seed(0)
     parts = [TestMixer.mixer(), IdentityAttention.from_unet(unet), FFRNet.from_unet(unet)]

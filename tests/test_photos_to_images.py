@@ -41,6 +41,18 @@ def test_the_analyzer_comes_from_the_adapter(pipe, person):
     assert person.image_hidden_states.shape == (5, 24)
 
 
+def test_another_adapter_brings_its_own_analyzer(photo):
+    pipe = FaceSnapPipeline.from_pipe(tiny.sd_pipeline())
+    tiny.add_adapter(pipe, image_encoder=None)
+    pipe.encode_face(photo)
+    made = pipe.face_analyzer
+    tiny.add_adapter(pipe, image_encoder=None, face_encoder="somebody/else")
+    assert isinstance(made, DlibFaceAnalyzer) and pipe.face_analyzer is None
+    pipe.face_analyzer = made
+    tiny.add_adapter(pipe, image_encoder=None)
+    assert pipe.face_analyzer is made, "one's own stays"
+
+
 def test_photo_or_identity_is_the_same(pipe, photo, person, tmp_path):
     images = generate(pipe, face_image=photo)
     assert torch.equal(images, generate(pipe, identity=person))
