@@ -11,6 +11,7 @@ from diffusers.models.embeddings import (
 from diffusers.models.modeling_utils import ModelMixin
 
 from ..errors import InputError
+from ..models.mixer import check_face_embeds, check_image_hidden_states
 
 
 class FaceIDMixer(ModelMixin, ConfigMixin):
@@ -45,7 +46,7 @@ class FaceIDMixer(ModelMixin, ConfigMixin):
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As [`FacialAttributeMixer.forward`]."""
-        _check_face_embeds(face_embeds, self.config.face_embed_dim)
+        check_face_embeds(face_embeds, self.config.face_embed_dim)
         face_embeds = F.normalize(face_embeds, dim=-1)
         if unconditional is not None:
             face_embeds = face_embeds.masked_fill(unconditional[:, None], 0)
@@ -115,11 +116,8 @@ class FaceIDPlusMixer(ModelMixin, ConfigMixin):
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As [`FacialAttributeMixer.forward`]."""
-        _check_face_embeds(face_embeds, self.config.face_embed_dim)
-        width = self.config.image_embed_dim
-        if image_hidden_states is None or image_hidden_states.ndim != 3 or image_hidden_states.shape[-1] != width:
-            got = None if image_hidden_states is None else tuple(image_hidden_states.shape)
-            raise InputError(f"image_hidden_states must have shape (batch, sequence, {width}), got {got}")
+        check_face_embeds(face_embeds, self.config.face_embed_dim)
+        check_image_hidden_states(image_hidden_states, self.config.image_embed_dim)
         tokens = self._project(F.normalize(face_embeds, dim=-1), image_hidden_states)
         if unconditional is not None:
             empty = self._project(torch.zeros_like(face_embeds[:1]), self.empty_image[None].to(image_hidden_states))
@@ -176,13 +174,7 @@ class InstantIDMixer(ModelMixin, ConfigMixin):
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As [`FacialAttributeMixer.forward`]."""
-        _check_face_embeds(face_embeds, self.config.face_embed_dim)
+        check_face_embeds(face_embeds, self.config.face_embed_dim)
         if unconditional is not None:
             face_embeds = face_embeds.masked_fill(unconditional[:, None], 0)
         return self.projection(face_embeds[:, None])
-
-
-def _check_face_embeds(face_embeds: torch.Tensor | None, width: int) -> None:
-    if face_embeds is None or face_embeds.ndim != 2 or face_embeds.shape[-1] != width:
-        got = None if face_embeds is None else tuple(face_embeds.shape)
-        raise InputError(f"face_embeds must have shape (batch, {width}), got {got}")

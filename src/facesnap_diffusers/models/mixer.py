@@ -115,21 +115,12 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
     def _fuse(self, face_embeds: torch.Tensor | None, image_hidden_states: torch.Tensor | None) -> torch.Tensor:
         face_embed_dim, image_embed_dim = self.config.face_embed_dim, self.config.image_embed_dim
         if face_embed_dim is not None:
-            if face_embeds is None or face_embeds.ndim != 2 or face_embeds.shape[-1] != face_embed_dim:
-                raise InputError(
-                    f"face_embeds must have shape (batch, {face_embed_dim}), got {_shape_of(face_embeds)};"
-                    " pass embeddings of the recogniser that this mixer was trained with"
-                )
+            check_face_embeds(face_embeds, face_embed_dim)
             face_tokens = self.face_proj(face_embeds).unflatten(-1, (self.config.num_face_tokens, -1))
             face_tokens = self.face_norm(face_tokens)
         if image_embed_dim is not None:
-            states = image_hidden_states
-            if states is None or states.ndim != 3 or states.shape[-1] != image_embed_dim:
-                raise InputError(
-                    f"image_hidden_states must have shape (batch, sequence, {image_embed_dim}), got"
-                    f" {_shape_of(states)}; pass hidden states of the image encoder that this mixer was trained with"
-                )
-            image_tokens = self.image_norm(self.image_proj(states))
+            check_image_hidden_states(image_hidden_states, image_embed_dim)
+            image_tokens = self.image_norm(self.image_proj(image_hidden_states))
 
         if image_embed_dim is None:
             return face_tokens
@@ -137,6 +128,24 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
             return image_tokens
         context = torch.cat([face_tokens, image_tokens], dim=1)
         return self.fusion(face_tokens, encoder_hidden_states=context)
+
+
+def check_face_embeds(face_embeds: torch.Tensor | None, width: int) -> None:
+    """Raises [`InputError`] unless there are face embeddings `(batch, width)`."""
+    if face_embeds is None or face_embeds.ndim != 2 or face_embeds.shape[-1] != width:
+        raise InputError(
+            f"face_embeds must have shape (batch, {width}), got {_shape_of(face_embeds)};"
+            " pass embeddings of the recogniser that this mixer was trained with"
+        )
+
+
+def check_image_hidden_states(states: torch.Tensor | None, width: int) -> None:
+    """Raises [`InputError`] unless there are CLIP hidden states `(batch, sequence, width)`."""
+    if states is None or states.ndim != 3 or states.shape[-1] != width:
+        raise InputError(
+            f"image_hidden_states must have shape (batch, sequence, {width}), got {_shape_of(states)};"
+            " pass hidden states of the image encoder that this mixer was trained with"
+        )
 
 
 def _shape_of(tensor: torch.Tensor | None) -> str:
