@@ -81,9 +81,9 @@ def flat(checkpoint):
     return {f"{group}.{key}": value for group, tensors in checkpoint.items() for key, value in tensors.items()}
 
 
-def faceid_person(image_features=False, length=1.0):
+def faceid_person(image_features=False, length=1.0, seed=5):
     """Somebody as the recogniser of the FaceID family sees them, with CLIP features for FaceID-Plus."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     embeds = F.normalize(torch.randn(FACE_WIDTH, generator=generator), dim=0)
     states = torch.randn(5, CLIP_WIDTH, generator=generator)
     return FaceIdentity(

@@ -8,8 +8,9 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from facesnap_diffusers import AdapterError, FaceEncoderMismatchError
+from facesnap_diffusers import AdapterError, FaceEncoderMismatchError, FaceIdentity, InputError
 from facesnap_diffusers.base_models import empty_unet
+from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
 
 
 CALL = {"num_inference_steps": 3, "output_type": "pt", "height": 64, "width": 64, "guidance_scale": 5.0}
@@ -117,6 +118,37 @@ def test_equals_stock_diffusers(name, suffix, tmp_path):
     expected = stock_image(base, tmp_path, weight_name, identity, scale=0.7)
     assert (expected - plain).abs().max() > 1e-3
     tiny.assert_same_image(image, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ip-adapter-faceid-portrait_sd15", "ip-adapter-faceid-portrait_sdxl"])
+def test_portrait_sees_each_of_several_photos(name, tmp_path):
+    base = base_for(name)
+    weight_name = write(tmp_path, name, portrait(base.unet), ".bin")
+    photos = [foreign.faceid_person(seed=seed) for seed in range(5)]
+    identity = FaceIdentity.fuse(photos)
+    identity.save(tmp_path / "identity.safetensors")
+    pipe = tiny.facesnap(base)
+    pipe.load_facesnap_adapter(tmp_path, weight_name=weight_name)
+    loaded = FaceIdentity.load(tmp_path / "identity.safetensors")
+    image = pipe("a cat", identity=loaded, generator=tiny.seeded(), **CALL).images
+    one = pipe("a cat", identity=photos[0], generator=tiny.seeded(), **CALL).images
+    assert (image - one).abs().max() > 1e-3
+    with pytest.raises(InputError, match="different numbers of photos"):
+        pipe("a cat", identity=[identity, photos[0]], **CALL)
+    export_ip_adapter(pipe, tmp_path / "exported.safetensors")
+    exported = ip_adapter_image_embeds(pipe, identity)
+
+    base.load_ip_adapter(str(tmp_path), subfolder=None, weight_name=weight_name, image_encoder_folder=None)
+    base.set_ip_adapter_scale(1.0)
+    embeds = torch.stack([photo.face_embeds for photo in photos])[None]
+    embeds = torch.cat([torch.zeros_like(embeds), embeds])
+    expected = base("a cat", ip_adapter_image_embeds=[embeds], generator=tiny.seeded(), **CALL).images
+    tiny.assert_same_image(image, expected, atol=1e-4)
+
+    base.unload_ip_adapter()
+    base.load_ip_adapter(str(tmp_path), subfolder=None, weight_name="exported.safetensors", image_encoder_folder=None)
+    again = base("a cat", ip_adapter_image_embeds=[exported], generator=tiny.seeded(), **CALL).images
+    tiny.assert_same_image(again, expected, atol=1e-5)
 
 
 def test_lora_works_while_a_face_is_in_play_and_only_then():

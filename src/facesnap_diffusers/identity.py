@@ -33,6 +33,8 @@ class FaceIdentity:
         image_hidden_states (`torch.Tensor` of shape `(sequence, width)`, *optional*): CLIP's hidden states of the face
             crops of all photos, one after the other.
         image_encoder (`str`, *optional*): The image encoder that made them.
+        photo_embeds (`torch.Tensor` of shape `(photos, face_embed_dim)`, *optional*): The embedding of each photo, where
+            there are several.
     """
 
     face_embeds: torch.Tensor
@@ -42,6 +44,7 @@ class FaceIdentity:
     photo_size: tuple[int, int] | None = None
     image_hidden_states: torch.Tensor | None = None
     image_encoder: str | None = None
+    photo_embeds: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in _TENSORS:
@@ -55,6 +58,10 @@ class FaceIdentity:
         if self.face_embeds.ndim != 1 or not self.face_embeds.any():
             raise InputError(
                 f"face_embeds must have shape (dim,) and not be all zero, got shape {tuple(self.face_embeds.shape)}"
+            )
+        if self.photo_embeds is not None and self.photo_embeds.shape[1:] != self.face_embeds.shape:
+            raise InputError(
+                f"photo_embeds must have shape (photos, {len(self.face_embeds)}), got {tuple(self.photo_embeds.shape)}"
             )
         if self.landmarks is not None and (
             self.landmarks.ndim != 2
@@ -110,7 +117,11 @@ class FaceIdentity:
             face_embeds=F.normalize(embeds.mean(0), dim=0) * length,
             shape=torch.stack(shapes).mean(0) if shapes else None,
             image_hidden_states=torch.cat(states) if states else None,
+            photo_embeds=torch.cat([identity._photo_embeds() for identity in identities]),
         )
+
+    def _photo_embeds(self) -> torch.Tensor:
+        return self.face_embeds[None] if self.photo_embeds is None else self.photo_embeds
 
     def save(self, path: str | Path) -> None:
         """Writes the identity to `path` as safetensors. Raises [`InputError`] where that cannot be written."""
@@ -161,4 +172,4 @@ def _is_size(value: Any) -> bool:
     return is_pair and all(isinstance(side, int) and side > 0 for side in value)
 
 
-_TENSORS = ("face_embeds", "landmarks", "shape", "image_hidden_states")
+_TENSORS = ("face_embeds", "landmarks", "shape", "image_hidden_states", "photo_embeds")

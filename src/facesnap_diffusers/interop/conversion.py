@@ -21,6 +21,9 @@ from .mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
 #: The CLIP model of both FaceID-Plus versions, for SD 1.5 and SDXL.
 FACEID_PLUS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
+#: How many tokens FaceID-Portrait makes of each photo.
+PORTRAIT_TOKENS = 16
+
 
 def convert_checkpoint(
     checkpoint: Checkpoint,
@@ -100,6 +103,7 @@ def _faceid_mixer(projection: torch.nn.Module) -> FaceIDMixer:
         face_embed_dim=inner.in_features,
         num_tokens=projection.num_tokens,
         mult=inner.out_features // inner.in_features,
+        per_photo=projection.num_tokens == PORTRAIT_TOKENS,
     )
 
 

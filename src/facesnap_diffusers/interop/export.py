@@ -61,8 +61,8 @@ def ip_adapter_image_embeds(pipe: FaceSnapMixin, identity: FaceIdentity) -> torc
         pipe._mix(pipe._identities(None, identity, None, None))
     finally:
         hook.remove()
-    (embeds,) = seen  # the conditional row, then the unconditional one
-    return embeds.flip(0)
+    (embeds,) = seen  # the conditional rows, one or one a photo, then the unconditional ones
+    return embeds.unflatten(0, (2, -1)).flatten(1, 2).flip(0)
 
 
 def write_ip_adapter(

@@ -24,6 +24,7 @@ class FaceIDMixer(ModelMixin, ConfigMixin):
         face_embed_dim (`int`): Width of the face-recognition embedding.
         num_tokens (`int`): 4, for Portrait 16.
         mult (`int`): Inner width, as a multiple of `face_embed_dim`.
+        per_photo (`bool`): Portrait: several photos of a person give `num_tokens` each, instead of their mean.
         image_embed_dim: Always `None`: no image features.
     """
 
@@ -34,6 +35,7 @@ class FaceIDMixer(ModelMixin, ConfigMixin):
         face_embed_dim: int = 512,
         num_tokens: int = 4,
         mult: int = 2,
+        per_photo: bool = False,
         image_embed_dim: None = None,
     ):
         super().__init__()
@@ -45,12 +47,13 @@ class FaceIDMixer(ModelMixin, ConfigMixin):
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As [`FacialAttributeMixer.forward`]."""
-        check_face_embeds(face_embeds, self.config.face_embed_dim)
-        face_embeds = F.normalize(face_embeds, dim=-1)
+        """As [`FacialAttributeMixer.forward`]; `face_embeds` may also be `(batch, photos, face_embed_dim)`."""
+        photos = face_embeds[:, None] if face_embeds is not None and face_embeds.ndim == 2 else face_embeds
+        check_face_embeds(photos if photos is None else photos.flatten(0, -2), self.config.face_embed_dim)
+        photos = F.normalize(photos, dim=-1)
         if unconditional is not None:
-            face_embeds = face_embeds.masked_fill(unconditional[:, None], 0)
-        return self.projection(face_embeds)
+            photos = photos.masked_fill(unconditional[:, None, None], 0)
+        return self.projection(photos.flatten(0, 1)).unflatten(0, photos.shape[:2]).flatten(1, 2)
 
 
 class FaceIDPlusMixer(ModelMixin, ConfigMixin):

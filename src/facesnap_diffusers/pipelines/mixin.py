@@ -422,11 +422,18 @@ class FaceSnapMixin(FaceEncodingMixin):
         unconditional = torch.tensor([False, True], device=device)
         mixed = []
         for identity in identities:
-            embeds = identity.face_embeds.to(device, dtype).expand(2, -1)
+            embeds = identity.face_embeds
+            if identity.photo_embeds is not None and self.mixer.config.get("per_photo", False):
+                embeds = identity.photo_embeds
+            embeds = torch.stack([embeds.to(device, dtype)] * 2)
             states = identity.image_hidden_states
             if states is not None:
                 states = states.to(device, dtype).expand(2, -1, -1)
             mixed.append(self.mixer(embeds, states, unconditional))
+        if len({tokens.shape for tokens in mixed}) > 1:
+            raise InputError(
+                "identities come from different numbers of photos, of which each gives tokens; use as many"
+            )
         tokens, unconditional_tokens = torch.stack(mixed).unbind(dim=1)
         return tokens, unconditional_tokens
 
