@@ -47,6 +47,15 @@ def copy(adapter, tmp_path):
     return tmp_path / "copy"
 
 
+def save_half(pipe, folder):
+    """Saves the adapter in half precision, and leaves it with the values that were saved."""
+    for name in ("mixer", "identity_attention", "ffrnet", "face_image_encoder"):
+        getattr(pipe, name).half()
+    pipe.save_facesnap_adapter(folder, variant="fp16")
+    for name in ("mixer", "identity_attention", "ffrnet", "face_image_encoder"):
+        getattr(pipe, name).float()
+
+
 class TestSaveAndLoad:
     def test_folder(self, trained, adapter):
         assert {path.name for path in adapter.iterdir()} == {
@@ -62,46 +71,43 @@ class TestSaveAndLoad:
         assert pipe.facesnap_config == trained.facesnap_config
 
     def test_half_precision_variant(self, tmp_path):
-        half = new_pipeline()
-        tiny.add_adapter(half)
-        for name in ("mixer", "identity_attention", "ffrnet", "face_image_encoder"):
-            getattr(half, name).half()
-        half.save_facesnap_adapter(tmp_path / "adapter", variant="fp16")
+        pipe = new_pipeline()
+        tiny.add_adapter(pipe)
+        save_half(pipe, tmp_path / "adapter")
         assert (tmp_path / "adapter/mixer/diffusion_pytorch_model.fp16.safetensors").is_file()
         with pytest.raises(AdapterError, match="mixer cannot be loaded"):
             new_pipeline().load_facesnap_adapter(tmp_path / "adapter")
 
-        pipe, again = new_pipeline(), new_pipeline()
-        pipe.load_facesnap_adapter(tmp_path / "adapter", variant="fp16", dtype=torch.float16)
-        assert pipe.ffrnet.dtype == torch.float16
-        for name in ("mixer", "identity_attention", "ffrnet"):
-            for key, value in getattr(half, name).state_dict().items():
-                assert torch.equal(value, getattr(pipe, name).state_dict()[key]), key
-        pipe.load_facesnap_adapter(tmp_path / "adapter", variant="fp16")
-        again.load_facesnap_adapter(tmp_path / "adapter", variant="fp16")
-        assert pipe.ffrnet.dtype == torch.float32 and torch.equal(generate(pipe), generate(again))
-        for name in ("mixer", "identity_attention", "ffrnet", "face_image_encoder"):
-            getattr(half, name).float()
-        assert torch.equal(generate(pipe), generate(half))
+        for dtype in (torch.float32, torch.float16):
+            again = new_pipeline().to(dtype)
+            again.load_facesnap_adapter(tmp_path / "adapter", variant="fp16")
+            assert again.ffrnet.dtype == again.mixer.dtype == again.face_image_encoder.dtype == dtype
+            assert torch.equal(generate(again), generate(pipe.to(dtype)))
+        again = new_pipeline()
+        again.load_facesnap_adapter(tmp_path / "adapter", variant="fp16", dtype=torch.bfloat16)
+        assert again.ffrnet.dtype == torch.bfloat16 and again.landmark_predictor.dtype == torch.float32
 
-    def test_hub(self, trained, adapter, hub, tmp_path):
+    @pytest.mark.parametrize("variant", [None, "fp16"])
+    def test_hub(self, variant, hub, tmp_path):
         """Through the real client: newest, pinned revision, then from the cache with the server gone."""
-        first = hub.add_folder("someone/facesnap-tiny", adapter)
-        expected = generate(trained)
-        other = new_pipeline()
-        tiny.add_adapter(other, seed=9)
-        other.save_facesnap_adapter(tmp_path / "other")
-        hub.add_folder("someone/facesnap-tiny", tmp_path / "other")
+        expected, commits = [], []
+        for seed in (2, 9):
+            trained, folder = new_pipeline(), tmp_path / str(seed)
+            tiny.add_adapter(trained, seed)
+            save_half(trained, folder) if variant else trained.save_facesnap_adapter(folder)
+            expected.append(generate(trained))
+            commits.append(hub.add_folder("someone/facesnap-tiny", folder))
+        assert not torch.equal(*expected)
 
-        cache = {"cache_dir": str(tmp_path / "cache")}
+        arguments = {"cache_dir": str(tmp_path / "cache"), "variant": variant}
         pipe = new_pipeline()
-        pipe.load_facesnap_adapter("someone/facesnap-tiny", **cache)
-        assert torch.equal(generate(pipe), generate(other))
-        pipe.load_facesnap_adapter("someone/facesnap-tiny", revision=first, **cache)
-        assert torch.equal(generate(pipe), expected)
+        pipe.load_facesnap_adapter("someone/facesnap-tiny", **arguments)
+        assert torch.equal(generate(pipe), expected[1])
+        pipe.load_facesnap_adapter("someone/facesnap-tiny", revision=commits[0], **arguments)
+        assert torch.equal(generate(pipe), expected[0])
         hub.requests.clear()
-        pipe.load_facesnap_adapter("someone/facesnap-tiny", revision=first, local_files_only=True, **cache)
-        assert torch.equal(generate(pipe), expected) and hub.requests == []
+        pipe.load_facesnap_adapter("someone/facesnap-tiny", revision=commits[0], local_files_only=True, **arguments)
+        assert torch.equal(generate(pipe), expected[0]) and hub.requests == []
 
     def test_hub_subfolder_and_parts(self, adapter, hub, tmp_path):
         files = {

@@ -1,8 +1,12 @@
 from math import prod
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 def info(
@@ -17,7 +21,7 @@ def info(
     from rich.table import Table
 
     if adapter is None:
-        title, sizes, stored = f"fresh adapter for {family}", _fresh_sizes(family), "MB in float16"
+        title, sizes, stored = f"fresh adapter for {family}", _fresh_sizes(family), "MB in half precision"
     else:
         title, sizes, stored = adapter, _stored_sizes(adapter, variant), "MB as stored"
     sizes["all"] = tuple(sum(column) for column in zip(*sizes.values()))
@@ -51,8 +55,12 @@ def _fresh_sizes(family: str) -> dict[str, tuple[int, int]]:
             "ffrnet": FFRNet.from_unet(unet),
         }
     parts["landmark_predictor"] = load_landmark_predictor()
-    counts = {name: sum(parameter.numel() for parameter in part.parameters()) for name, part in parts.items()}
-    return {name: (count, count * torch.float16.itemsize) for name, count in counts.items()}
+    return {name: _size(part.half()) for name, part in parts.items()}
+
+
+def _size(part: "torch.nn.Module") -> tuple[int, int]:
+    tensors = part.state_dict().values()
+    return sum(parameter.numel() for parameter in part.parameters()), sum(tensor.nbytes for tensor in tensors)
 
 
 def _stored_sizes(adapter: str, variant: str | None) -> dict[str, tuple[int, int]]:
