@@ -328,6 +328,13 @@ def test_init(arguments, message, hub):
     check(FaceSnapError, message, pipe, lambda: pipe.init_facesnap_adapter(**arguments))
 
 
+def test_init_on_weights_that_are_not_there():
+    pipe = FaceSnapPipeline.from_pipe(tiny.sd_pipeline())
+    pipe.unet.to("meta")
+    config = FaceSnapConfig(image_encoder=None)
+    check(AdapterError, "before offloading", pipe, lambda: pipe.init_facesnap_adapter(config))
+
+
 #: attributes of a FaceIdentity, what the message says
 IDENTITIES = [
     ({"face_embeds": [1.0, 2.0]}, "face_embeds must be a floating point"),

@@ -102,6 +102,7 @@ class FaceSnapAdapterMixin(_Pipeline):
 
         Raises:
             AdapterError: The adapter cannot be found or read, or does not fit the base model.
+            InputError: An argument has a wrong type.
         """
         family = self._base_family()
         name = pretrained_model_name_or_path
@@ -176,6 +177,10 @@ class FaceSnapAdapterMixin(_Pipeline):
                 otherwise `config.image_encoder` is loaded. With `config.image_encoder="image_encoder"` it becomes a
                 part of the adapter.
             image_processor (`CLIPImageProcessor`, *optional*): The processor that belongs to it.
+
+        Raises:
+            AdapterError: The config does not fit the base model, or the image encoder cannot be loaded.
+            InputError: An argument has a wrong type or size.
         """
         config = FaceSnapConfig() if config is None else config
         if not isinstance(config, FaceSnapConfig):
@@ -185,6 +190,8 @@ class FaceSnapAdapterMixin(_Pipeline):
             raise AdapterError(
                 f"config.base_family is {config.base_family}, this base model is of family {self._base_family()}"
             )
+        if self.unet.device.type == "meta":
+            raise AdapterError("unet has no weights to copy while it is offloaded: make the adapter before offloading")
         modules = load_image_encoder(
             config, Path(), None, self.unet.dtype, image_encoder, {}, image_processor=image_processor
         )
