@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from .models.landmark_predictor import LandmarkPredictor as LandmarkPredictor
     from .models.landmark_predictor import load_landmark_predictor as load_landmark_predictor
     from .models.mixer import FacialAttributeMixer as FacialAttributeMixer
+    from .nano.model import load_nano_pipeline as load_nano_pipeline
+    from .nano.model import nano_people as nano_people
     from .pipelines.facesnap import FaceSnapPipeline as FaceSnapPipeline
     from .pipelines.facesnap_img2img import FaceSnapImg2ImgPipeline as FaceSnapImg2ImgPipeline
     from .pipelines.facesnap_inpaint import FaceSnapInpaintPipeline as FaceSnapInpaintPipeline
@@ -67,6 +69,8 @@ _HOME = {
     "PhotoError": "errors",
     "draw_landmarks": "faces.drawing",
     "load_landmark_predictor": "models.landmark_predictor",
+    "load_nano_pipeline": "nano.model",
+    "nano_people": "nano.model",
     "redraw_faces": "pipelines.refine",
 }
 

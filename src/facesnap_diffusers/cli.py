@@ -5,6 +5,7 @@ import sys
 import typer
 
 from .commands.convert import convert
+from .commands.demo import demo
 from .commands.eval import evaluate
 from .commands.info import info
 from .commands.landmarks import landmarks
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
 )
 app.command()(convert)
+app.command()(demo)
 app.command("eval")(evaluate)
 app.command()(info)
 app.command()(landmarks)

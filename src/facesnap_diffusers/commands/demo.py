@@ -1,0 +1,75 @@
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+
+if TYPE_CHECKING:
+    from ..nano.model import NanoPerson
+    from ..pipelines.facesnap import FaceSnapPipeline
+
+
+def demo(
+    face: Annotated[
+        str | None, typer.Option(help="Photo of a face, a file or an http(s) URL: shows its avatar. Needs dlib.")
+    ] = None,
+    people: Annotated[
+        int | None, typer.Option(help="How many of the people who come along. Default: all; with --face, none.")
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("outputs/demo"),
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
+    model: Annotated[
+        Path | None, typer.Option(help="Folder of another nano model than the one in this package.")
+    ] = None,
+) -> None:
+    """Show what FaceSnap does, with the small model of synthetic people in this package: no download, no GPU."""
+    from ..errors import InputError
+
+    start = time.monotonic()
+    _quiet_libraries()
+    from ..nano.demo import run_demo
+    from ..nano.model import load_nano_pipeline, nano_people
+
+    known = nano_people(model)
+    count = (len(known) if face is None else 0) if people is None else people
+    if not 0 <= count <= len(known) or (count == 0 and face is None):
+        raise InputError(f"people is {count}; choose 1 to {len(known)}")
+    if steps < 1:
+        raise InputError(f"steps is {steps}; choose at least 1")
+
+    pipe = load_nano_pipeline(model)
+    avatars = [] if face is None else [_avatar(pipe, face)]
+    pipe.to(device).set_progress_bar_config(disable=True)
+    sheet = run_demo(pipe, [*avatars, *known[:count]], output, seed, steps)
+    typer.echo(f"wrote {sheet} and single pictures beside it, in {time.monotonic() - start:.0f} s")
+
+
+def _quiet_libraries() -> None:
+    """Bars for a model that loads in a second, and advice on packages, are no part of a demonstration."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+
+def _avatar(pipe: "FaceSnapPipeline", photo: str) -> "NanoPerson":
+    """The person in a photo, with the head cut out as their picture."""
+    import PIL.Image
+
+    from ..faces.alignment import align_for_clip
+    from ..faces.analyzers import default_analyzer
+    from ..faces.detection import find_face
+    from ..nano.demo import SIZE
+    from ..nano.model import NanoPerson
+
+    config = pipe.facesnap_config
+    assert config is not None  # load_nano_pipeline has loaded an adapter
+    found = find_face(photo, default_analyzer(config.face_encoder), name="face")
+    picture = PIL.Image.fromarray(align_for_clip(found.image, found.landmarks, SIZE))
+    identity = pipe.encode_face(found.image, embedding=found.embedding, landmarks=found.landmarks)
+    return NanoPerson("photo", picture, identity)

@@ -1,0 +1,176 @@
+"""What `facesnap demo` shows: each person in four scenes, from five sides, with four expressions, and without FaceSnap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import PIL.Image
+import torch
+
+from ..faces.drawing import draw_landmarks
+from ..faces.pose import HeadPose
+from ..pipelines.facesnap import FaceSnapPipeline
+from .framing import portrait_box
+from .model import NanoPerson
+from .sheet import Column, Group, draw_sheet
+
+
+SIZE = 128
+GUIDANCE_SCALE = 3.0
+
+
+@dataclass(frozen=True)
+class Shot:
+    """
+    One picture that is asked for.
+
+    Attributes:
+        name (`str`): Of its file.
+        label (`str`): Over its column.
+        scene (`str`): The prompt, but for its opening, which is always the same.
+        pose ([`HeadPose`]), expression (`str`): Where the head looks, and a preset.
+        noise (`int`): Shots with the same number start from the same noise.
+    """
+
+    name: str
+    label: str
+    scene: str
+    pose: HeadPose
+    expression: str
+    noise: int
+
+    @property
+    def prompt(self) -> str:
+        return f"a photo of a person, {self.scene}"
+
+
+def _prompt(
+    number: int, feeling: str, direction: str, shirt: str, background: str, pose: HeadPose, preset: str
+) -> Shot:
+    label = f"{feeling},\n{shirt} shirt,\n{background} background"
+    scene = f"{feeling}, {direction}, {shirt} shirt, {background} background"
+    return Shot(f"prompt-{number}", label, scene, pose, preset, noise=number)
+
+
+def _turned(yaw: int) -> Shot:
+    direction = "facing forward" if abs(yaw) < 14 else "looking right" if yaw > 0 else "looking left"
+    scene = f"neutral, {direction}, gray shirt, white background"
+    return Shot(f"yaw{yaw:+d}", f"{yaw:+d}°" if yaw else "0°", scene, HeadPose(yaw=yaw), "neutral", noise=0)
+
+
+def _feeling(word: str, preset: str) -> Shot:
+    scene = f"{word}, facing forward, blue shirt, pink background"
+    return Shot(preset, word, scene, HeadPose(), preset, noise=0)
+
+
+PROMPTS = (
+    _prompt(1, "smiling", "facing forward", "white", "blue", HeadPose(yaw=-5, pitch=2), "smile"),
+    _prompt(2, "neutral", "looking right", "red", "yellow", HeadPose(yaw=24, pitch=-2, roll=3), "neutral"),
+    _prompt(3, "laughing", "looking left", "black", "green", HeadPose(yaw=-18, pitch=3, roll=-4), "laugh"),
+    _prompt(4, "surprised", "facing forward", "purple", "gray", HeadPose(yaw=8, pitch=4), "surprise"),
+)
+TURNS = tuple(_turned(yaw) for yaw in (-35, -18, 0, 18, 35))
+EXPRESSIONS = (
+    _feeling("smiling", "smile"),
+    _feeling("laughing", "laugh"),
+    _feeling("surprised", "surprise"),
+    _feeling("sad", "sad"),
+)
+GROUPS = (
+    Group("reference", ("",)),
+    Group("four prompts, above the landmarks that steer", tuple(shot.label for shot in PROMPTS)),
+    Group("yaw", tuple(shot.label for shot in TURNS)),
+    Group("expression", tuple(shot.label for shot in EXPRESSIONS)),
+    Group("without FaceSnap", ("same prompts,", "same noise")),
+)
+
+
+@torch.no_grad()
+def run_demo(
+    pipe: FaceSnapPipeline, people: Iterable[NanoPerson], output: Path, seed: int = 0, num_inference_steps: int = 20
+) -> Path:
+    r"""
+    Makes all pictures of some people, and a sheet of them.
+
+    Args:
+        pipe ([`FaceSnapPipeline`]): The nano model.
+        people (`Iterable[NanoPerson]`): Whom to show.
+        output (`Path`): The folder to write: `sheet.png`, and a folder of single pictures for each person.
+        seed (`int`): Of the noise.
+        num_inference_steps (`int`): Denoising steps.
+
+    Returns:
+        `Path`: The sheet.
+    """
+    rows = []
+    for number, person in enumerate(people):
+        generated, landmarks = _portraits(pipe, person, seed + 100 * number, num_inference_steps)
+        base = _sample(pipe, PROMPTS, seed + 100 * number, num_inference_steps)
+        _save(output / person.name, person, generated, landmarks, base)
+        rows.append(_row(person, generated, landmarks, base))
+    sheet = output / "sheet.png"
+    draw_sheet(GROUPS, rows).save(sheet)
+    return sheet
+
+
+def _portraits(
+    pipe: FaceSnapPipeline, person: NanoPerson, seed: int, steps: int
+) -> tuple[list[PIL.Image.Image], list[PIL.Image.Image]]:
+    """A picture for each shot, and the landmark images that they followed."""
+    shots = [*PROMPTS, *TURNS, *EXPRESSIONS]
+    points = pipe.predict_landmarks(
+        person.identity,
+        height=SIZE,
+        width=SIZE,
+        pose=[shot.pose for shot in shots],
+        expression=[shot.expression for shot in shots],
+        face_box=[portrait_box(shot.pose) for shot in shots],
+    )
+    drawn = (draw_landmarks(points.cpu(), SIZE, SIZE).permute(0, 2, 3, 1) * 255).round().byte().numpy()
+    images = _sample(pipe, shots, seed, steps, identity=person.identity, landmarks=points)
+    return images, [PIL.Image.fromarray(picture) for picture in drawn]
+
+
+def _sample(
+    pipe: FaceSnapPipeline, shots: Sequence[Shot], seed: int, steps: int, **face: object
+) -> list[PIL.Image.Image]:
+    return pipe(
+        [shot.prompt for shot in shots],
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=steps,
+        guidance_scale=GUIDANCE_SCALE,
+        generator=[torch.Generator().manual_seed(seed + shot.noise) for shot in shots],
+        **face,
+    ).images
+
+
+def _save(
+    folder: Path,
+    person: NanoPerson,
+    generated: Sequence[PIL.Image.Image],
+    landmarks: Sequence[PIL.Image.Image],
+    base: Sequence[PIL.Image.Image],
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    person.picture.save(folder / "reference.png")
+    for shot, image, drawn in zip([*PROMPTS, *TURNS, *EXPRESSIONS], generated, landmarks, strict=True):
+        image.save(folder / f"{shot.name}.png")
+        drawn.save(folder / f"{shot.name}-landmarks.png")
+    for shot, image in zip(PROMPTS, base, strict=True):
+        image.save(folder / f"{shot.name}-base.png")
+
+
+def _row(
+    person: NanoPerson,
+    generated: Sequence[PIL.Image.Image],
+    landmarks: Sequence[PIL.Image.Image],
+    base: Sequence[PIL.Image.Image],
+) -> list[list[Column]]:
+    """A person's pictures, group by group."""
+    columns: list[Column] = list(zip(generated, landmarks, strict=True))
+    end = len(PROMPTS) + len(TURNS)
+    steered = [columns[: len(PROMPTS)], columns[len(PROMPTS) : end], columns[end:]]
+    return [[(person.picture, person.name)], *steered, list(zip(base[:2], base[2:], strict=True))]

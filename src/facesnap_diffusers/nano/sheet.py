@@ -1,0 +1,85 @@
+"""One contact sheet: a block of pictures for each person, in labelled groups of columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import PIL.Image
+import PIL.ImageDraw
+import PIL.ImageFont
+
+
+TILE = 128
+GAP = 4
+GROUP_GAP = 20
+ROW_GAP = 20
+MARGIN = 16
+HEADING, LABEL = 17, 13  # font sizes
+
+
+@dataclass(frozen=True)
+class Group:
+    """
+    Columns that belong together.
+
+    Attributes:
+        heading (`str`): Stands over all of them.
+        labels (`tuple[str, ...]`): One over each column, of one line or several.
+    """
+
+    heading: str
+    labels: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        return len(self.labels) * (TILE + GAP) - GAP
+
+
+#: Pictures of a person in a group: an upper and a lower one in each column; `None` is left white, text is written.
+Column = tuple[PIL.Image.Image | None, PIL.Image.Image | str | None]
+
+
+def draw_sheet(groups: Sequence[Group], rows: Sequence[Sequence[Sequence[Column]]]) -> PIL.Image.Image:
+    """
+    Draws the sheet.
+
+    Args:
+        groups (`Sequence[Group]`): The columns, from left to right.
+        rows (`Sequence`): For each person, for each group, its columns.
+
+    Returns:
+        `PIL.Image.Image`: RGB, on white.
+    """
+    lines = 1 + max(label.count("\n") for group in groups for label in group.labels)
+    header = MARGIN + HEADING + 14 + lines * (LABEL + 4)
+    block = 2 * TILE + GAP
+    width = 2 * MARGIN + sum(group.width for group in groups) + GROUP_GAP * (len(groups) - 1)
+    height = header + len(rows) * (block + ROW_GAP) - ROW_GAP + MARGIN
+    sheet = PIL.Image.new("RGB", (width, height), "white")
+    pen = PIL.ImageDraw.Draw(sheet)
+    left = MARGIN
+    for number, group in enumerate(groups):
+        pen.text((left, MARGIN), group.heading, "black", PIL.ImageFont.load_default(HEADING))
+        line = MARGIN + HEADING + 6
+        pen.line((left, line, left + group.width - 1, line), (160, 160, 160))
+        for column, label in enumerate(group.labels):
+            x = left + column * (TILE + GAP)
+            _write(pen, label, (x + TILE / 2, header - 5), "md")
+            for row, person in enumerate(rows):
+                _draw_column(sheet, pen, person[number][column], x, header + row * (block + ROW_GAP))
+        left += group.width + GROUP_GAP
+    return sheet
+
+
+def _draw_column(sheet: PIL.Image.Image, pen: PIL.ImageDraw.ImageDraw, column: Column, x: int, y: int) -> None:
+    for content, top in zip(column, (y, y + TILE + GAP)):
+        if isinstance(content, str):
+            _write(pen, content, (x + TILE / 2, top), "ma")
+        elif content is not None:
+            picture = content.resize((TILE, TILE), PIL.Image.Resampling.LANCZOS) if content.width != TILE else content
+            sheet.paste(picture, (x, top))
+
+
+def _write(pen: PIL.ImageDraw.ImageDraw, text: str, at: tuple[float, float], anchor: str) -> None:
+    pen.multiline_text(at, text, (60, 60, 60), PIL.ImageFont.load_default(LABEL), anchor, spacing=4, align="center")

@@ -1,0 +1,163 @@
+"""`facesnap demo`: the whole command on an untrained nano model with few channels."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny
+import torch
+from diffusers import StableDiffusionPipeline
+from transformers import CLIPTextModel
+from typer.testing import CliRunner
+
+from facesnap_diffusers import AdapterError, DlibFaceAnalyzer, FaceSnapPipeline, InputError, load_nano_pipeline
+from facesnap_diffusers.cli import app, main
+from facesnap_diffusers.nano import model as nano_model
+from facesnap_diffusers.nano.autoencoder import AutoencoderPatch
+
+
+PHOTOS = Path(__file__).resolve().parents[2] / "shared/data/photos"
+PICTURES = [*(f"prompt-{n}" for n in range(1, 5)), *(f"yaw{yaw:+d}" for yaw in (-35, -18, 0, 18, 35))]
+PICTURES += ["smile", "laugh", "surprise", "sad"]
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory):
+    """Stock tiny parts around the nano autoencoder, an adapter with random weights, two people."""
+    folder = tmp_path_factory.mktemp("nano")
+    torch.manual_seed(0)
+    base = StableDiffusionPipeline(
+        vae=AutoencoderPatch(decoder_channels=(16, 16, 16), decoder_blocks=(1, 1, 1)),
+        text_encoder=CLIPTextModel(tiny.text_config(32)),
+        tokenizer=tiny.tokenizer(),
+        unet=tiny.sd_unet(in_channels=16, out_channels=16, sample_size=16),
+        scheduler=tiny.scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    base.save_pretrained(folder / "base")
+    pipe = FaceSnapPipeline.from_pipe(base)
+    tiny.add_adapter(pipe)
+    pipe.save_facesnap_adapter(folder / "adapter")
+    (folder / "people").mkdir()
+    for seed, name in enumerate(("ann", "bob")):
+        pixels = np.random.default_rng(seed).integers(0, 256, (100, 120, 3), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(folder / f"people/{name}.png")
+        tiny.identity(seed).save(folder / f"people/{name}.safetensors")
+    return folder
+
+
+def run(*arguments) -> None:
+    result = CliRunner().invoke(app, ["demo", "--steps", "2", *map(str, arguments)])
+    if result.exception is not None:
+        raise result.exception
+    assert "sheet.png" in result.output
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.array(PIL.Image.open(path))
+
+
+@pytest.fixture(scope="module")
+def shown(nano, tmp_path_factory):
+    output = tmp_path_factory.mktemp("output") / "demo"
+    run("--model", nano, "-o", output)
+    return output
+
+
+def test_every_picture_is_on_the_sheet(shown):
+    sheet = pixels(shown / "sheet.png")
+    for person in ("ann", "bob"):
+        names = [*PICTURES, *(f"{name}-landmarks" for name in PICTURES), *(f"prompt-{n}-base" for n in range(1, 5))]
+        assert {path.stem for path in (shown / person).iterdir()} == {*names, "reference"}
+        for name in names:
+            tile = pixels(shown / person / f"{name}.png")
+            assert tile.shape == (128, 128, 3)
+            middle = tile[64].tobytes()
+            assert any(row.tobytes().find(middle) >= 0 for row in sheet), name
+
+
+def test_sheet_has_sixteen_columns_and_two_rows_a_person(shown, nano, tmp_path):
+    two = PIL.Image.open(shown / "sheet.png").size
+    run("--model", nano, "-o", tmp_path, "--people", 1)
+    one = PIL.Image.open(tmp_path / "sheet.png").size
+    assert two[0] == one[0] and 16 * 128 < two[0] < 18 * 128
+    assert 2 * 128 < two[1] - one[1] < 2 * 128 + 40
+    assert not (tmp_path / "bob").exists()
+    for path in (tmp_path / "ann").iterdir():
+        assert path.read_bytes() == (shown / "ann" / path.name).read_bytes(), "the same seed, the same picture"
+
+
+def test_seed_changes_pictures_and_no_landmarks(shown, nano, tmp_path):
+    run("--model", nano, "-o", tmp_path, "--people", 1, "--seed", 5)
+    for name in PICTURES:
+        assert (pixels(tmp_path / f"ann/{name}.png") != pixels(shown / f"ann/{name}.png")).any()
+        landmarks = f"ann/{name}-landmarks.png"
+        np.testing.assert_array_equal(pixels(tmp_path / landmarks), pixels(shown / landmarks))
+
+
+def test_base_pictures_are_those_of_the_stock_pipeline(shown, nano):
+    stock = StableDiffusionPipeline.from_pretrained(nano / "base", safety_checker=None)
+    image = stock(
+        "a photo of a person, smiling, facing forward, white shirt, blue background",
+        num_inference_steps=2,
+        guidance_scale=3.0,
+        generator=torch.Generator().manual_seed(1),
+    ).images[0]
+    difference = np.abs(np.array(image).astype(int) - pixels(shown / "ann/prompt-1-base.png"))
+    assert difference.max() <= 1  # batches round otherwise
+    assert np.abs(np.array(image).astype(int) - pixels(shown / "ann/prompt-1.png")).max() > 1
+
+
+def test_landmarks_turn_the_way_the_labels_say(shown):
+    """The nose (green) moves against the jaw (white); the head turns about the neck, so both move."""
+
+    def centre(name, color):
+        image = pixels(shown / f"ann/{name}-landmarks.png").astype(int)
+        return np.argwhere(np.abs(image - color).sum(axis=2) < 60).mean(axis=0)[1]
+
+    nose = [centre(name, (0, 255, 0)) for name in PICTURES[4:9]]
+    jaw = [centre(name, (255, 255, 255)) for name in PICTURES[4:9]]
+    assert np.all(np.diff(nose) > 8) and np.all(np.diff(jaw) > 0)
+    assert nose[0] < jaw[0] - 5 and nose[4] > jaw[4] + 5
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="../shared/data/photos is not there")
+def test_a_photo_gets_an_avatar(nano, tmp_path):
+    """Alone, and beside a picture of the head."""
+    run("--model", nano, "-o", tmp_path, "--face", PHOTOS / "man_a_neutral.jpg")
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["photo", "sheet.png"]
+    (face,) = DlibFaceAnalyzer().analyze(pixels(tmp_path / "photo/reference.png"))
+    assert 0.15 < np.linalg.norm(face.landmarks[36] - face.landmarks[45]) / 128 < 0.5
+    assert (pixels(tmp_path / "photo/smile.png") != pixels(tmp_path / "photo/sad.png")).any()
+
+
+def test_a_photo_without_dlib(nano, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["facesnap", "demo", "--model", str(nano), "--face", "photo.jpg"])
+    with pytest.raises(SystemExit) as raised:
+        main()
+    assert "\n" not in str(raised.value) and 'pip install "facesnap-diffusers[dlib]"' in str(raised.value)
+
+
+def test_an_installation_without_the_model(nano, tmp_path, monkeypatch):
+    monkeypatch.setattr(nano_model, "SHIPPED_NANO", tmp_path)
+    with pytest.raises(AdapterError, match="holds no nano model .no base/model_index.json.; install a release"):
+        run("-o", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    shutil.copytree(nano / "base", tmp_path / "base")
+    with pytest.raises(AdapterError, match="no adapter/facesnap_config.json"):
+        load_nano_pipeline()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--people", 3], "choose 1 to 2"), (["--people", 0], "1 to 2"), (["--steps", 0], "steps")],
+)
+def test_impossible_wishes(nano, tmp_path, arguments, message):
+    with pytest.raises(InputError, match=message):
+        run("--model", nano, "-o", tmp_path, *arguments)
