@@ -30,7 +30,7 @@ from facesnap_diffusers.evaluation.protocols.nano import FORMAT, MANIFEST, VERSI
 REFERENCE_YAW, REFERENCE_PITCH = 15, 8
 REFERENCE_EXPRESSIONS = ("neutral", "smiling")
 LEAST_TURN = 20.0
-LEAST_MOVE = 0.2  # cm, of the landmarks on average, between two expressions that one can tell apart
+LEAST_MOVE = 0.2  # cm, of the landmarks on average
 TO_PACKAGE = -0.5
 """The renderer's pictures span 0 to `size`; for the package the centre of the first pixel is at 0."""
 
@@ -50,38 +50,47 @@ def turn_between(one: Scene, other: Scene) -> float:
     return float(np.rad2deg(np.arccos(np.clip((np.trace(first.T @ second) - 1) / 2, -1, 1))))
 
 
-def move_between(model: FaceModel, one: Scene, other: Scene) -> float:
-    """How far in cm the landmarks move, on average, from a scene's expression to another's."""
-    offset = model.expression_offset(one.expression - other.expression)[model.landmarks]
-    return float(np.linalg.norm(offset, axis=1).mean())
+def expression_move(model: FaceModel, expression: np.ndarray) -> np.ndarray:
+    """How an expression moves the 72 points, in cm."""
+    return np.tensordot(expression, model.expression[:, model.landmarks], 1)
+
+
+def neutral_landmarks(model: FaceModel, person: Person) -> np.ndarray:
+    """The 72 points of a person from the front, in cm."""
+    return model.vertices[model.landmarks] + np.tensordot(person.shape, model.identity[:, model.landmarks], 1)
 
 
 def landmarks(model: FaceModel, person: Person, scene: Scene, size: int) -> np.ndarray:
     """The 72 points (72, 2) of a person in a scene, in the package's pixels."""
-    points = model.shaped(person.shape)[model.landmarks] + model.expression_offset(scene.expression)[model.landmarks]
+    points = neutral_landmarks(model, person) + expression_move(model, scene.expression)
     posed = pose_points(points, rotation_matrix(scene.yaw, scene.pitch, scene.roll))
     return project(posed, scene.camera, size) + TO_PACKAGE
 
 
-def face_box(model: FaceModel, person: Person, scene: Scene, size: int) -> list[float]:
+def face_box(model: FaceModel, person: Person, scene: Scene, size: int) -> np.ndarray:
     """Where the person's frontal, neutral landmarks lie: left, top, right, bottom as shares of the picture.
 
     The package has no perspective, and its heads turn about the middle of the mean face's landmarks. So the box is the
     frontal face's under the scale and place that bring the posed face, seen that way, nearest to where it is.
     """
-    middle = model.vertices[model.landmarks].mean(0)
-    neutral = model.shaped(person.shape)[model.landmarks] - middle
-    moved = neutral + model.expression_offset(scene.expression)[model.landmarks]
+    neutral = neutral_landmarks(model, person) - model.vertices[model.landmarks].mean(0)
+    moved = neutral + expression_move(model, scene.expression)
     posed = moved @ rotation_matrix(scene.yaw, scene.pitch, scene.roll).T
     down = np.array([1, -1])
     source, target = posed[:, :2] * down, landmarks(model, person, scene, size)
     spread = source - source.mean(0)
     scale = (spread * (target - target.mean(0))).sum() / np.square(spread).sum()
     frontal = scale * (neutral[:, :2] * down - source.mean(0)) + target.mean(0)
-    return [round(float(side) / size, 5) for side in (*frontal.min(0), *frontal.max(0))]
+    return np.concatenate([frontal.min(0), frontal.max(0)]) / size
 
 
-def scenes(model: FaceModel, index: int) -> Iterator[Scene]:
+def is_other(model: FaceModel, one: Scene, other: Scene) -> bool:
+    """Whether one can tell two expressions apart."""
+    move = expression_move(model, one.expression - other.expression)
+    return float(np.linalg.norm(move, axis=1).mean()) >= LEAST_MOVE
+
+
+def scenes(model: FaceModel, index: int, person: Person, size: int) -> Iterator[Scene]:
     """The person's scenes: first that of the reference, then, without end, those that are clearly others."""
     views = (sample_scene(SEED, index, view, model.expression_index) for view in itertools.count())
     reference = next(
@@ -94,8 +103,10 @@ def scenes(model: FaceModel, index: int) -> Iterator[Scene]:
     yield reference
     asked: list[Scene] = []
     for scene in views:
-        is_new = all(move_between(model, scene, other) >= LEAST_MOVE for other in (reference, *asked))
-        if is_new and turn_between(reference, scene) >= LEAST_TURN:
+        if turn_between(reference, scene) < LEAST_TURN:
+            continue
+        box = face_box(model, person, scene, size)
+        if box.min() >= 0 and box.max() <= 1 and all(is_other(model, scene, old) for old in (reference, *asked)):
             asked.append(scene)
             yield scene
 
@@ -108,7 +119,7 @@ def write_eval_set(folder: Path, renderer: Renderer, people: int, cases: int) ->
     for number, (name, index) in enumerate(zip(names, SPLITS["test"][:people])):
         person = sample_person(SEED, index)
         other = sample_person(SEED, SPLITS["test"][(number + 1) % len(SPLITS["test"])])
-        reference, *asked = itertools.islice(scenes(model, index), 1 + cases)
+        reference, *asked = itertools.islice(scenes(model, index, person, size), 1 + cases)
         (folder / name).mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(renderer.render(person, reference).image).save(folder / name / "reference.png")
         for letter, scene in zip("abcdefghij", asked):
@@ -121,7 +132,7 @@ def write_eval_set(folder: Path, renderer: Renderer, people: int, cases: int) ->
                     "prompt": ", ".join([OPENING, *scene_clauses(scene.attributes)]),
                     "pose": [round(angle, 3) for angle in head_pose(scene).as_tuple()],
                     "expression": Expression.from_vector(scene.expression, model.expression_names).weights,
-                    "face_box": face_box(model, person, scene, size),
+                    "face_box": face_box(model, person, scene, size).round(5).tolist(),
                     "truth": truth,
                     "driving_landmarks": landmarks(model, other, scene, size).round(3).tolist(),
                     "background": scene.background_name,

@@ -21,7 +21,7 @@ if not ICT_MODEL.exists():
     pytest.skip("../shared/data/ict_facekit is not there", allow_module_level=True)
 
 from dataset import SEED  # noqa: E402
-from eval_set import write_eval_set  # noqa: E402
+from eval_set import face_box, head_pose, write_eval_set  # noqa: E402
 from people.captions import person_clauses  # noqa: E402
 from people.renderer import Renderer  # noqa: E402
 from people.sampling import sample_person, sample_scene  # noqa: E402
@@ -30,6 +30,8 @@ from facesnap_diffusers import DlibFaceAnalyzer, HeadPose, load_landmark_predict
 from facesnap_diffusers.evaluation.protocols import load_protocol  # noqa: E402
 from facesnap_diffusers.framing import fit_into_box  # noqa: E402
 from facesnap_diffusers.models.landmark_predictor import FaceCoefficients  # noqa: E402
+from facesnap_diffusers.nano.framing import portrait_box  # noqa: E402
+from facesnap_diffusers.pipelines.steering import as_boxes  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,7 @@ def retargeted(predictor, index: int, case, pose: HeadPose) -> np.ndarray:
 def test_exact_coefficients_land_on_the_truth(renderer, protocol):
     """Signs, order of rotations, expression and box at once: the truth's landmarks are the renderer's own."""
     predictor = load_landmark_predictor()
-    assert len(protocol.cases) == 6
+    assert len(protocol.cases) == 6 and len(as_boxes([case.face_box for case in protocol.cases])) == 6
     errors: dict[str, list[float]] = {"as asked": [], "other yaw": [], "other pitch": [], "other roll": []}
     for number, case in enumerate(protocol.cases):
         truth = true_landmarks(renderer, case)
@@ -134,3 +136,14 @@ def test_the_set_is_a_function_of_the_seed(renderer, eval_set, tmp_path):
     for path in sorted(eval_set.rglob("*")):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / path.relative_to(eval_set)).read_bytes()
+
+
+def test_demo_frames_faces_as_the_renderer_does(renderer):
+    """The mean face in the middle of the renderer's frames, wherever the head turns."""
+    person = sample_person(SEED, 0)
+    person.shape = np.zeros_like(person.shape)
+    for view in range(12):
+        scene = sample_scene(SEED, 0, view, renderer.model.expression_index)
+        scene.camera = np.array([0.0, 2.3, 14.5])
+        box = face_box(renderer.model, person, scene, 128)
+        np.testing.assert_allclose(portrait_box(head_pose(scene)), box, atol=0.02)
