@@ -1,9 +1,13 @@
 """FaceSnap from a Hub repo with code: `custom_pipeline=`, from a folder and from a Hub on the loopback interface."""
 
+import re
+
+import PIL.Image
 import pytest
 import tiny
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
+from skimage.data import astronaut
 from test_interop_convert import command, generate
 
 from facesnap_diffusers import FaceSnapPipeline, FaceSnapXLPipeline, InputError
@@ -63,9 +67,13 @@ def test_model_card(tmp_path):
     pipe = tiny.facesnap(tiny.sd_pipeline())
     tiny.add_adapter(pipe)
     pipe.save_facesnap_adapter(tmp_path)
+    readme = tmp_path / "README.md"
+    first = readme.read_text()
+    readme.write_text(re.sub("<!-- Say what.*-->", "On 5 photos of a cat.", first))
+    assert readme.read_text() != first
     options = ["--base-model", "someone/base", "--license", "apache-2.0", "--dataset", "someone/a", "--dataset", "b/c"]
     command("package-hub-repo", tmp_path, "--repo-id", "someone/facesnap", *options)
-    card = ModelCard.load(tmp_path / "README.md")
+    card = ModelCard.load(readme)
     data = card.data.to_dict()
     expected = {
         "base_model": "someone/base",
@@ -78,8 +86,26 @@ def test_model_card(tmp_path):
     assert {name: data[name] for name in expected} == expected
     assert "facesnap" in data["tags"] and data["widget"][0]["text"]
     assert 'load_facesnap_adapter("someone/facesnap")' in card.text
-    for part in ("## Use", "## Intended use and limits", "agreed to it", "custom_pipeline="):
+    for part in ("On 5 photos of a cat.", "## Use", "## Intended use and limits", "agreed to it", "custom_pipeline="):
         assert part in card.text
+
+
+def test_the_snippets_of_the_card_run(packaged, tmp_path, monkeypatch):
+    adapter, base, cls, _ = packaged
+    monkeypatch.chdir(tmp_path)
+    PIL.Image.fromarray(astronaut()).save("photo.jpg")
+    text = (adapter / "README.md").read_text()
+    names = {"a-base-model-of-this-family": base, "someone/facesnap-xl": adapter, "someone/facesnap-sd": adapter}
+    for name, folder in names.items():
+        text = text.replace(f'"{name}"', f'"{folder}"')
+    text = text.replace("face_image=", "num_inference_steps=1, face_image=")
+    first, second = re.findall("```py\n(.*?)```", text, re.DOTALL)
+    for snippet in (first, second):
+        scope: dict = {}
+        exec(snippet, scope)
+        assert isinstance(scope["pipe"], cls) and scope["pipe"].facesnap_config is not None
+        if snippet is first:
+            assert scope["image"].size == (64, 64)
 
 
 def test_repo_names_are_checked(tmp_path):

@@ -50,6 +50,7 @@ def test_convert_load_generate(name, tmp_path):
     original = generate(pipe, identity=identity)
     command("convert", tmp_path / f"{name}.bin", tmp_path / "ours", *arguments)
     assert not list((tmp_path / "ours").rglob("*.bin"))
+    assert f"Converted from `{name}.bin`" in (tmp_path / "ours" / "README.md").read_text()
     pipe.load_facesnap_adapter(tmp_path / "ours", **encoder)
     tiny.assert_same_image(generate(pipe, identity=identity), original, atol=1e-5)
 

@@ -371,7 +371,9 @@ def save_adapter_folder(
         modules["face_image_encoder"].save_pretrained(folder / IMAGE_ENCODER_FOLDER, variant=variant)
         modules["face_image_processor"].save_pretrained(folder / IMAGE_ENCODER_FOLDER)
     config.save(folder)
-    write_model_card(folder / "README.md", config, pipeline, repo_id)
+    card = folder / "README.md"
+    if not card.exists():
+        write_model_card(card, config, pipeline, repo_id)
 
 
 def _check_scale(name: str, value: Any) -> None:

@@ -31,6 +31,7 @@ image = pipe("portrait of a person as an astronaut", face_image=Image.open("phot
 from diffusers import DiffusionPipeline
 
 pipe = DiffusionPipeline.from_pretrained("{base_model}", custom_pipeline="{repo_id}", trust_remote_code=True)
+pipe.load_facesnap_adapter("{repo_id}")
 ```
 
 | | |
@@ -41,7 +42,7 @@ pipe = DiffusionPipeline.from_pretrained("{base_model}", custom_pipeline="{repo_
 | image encoder | {image_encoder} |
 | base model family | {base_family} |
 
-## Training data and results
+{training_heading}
 
 {training}
 
@@ -54,6 +55,8 @@ research only.
 """
 
 
+_TRAINING_HEADING = "## Training data and results"
+
 _NO_TRAINING = "<!-- Say what it was trained on, for how long, and how it was measured. -->"
 
 
@@ -65,9 +68,7 @@ def write_model_card(
     datasets: list[str] | None = None,
     training: str | None = None,
 ) -> None:
-    """Writes a model card with the metadata that the Hub reads, unless there is one already."""
-    if path.exists():
-        return
+    """Writes a model card with the metadata that the Hub reads, in place of one that is there."""
     card_data = ModelCardData(
         base_model=config.base_model,
         base_model_relation="adapter" if config.base_model else None,
@@ -92,6 +93,14 @@ def write_model_card(
             face_encoder=config.face_encoder,
             image_encoder=config.image_encoder or "none",
             base_family=config.base_family,
+            training_heading=_TRAINING_HEADING,
             training=training or _NO_TRAINING,
         )
     ).save(path)
+
+
+def training_section(path: Path) -> str | None:
+    """What an adapter's model card says of its training, to be kept in a new one; `None` without a card of ours."""
+    text = path.read_text() if path.is_file() else ""
+    _, found, after = text.partition(f"{_TRAINING_HEADING}\n")
+    return after.partition("\n## ")[0].strip() if found else None

@@ -8,6 +8,9 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 
+_CONVERTED = "Converted from `{source}`. Its training data, results and licence are those of its authors; see there."
+
+
 def convert(
     adapter: Annotated[str, typer.Argument(help="File, folder or Hub repo of the adapter.")],
     output: Annotated[Path, typer.Argument(help="Folder to write; with --to ip-adapter a .safetensors or .bin file.")],
@@ -46,6 +49,7 @@ def _to_facesnap(
     from ..adapter import load_image_encoder, save_adapter_folder
     from ..errors import InputError
     from ..interop.loading import find_checkpoint, finish_foreign, is_foreign, load_foreign
+    from ..model_card import write_model_card
 
     if not is_foreign(adapter, weight_name):
         raise InputError(f"adapter {adapter} needs weight_name: which of its files?")
@@ -63,6 +67,8 @@ def _to_facesnap(
         modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})
     pipeline = "FaceSnapXLPipeline" if "xl" in (config.base_family or "") else "FaceSnapPipeline"
     save_adapter_folder(output, config, finish_foreign(modules, torch.float32), pipeline, output.name)
+    source = "/".join(filter(None, [Path(adapter).name if Path(adapter).exists() else adapter, weight_name]))
+    write_model_card(output / "README.md", config, pipeline, output.name, training=_CONVERTED.format(source=source))
 
 
 def _to_ip_adapter(adapter: str, output: Path, base: str | None) -> None:

@@ -40,10 +40,10 @@ def package_hub_repo(
     license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. apache-2.0.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub; may be given several times.")] = None,
 ) -> None:
-    """Make an adapter folder a complete Hub repo: pipeline.py for custom_pipeline=, and a model card."""
+    """Make an adapter folder a complete Hub repo: pipeline.py, for SDXL block.py, and a new model card."""
     from ..config import FaceSnapConfig
     from ..errors import InputError
-    from ..model_card import write_model_card
+    from ..model_card import training_section, write_model_card
 
     if repo_id.count("/") != 1:
         raise InputError(f"repo_id {repo_id!r} must be owner/name")
@@ -56,8 +56,7 @@ def package_hub_repo(
     if is_xl:
         (adapter / "block.py").write_text(_BLOCK.format(repo_id=repo_id))
     card = adapter / "README.md"
-    card.unlink(missing_ok=True)
-    write_model_card(card, config, pipeline, repo_id, datasets=dataset)
+    write_model_card(card, config, pipeline, repo_id, datasets=dataset, training=training_section(card))
     for path in sorted(adapter.rglob("*")):
         if path.is_file():
             typer.echo(path.relative_to(adapter))

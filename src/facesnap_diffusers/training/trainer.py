@@ -296,7 +296,6 @@ class Trainer:
                 self.config, self.progress.step, len(self.faces), len(self.faces.people), results
             )
             card = folder / "README.md"
-            card.unlink(missing_ok=True)
             name = self.config.hub.repo_id or self.folder.resolve().name
             write_model_card(card, self.pipeline.facesnap_config, type(self.pipeline).__name__, name, training=section)
             with self._averaged():
