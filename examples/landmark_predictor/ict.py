@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
+from facesnap_diffusers.faces.expression import EXPRESSION_NAMES
+
 
 # Vertices of the 68 landmarks, as the ICT FaceKit lists them, and two eyelid vertices next to each outer eye corner.
 # fmt: off
@@ -52,7 +54,10 @@ def load_landmark_model(path: str | Path) -> LandmarkModel:
         meshes = sorted(mesh.stem for mesh in folder.glob("*.obj"))
         if NEUTRAL_MESH not in meshes:
             raise FileNotFoundError(f"{path} has no {NEUTRAL_MESH}.obj; pass a checkout of ICT-FaceKit")
-        names = [mesh for mesh in meshes if mesh != NEUTRAL_MESH and not mesh.startswith("identity")]
+        missing = [name for name in EXPRESSION_NAMES if name not in meshes]
+        if missing:
+            raise FileNotFoundError(f"{folder} has no {missing[0]}.obj; pass a complete checkout of ICT-FaceKit")
+        names = list(EXPRESSION_NAMES)  # other meshes, such as PupilDilate_L, are no expressions
         neutral = _landmarks_of(folder / f"{NEUTRAL_MESH}.obj")
         identities = [mesh for mesh in meshes if mesh.startswith("identity")]
         identity = np.stack([_landmarks_of(folder / f"{mesh}.obj") - neutral for mesh in identities])
@@ -80,5 +85,5 @@ def mirror_shape_basis(
 
 def _landmarks_of(mesh: Path) -> np.ndarray:
     with mesh.open() as lines:
-        vertices = [line.split()[1:4] for line in lines if line.startswith("v ")]
-    return np.array([vertices[index] for index in LANDMARK_VERTICES], dtype=np.float64)
+        vertices = [line for line in lines if line.startswith("v ")]
+    return np.array([vertices[index].split()[1:4] for index in LANDMARK_VERTICES], dtype=np.float64)

@@ -1,11 +1,11 @@
 """
 How well can landmarks be re-targeted at all? The answer of Bayes' rule, with everything known: the morphable model, the
 noise, the distribution of shapes, expressions and poses. No estimator has a lower mean squared error than the posterior
-mean, which a Markov chain gives here, at a minute's cost a hundred faces; what is left between the predictor and it is what
-more training could bring.
+mean, which a Markov chain gives here; what is left between the predictor and it is what more training could bring.
 
 The chain's state is expression, rotation and scale; shape and translation are Gaussian given these and are integrated
-out. Chains start at the truth, which is an exact draw of the posterior, so they need no burn-in.
+out. A chain that starts at the truth starts with an exact draw of the posterior, but remembers it: a short one's mean
+lies too near to the truth. One that starts elsewhere errs on the other side. What is possible lies between the two.
 """
 
 import math
@@ -13,54 +13,64 @@ import math
 import torch
 from synthetic import Faces, FaceSampler
 
-from facesnap_diffusers.models.landmark_predictor import rotation_matrix
+from facesnap_diffusers.models.landmark_predictor import NUM_LANDMARKS, rotation_matrix
 
 
 ROTATION_DEVIATION = (20.0, 9.0, 7.0)
 ACTIVE, STRONGEST = 0.15, 0.8  # an expression's probability, and the end of its uniform distribution
 FREE = 1e3  # deviation of the translation's prior, pixels
 STEP = (1.0, 1.0, 0.3, 0.03)  # of the random walk at its start: degrees, and log scale
+SHAPE_MODES = 64  # principal components over people; the others move a point by 0.2 mm in all
+WALKS = 4  # steps of rotation and scale in a sweep
 
 
 class Posterior:
     """
     Args:
         sampler: In float64.
-        faces: The truth, of the protocol's population.
+        start: Where the chains start: expression, rotation and scale.
         observed: `(batch, points, 2 or 3)` in pixels.
         noise: `(batch,)`, deviation of x and y in pixels; that of z is twice as large.
     """
 
-    def __init__(self, sampler: FaceSampler, faces: Faces, observed: torch.Tensor, noise: torch.Tensor):
+    def __init__(self, sampler: FaceSampler, start: Faces, observed: torch.Tensor, noise: torch.Tensor):
         self.sampler, self.count, self.dimensions = sampler, observed.shape[1], observed.shape[2]
         self.deviation = noise[:, None, None] * observed.new_tensor([1.0, 1.0, 2.0])[: self.dimensions]
         self.observed = (observed / self.deviation).flatten(1)
-        self.expression = faces.expression.clone()
-        self.walk = torch.cat([faces.rotation, faces.scale.log()[:, None]], dim=1)  # rotation and log scale
+        _, deviation, directions = torch.linalg.svd(sampler.identity.flatten(1), full_matrices=False)
+        shape = (deviation[:, None] * directions)[:SHAPE_MODES]
+        self.shape = shape.unflatten(-1, (NUM_LANDMARKS, 3))
+        self.expression = start.expression.clone()
+        self.walk = torch.cat([start.rotation, start.scale.log()[:, None]], dim=1)  # rotation and log scale
         self.history: list[torch.Tensor] = []
         self.generator = sampler.generator
 
-    def mean(self, steps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def mean(self, sweeps: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Posterior means of what a re-targeted face consists of: `driven + turned · identity offsets of the reference`.
+        The first quarter of the sweeps does not count.
 
         Returns:
-            Identity coefficients `(batch, modes)`; `scale · R`, as rows of the picture, `(batch, 3, 3)`; and the
-            landmarks of the mean shape with expression, pose and place, `(batch, 72, 3)`.
+            The identity's offsets from the mean face in cm, `(batch, 72, 3)`; `scale · R`, as rows of the picture,
+            `(batch, 3, 3)`; and the landmarks of the mean shape with expression, pose and place, `(batch, 72, 3)`.
         """
-        sums = None
-        current = self._likelihood(self.walk, self.expression)
-        for _ in range(steps):
-            self._walk_on(current)
+        draws = [draw for number, draw in enumerate(self.draws(sweeps)) if number >= sweeps // 4]
+        return tuple(torch.stack(part).mean(0) for part in zip(*draws))
+
+    def draws(self, sweeps: int):
+        """After each sweep, what `mean` takes the mean of."""
+        for _ in range(sweeps):
+            current = self._likelihood(self.walk, self.expression)[0]
+            for _ in range(WALKS):
+                current = self._walk_on(current)
             self._draw_expressions()
-            current = self._likelihood(self.walk, self.expression)
-            identity, translation = current[1]
+            shape, translation = self._likelihood(self.walk, self.expression)[1]
             turned = self._turn(self.walk)
-            neutral = self.sampler.mean + (self.expression @ self.sampler.expression.flatten(1)).unflatten(-1, (72, 3))
-            driven = neutral @ turned.mT + translation[:, None]
-            draws = (identity, turned, driven)
-            sums = draws if sums is None else tuple(a + b for a, b in zip(sums, draws))
-        return tuple(total / steps for total in sums)
+            driven = self._mix(self.expression, self.sampler.expression) + self.sampler.mean
+            yield self._mix(shape, self.shape), turned, driven @ turned.mT + translation[:, None]
+
+    def _mix(self, coefficients: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+        return (coefficients @ basis.flatten(1)).unflatten(-1, (NUM_LANDMARKS, 3))
 
     def _turn(self, walk: torch.Tensor) -> torch.Tensor:
         axes = walk.new_tensor([1.0, -1.0, 1.0])[:, None]
@@ -74,7 +84,7 @@ class Posterior:
 
     def _marginal(self, walk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Design of shape and translation (scaled to standard normal priors), and the factor of their precision."""
-        shape = self._design(walk, self.sampler.identity)
+        shape = self._design(walk, self.shape)
         axes = torch.eye(self.dimensions, dtype=walk.dtype)[:, None].expand(-1, self.count, -1)
         place = (FREE * axes / self.deviation[:, None]).flatten(2)
         design = torch.cat([shape, place], dim=1)
@@ -97,11 +107,12 @@ class Posterior:
         value = value - 0.5 * (walk[:, :3] / walk.new_tensor(ROTATION_DEVIATION)).square().sum(1)
         value = value + walk[:, 3]  # a uniform scale, as a density of its logarithm
         means = torch.linalg.solve_triangular(factor.mT, solved, upper=True).squeeze(-1)
-        modes = len(self.sampler.identity)
+        modes = len(self.shape)
         place = torch.nn.functional.pad(FREE * means[:, modes:], (0, 3 - self.dimensions))
         return value, (means[:, :modes], place)
 
-    def _walk_on(self, current) -> None:
+    def _walk_on(self, current: torch.Tensor) -> torch.Tensor:
+        """A Metropolis step of rotation and scale. Takes and returns the log posterior of where the chains are."""
         batch = len(self.walk)
         noise = torch.randn(batch, 4, generator=self.generator, dtype=self.walk.dtype)
         if len(self.history) < 100:
@@ -113,10 +124,11 @@ class Posterior:
             covariance = covariance + 1e-3 * torch.diag(self.walk.new_tensor(STEP).square())
             step = 2.38 / 2 * (torch.linalg.cholesky(covariance) @ noise[..., None]).squeeze(-1)
         proposal = self.walk + step
-        candidate = self._likelihood(proposal, self.expression)
-        accept = torch.rand(batch, generator=self.generator, dtype=self.walk.dtype).log() < candidate[0] - current[0]
+        candidate = self._likelihood(proposal, self.expression)[0]
+        accept = self._uniform(batch).log() < candidate - current
         self.walk = torch.where(accept[:, None], proposal, self.walk)
         self.history.append(self.walk)
+        return torch.where(accept, candidate, current)
 
     def _draw_expressions(self, sweeps: int = 3) -> None:
         """Gibbs sampling of each coefficient: nothing, or uniform times a Gaussian likelihood."""

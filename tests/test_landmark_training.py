@@ -1,0 +1,269 @@
+"""How the Landmark Predictor is made: the morphable model's files, the training script, the estimate of what is possible."""
+
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from facesnap_diffusers import LandmarkPredictor, load_landmark_predictor
+from facesnap_diffusers.faces.layout import MIRROR, OUTER_EYE_CORNERS
+from facesnap_diffusers.models.landmark_predictor import rotation_matrix
+
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = ("ict", "synthetic", "posterior", "train")
+
+
+@pytest.fixture(scope="module")
+def scripts():
+    """The modules of examples/landmark_predictor, by name. They are scripts: their folder is on the path for a while."""
+    folder = str(ROOT / "examples" / "landmark_predictor")
+    sys.path.insert(0, folder)
+    try:
+        loaded = {name: __import__(name) for name in SCRIPTS}
+        assert all(module.__file__.startswith(folder) for module in loaded.values())
+        yield loaded
+    finally:
+        sys.path.remove(folder)
+        for name in SCRIPTS:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def model(scripts):
+    """The morphable model that ships with the predictor: 64 modes of the ICT FaceKit's 100."""
+    predictor = load_landmark_predictor()
+    mean, identity, expression = (
+        value.double().numpy() for value in (predictor.mean, predictor.shape_basis, predictor.expression_basis)
+    )
+    return scripts["ict"].LandmarkModel(mean, identity, expression, list(predictor.config.expression_names))
+
+
+@pytest.fixture(scope="module")
+def checkout(scripts, model, tmp_path_factory):
+    """Laid out as the public ICT-FaceKit: one .obj mesh for the neutral face, each identity mode and each expression."""
+    folder = tmp_path_factory.mktemp("ICT-FaceKit") / "FaceXModel"
+    folder.mkdir()
+    vertices = scripts["ict"].LANDMARK_VERTICES
+    shift = np.array([0.0, -1.5, 8.0])  # the mesh's origin is inside the head
+
+    def write(name, landmarks):
+        lines = ["v 9.0 9.0 9.0"] * (max(vertices) + 1)
+        for vertex, (x, y, z) in zip(vertices, landmarks + shift):
+            lines[vertex] = f"v {x:.12f} {y:.12f} {z:.12f}"
+        faces = ["vn 0.0 0.0 1.0", "vt 0.5 0.5", "f 1/1/1 2/1/1 3/1/1"]
+        (folder / f"{name}.obj").write_text("\n".join(["mtllib ICTFaceModelMaterial.mtl", *lines, *faces]))
+
+    write("generic_neutral_mesh", model.mean)
+    for number, mode in enumerate(model.identity[:3]):
+        write(f"identity{number:03}", model.mean + mode)
+    for name, blend in zip(model.expression_names, model.expression):
+        write(name, model.mean + blend)
+    write("PupilDilate_L", model.mean)  # the public model has meshes besides that are no expressions
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def packed(scripts, model, tmp_path_factory):
+    """The same with all modes in one file."""
+    folder = tmp_path_factory.mktemp("packed")
+    vertices = scripts["ict"].LANDMARK_VERTICES
+
+    def scatter(landmarks):
+        mesh = np.zeros((*landmarks.shape[:-2], max(vertices) + 1, 3), dtype=np.float32)
+        mesh[..., vertices, :] = landmarks
+        return mesh
+
+    np.savez(
+        folder / "ict_face_model.npz",
+        landmarks72=vertices,
+        vertices=scatter(model.mean),
+        identity=scatter(model.identity),
+        expression=scatter(model.expression),
+        expression_names=model.expression_names,
+    )
+    return folder
+
+
+class TestMorphableModel:
+    def test_checkout(self, scripts, model, checkout):
+        for path in (checkout, checkout / "FaceXModel"):
+            loaded = scripts["ict"].load_landmark_model(path)
+            assert loaded.expression_names == model.expression_names
+            np.testing.assert_allclose(loaded.mean, model.mean - model.mean.mean(axis=0), atol=1e-9)
+            np.testing.assert_allclose(loaded.identity, model.identity[:3], atol=1e-9)
+            np.testing.assert_allclose(loaded.expression, model.expression, atol=1e-9)
+
+    def test_packed(self, scripts, model, packed):
+        for path in (packed, packed / "ict_face_model.npz"):
+            loaded = scripts["ict"].load_landmark_model(path)
+            assert loaded.expression_names == model.expression_names
+            np.testing.assert_allclose(loaded.mean, model.mean - model.mean.mean(axis=0), atol=1e-6)
+            np.testing.assert_allclose(loaded.identity, model.identity, atol=1e-6)
+            np.testing.assert_allclose(loaded.expression, model.expression, atol=1e-6)
+
+    def test_incomplete_checkout(self, scripts, checkout, tmp_path):
+        with pytest.raises(FileNotFoundError, match="no generic_neutral_mesh.obj; pass a checkout"):
+            scripts["ict"].load_landmark_model(tmp_path)
+        (tmp_path / "generic_neutral_mesh.obj").symlink_to(checkout / "FaceXModel" / "generic_neutral_mesh.obj")
+        with pytest.raises(FileNotFoundError, match="no browDown_L.obj; pass a complete checkout"):
+            scripts["ict"].load_landmark_model(tmp_path)
+
+    def test_shape_basis_has_the_same_people(self, scripts):
+        """Symmetric and asymmetric components together have the covariance of a population and its mirror images."""
+        identity = np.random.default_rng(0).normal(size=(20, 72, 3))
+        parts = scripts["ict"].mirror_shape_basis(identity, list(MIRROR), 20, 20)
+        found = sum(np.einsum("kpi,kqj->piqj", part, part) for part in parts)
+        mirrored = identity[:, list(MIRROR)] * [-1, 1, 1]
+        expected = sum(np.einsum("kpi,kqj->piqj", part, part) / 2 for part in (identity, mirrored))
+        np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_training_script(scripts, packed, tmp_path, monkeypatch):
+    """From the morphable model to a folder that loads; training goes on from a checkpoint."""
+    arguments = ["--model", packed, "--output", tmp_path / "out", "--checkpoint", tmp_path / "state"]
+    arguments += ["--batch", 24, "--hidden-size", 8, "--layers", 1, "--stages", 1, "--stage-batches", 2]
+
+    def train(*more):
+        monkeypatch.setattr("sys.argv", ["train.py", *map(str, (*arguments, *more))])
+        scripts["train"].main()
+        return torch.load(tmp_path / "state" / "state.pt", weights_only=True)["step"]
+
+    assert train("--steps", 4, "--checkpoint-every", 3) == 3
+    trained, shipped = LandmarkPredictor.from_pretrained(tmp_path / "out"), load_landmark_predictor()
+    torch.testing.assert_close(trained.mean, shipped.mean - shipped.mean.mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(trained.expression_basis, shipped.expression_basis, atol=1e-5, rtol=0)
+    # Its linear stages alone, fitted to a few thousand faces, are better than the driving face's own landmarks.
+    sampler = scripts["synthetic"].FaceSampler(scripts["ict"].load_landmark_model(packed), seed=9)
+    with torch.no_grad():
+        errors = [scripts["train"].loss_of(predictor, sampler, 600, 2)[1].item() for predictor in (trained, shipped)]
+    assert errors[1] < errors[0] < 0.055
+
+    assert train("--steps", 5, "--checkpoint-every", 5) == 5
+
+
+class TestPosterior:
+    @pytest.fixture
+    def faces(self, scripts, model):
+        sampler = scripts["synthetic"].FaceSampler(model, seed=2, dtype=torch.float64)
+        truth = sampler.protocol(3)
+        points = sampler.landmarks(truth)
+        noise = 0.015 * (points[:, OUTER_EYE_CORNERS[1], :2] - points[:, OUTER_EYE_CORNERS[0], :2]).norm(dim=-1)
+        return sampler, truth, sampler.observe(points)[:, :68], noise
+
+    @pytest.mark.parametrize("dimensions", [2, 3])
+    def test_shape_is_integrated_out_exactly(self, scripts, faces, dimensions):
+        """The marginal likelihood and the mean shape, against dense Gaussians of all observed coordinates."""
+        sampler, truth, observed, noise = faces
+        posterior = scripts["posterior"].Posterior(sampler, truth, observed[..., :dimensions], noise)
+        values, means = [], []
+        for change in (0.0, 3.0):
+            walk = posterior.walk + torch.tensor([change, -change, change / 2, change / 100])
+            value, (shape, _) = posterior._likelihood(walk, posterior.expression)
+            values.append(value)
+            means.append(posterior._mix(shape, posterior.shape))
+
+        axes = torch.tensor([1.0, -1.0, 1.0], dtype=torch.float64)
+        deviation = torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64)
+        for row in range(3):
+            expected = []
+            for change, mean in ((0.0, means[0]), (3.0, means[1])):
+                walk = posterior.walk[row] + torch.tensor([change, -change, change / 2, change / 100])
+                turn = (walk[3].exp() * axes[:, None] * rotation_matrix(torch.deg2rad(walk[None, :3]))[0])[:dimensions]
+
+                def seen(points, turn=turn):  # (..., 72, 3) to the observed coordinates
+                    return (points[..., :68, :] @ turn.T).flatten(-2)
+
+                neutral = sampler.mean + torch.einsum("k,kpi->pi", truth.expression[row], sampler.expression)
+                basis = seen(sampler.identity)
+                place = torch.eye(dimensions, dtype=torch.float64).repeat(1, 68) * 1e3
+                spread = (noise[row] * deviation[:dimensions]).square().repeat(68).diag()
+                covariance = basis.T @ basis + place.T @ place + spread
+                residual = observed[row, :, :dimensions].flatten() - seen(neutral)
+                gaussian = torch.distributions.MultivariateNormal(torch.zeros(len(residual)).double(), covariance)
+                prior = -0.5 * (walk[:3] / torch.tensor([20.0, 9.0, 7.0])).square().sum() + walk[3]
+                expected.append(gaussian.log_prob(residual) + prior)
+                offsets = sampler.identity.flatten(1).T @ (basis @ torch.linalg.solve(covariance, residual))
+                torch.testing.assert_close(mean[row].flatten(), offsets, atol=1e-5, rtol=0)
+            torch.testing.assert_close(values[1][row] - values[0][row], expected[1] - expected[0], atol=1e-5, rtol=0)
+
+    def test_expressions_are_drawn_from_their_posterior(self, scripts, model):
+        """One expression, everything else known: the frequencies of the draws, against a sum over a grid."""
+        index = model.expression_names.index("jawOpen")
+        alone = scripts["ict"].LandmarkModel(
+            model.mean, 1e-6 * model.identity[:1], 0.05 * model.expression[[index]], ["jawOpen"]
+        )
+        sampler = scripts["synthetic"].FaceSampler(alone, seed=4, dtype=torch.float64)
+        truth = sampler.protocol(1)
+        truth.expression[:] = 0.3
+        points = sampler.landmarks(truth)
+        noise = 0.015 * scripts["synthetic"].interocular(points)
+        observed = sampler.observe(points)[:, :68, :2]
+        chains = 20_000
+        repeated = scripts["synthetic"].Faces(
+            *(value.expand(chains, *value.shape[1:]) for value in vars(truth).values())
+        )
+        posterior = scripts["posterior"].Posterior(
+            sampler, repeated, observed.expand(chains, -1, -1), noise.expand(chains)
+        )
+        posterior._draw_expressions()
+        draws = posterior.expression[:, 0]
+
+        grid = torch.linspace(0, 0.8, 401, dtype=torch.float64)[:, None]
+        single = scripts["posterior"].Posterior(
+            sampler,
+            scripts["synthetic"].Faces(*(value.expand(401, *value.shape[1:]) for value in vars(truth).values())),
+            observed.expand(401, -1, -1),
+            noise.expand(401),
+        )
+        density = (single._likelihood(single.walk, grid)[0] - single._likelihood(single.walk, 0 * grid)[0]).exp()
+        step = 0.8 / 400
+        slab = 0.15 / 0.8 * torch.trapezoid(density, dx=step)
+        active = slab / (slab + 0.85)
+        assert 0.02 < active < 0.98
+        error = 4 * math.sqrt(active * (1 - active) / chains)
+        assert (draws > 0).double().mean().item() == pytest.approx(active.item(), abs=error)
+        mean = torch.trapezoid(density * grid[:, 0], dx=step) / torch.trapezoid(density, dx=step)
+        positive = draws[draws > 0]
+        assert positive.mean().item() == pytest.approx(
+            mean.item(), abs=4 * positive.std().item() / len(positive) ** 0.5
+        )
+        assert draws.max() <= 0.8
+
+    def test_walk_finds_the_posterior(self, scripts, model):
+        """Yaw of a rigid head, against a sum over a grid; the chains start far away."""
+        rigid = scripts["ict"].LandmarkModel(
+            model.mean, 1e-6 * model.identity[:1], 0 * model.expression[:1], ["jawOpen"]
+        )
+        sampler = scripts["synthetic"].FaceSampler(rigid, seed=6, dtype=torch.float64)
+        truth = sampler.protocol(1)
+        points = sampler.landmarks(truth)
+        noise = 3 * 0.015 * scripts["synthetic"].interocular(points)
+        observed = sampler.observe(points, 3 * 0.015)[:, :68, :2]
+        chains = 60
+        start = scripts["synthetic"].Faces(
+            *(value.repeat(chains, *(1,) * (value.ndim - 1)) for value in vars(truth).values())
+        )
+        start.rotation[:, 0] += 10
+        posterior = scripts["posterior"].Posterior(
+            sampler, start, observed.expand(chains, -1, -1), noise.expand(chains)
+        )
+        for _ in posterior.draws(150):
+            pass
+        yaw = torch.stack(posterior.history[300:])[..., 0]
+
+        # The posterior of the four is Gaussian but for a bend: its mean and deviation from a grid about its peak.
+        peak = torch.stack(posterior.history[300:]).mean((0, 1))
+        hessian = torch.autograd.functional.hessian(lambda walk: self.log_posterior(posterior, walk[None])[0], peak)
+        deviation = torch.linalg.inv(-hessian)[0, 0].sqrt()
+        assert yaw.std().item() == pytest.approx(deviation.item(), rel=0.1)
+        assert abs(yaw.mean() - truth.rotation[0, 0]) < 4 * deviation
+
+    def log_posterior(self, posterior, walk):
+        one = object.__new__(type(posterior))
+        one.__dict__ = dict(posterior.__dict__)
+        one.observed, one.deviation = posterior.observed[:1], posterior.deviation[:1]
+        return one._likelihood(walk, posterior.expression[:1])[0]
