@@ -120,9 +120,10 @@ def _side_by_side(photo: "PIL.Image.Image", panels: "torch.Tensor") -> "PIL.Imag
     import PIL.ImageDraw
 
     dark = 0.45 * np.asarray(photo) / 255
-    pictures = [np.maximum(dark, panels[0].permute(1, 2, 0).numpy())]
-    pictures.append(np.maximum(dark, panels[1].permute(1, 2, 0).numpy()))
-    pictures.append(panels[2].permute(1, 2, 0).numpy())
+    detected, fitted, reposed = panels.permute(0, 2, 3, 1).numpy()
+    # Each part's colour has a channel that is full: that is how much of a pixel a disc covers.
+    over_photo = [points + (1 - points.max(axis=-1, keepdims=True)) * dark for points in (detected, fitted)]
+    pictures = [*over_photo, reposed]
     sheet = PIL.Image.fromarray((255 * np.concatenate(pictures, axis=1)).round().astype(np.uint8))
     pen = PIL.ImageDraw.Draw(sheet)
     for number, label in enumerate(("detected", "fitted", "re-posed")):

@@ -112,9 +112,10 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         landmarks = scale · R(rotation) · (mean + shape · shape_basis + expression · expression_basis) + translation
 
     with weak perspective (the projection drops z). Encoding is one forward pass: the points are brought to a common
-    place, size and in-plane rotation; then a residual network, run `num_rounds` times with the same weights, sees the
-    points, the coefficients so far and what these leave unexplained, and corrects the coefficients. It is trained to
-    give what a re-targeted face needs: the posterior mean under the morphable model, not the closest fit.
+    place, size and in-plane rotation; a few linear regressions, each from what the coefficients so far leave unexplained,
+    come near; then a residual network sees the points, these coefficients and what is still unexplained, and corrects
+    them. It is trained to give what a re-targeted face needs: the posterior mean under the morphable model, not the
+    closest fit.
 
     Moving, scaling, turning (in-plane) or mirroring the landmarks does the same to the result. Landmarks are in the
     iBUG order with two eyelid points more an eye (72), in pixels: x right, y down, z towards the camera. Everything is
