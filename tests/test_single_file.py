@@ -1,10 +1,11 @@
 """A checkpoint in the single-file format of the original Stable Diffusion code."""
 
+import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
 
-from facesnap_diffusers import FaceSnapPipeline
+from facesnap_diffusers import FaceSnapImg2ImgPipeline, FaceSnapPipeline, FaceSnapXLPipeline
 
 
 RESNET = {
@@ -18,6 +19,8 @@ RESNET = {
 OTHERS = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
@@ -50,22 +53,28 @@ def original_name(name: str, layers: int, attention_in_up: tuple[bool, ...]) -> 
     return f"model.diffusion_model.{place}.{rest}"
 
 
-def test_from_single_file(tmp_path):
-    stock = tiny.sd_pipeline()
+@pytest.mark.parametrize(
+    ("cls", "base"),
+    [
+        (FaceSnapPipeline, tiny.sd_pipeline),
+        (FaceSnapImg2ImgPipeline, tiny.sd_pipeline),
+        (FaceSnapXLPipeline, tiny.xl_pipeline),
+    ],
+)
+def test_from_single_file(cls, base, tmp_path):
+    stock = base()
     stock.save_pretrained(tmp_path / "config")
     state = {original_name(name, 1, (True, False)): tensor for name, tensor in stock.unet.state_dict().items()}
     save_file(state, tmp_path / "checkpoint.safetensors")
 
-    pipe = FaceSnapPipeline.from_single_file(
-        str(tmp_path / "checkpoint.safetensors"),
-        config=str(tmp_path / "config"),
-        vae=stock.vae,
-        text_encoder=stock.text_encoder,
-        tokenizer=stock.tokenizer,
-        safety_checker=None,
-    )
+    others = {name: part for name, part in stock.components.items() if name not in ("unet", "scheduler")}
+    pipe = cls.from_single_file(str(tmp_path / "checkpoint.safetensors"), config=str(tmp_path / "config"), **others)
+    assert stock.unet.state_dict().keys() == pipe.unet.state_dict().keys()
     for name, tensor in stock.unet.state_dict().items():
         assert torch.equal(tensor, pipe.unet.state_dict()[name]), name
     tiny.add_adapter(pipe)
-    call = {"num_inference_steps": 1, "height": 64, "width": 64, "output_type": "pt"}
-    assert pipe("a cat", identity=tiny.identity(), **call).images.isfinite().all()
+    call = {"num_inference_steps": 2, "output_type": "pt"}
+    if cls is FaceSnapImg2ImgPipeline:
+        call["image"] = torch.rand(1, 3, 64, 64)
+    image = pipe("a cat", identity=tiny.identity(), **call).images
+    assert image.shape == (1, 3, 64, 64) and image.isfinite().all()
