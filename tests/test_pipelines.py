@@ -221,8 +221,9 @@ class TestNumbers:
         handle.remove()
         assert torch.equal(residuals[0], residuals[1]) and not torch.equal(residuals[0], residuals[2])
 
-    def test_ffrnet_skips_its_work(self, pipe):
-        calls = []
+    @pytest.mark.parametrize("name", ["pipe", "pipe_xl"])
+    def test_ffrnet_skips_its_work(self, name, request):
+        pipe, calls = request.getfixturevalue(name), []
         handle = pipe.ffrnet.register_forward_hook(lambda *args: calls.append(1))
         generate(pipe, identity=tiny.identity(), num_inference_steps=4)
         assert len(calls) == 4

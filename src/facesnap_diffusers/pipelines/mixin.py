@@ -126,8 +126,8 @@ class FaceSnapMixin(FaceEncodingMixin):
         steering = {"pose_image": pose_image, "pose": pose, "expression": expression, "face_box": face_box}
         asked = [name for name, value in steering.items() if value is not None]
         if people is not None:
-            given = {"face_image": face_image, "identity": identity, "landmarks": landmarks, **steering}
-            given["face_index"] = face_index
+            given = {"face_image": face_image, "identity": identity, "face_index": face_index, "landmarks": landmarks}
+            given |= steering
             return self._call_with_people(prompt, people, [k for k, v in given.items() if v is not None], kwargs)
         if face_index is not None and face_image is None and pose_image is None:
             raise InputError("face_index= picks a face from face_image= or pose_image=; pass one of them")
@@ -138,6 +138,7 @@ class FaceSnapMixin(FaceEncodingMixin):
                 return super().__call__(prompt, **kwargs)
         if landmarks is not None and asked:
             raise InputError(f"landmarks= are used as they are, so {asked[0]}= has no effect; pass one of the two")
+
         identities = self._identities(face_image, identity, face_index, prompt)
         height, width = self._image_size(kwargs)
         if landmarks is None:
