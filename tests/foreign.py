@@ -83,27 +83,27 @@ def flat(checkpoint):
 
 def faceid_person(image_features=False, length=1.0, seed=5):
     """Somebody as the recogniser of the FaceID family sees them, with CLIP features for FaceID-Plus."""
-    generator = torch.Generator().manual_seed(seed)
-    embeds = F.normalize(torch.randn(FACE_WIDTH, generator=generator), dim=0)
-    states = torch.randn(5, CLIP_WIDTH, generator=generator)
+    states = torch.randn(5, CLIP_WIDTH, generator=torch.Generator().manual_seed(seed))
     return FaceIdentity(
-        face_embeds=length * embeds,
+        face_embeds=length * _direction(seed),
         face_encoder="insightface/w600k_r50",
         image_hidden_states=states if image_features else None,
         image_encoder=FACEID_PLUS_IMAGE_ENCODER if image_features else None,
     )
 
 
-def instantid_person(length=21.0):
+def instantid_person(length=21.0, seed=5):
     """Somebody as InstantID's recogniser sees them, which gives embeddings of about this length."""
-    generator = torch.Generator().manual_seed(5)
-    embeds = F.normalize(torch.randn(FACE_WIDTH, generator=generator), dim=0)
     return FaceIdentity(
-        face_embeds=length * embeds,
+        face_embeds=length * _direction(seed),
         face_encoder="insightface/glintr100",
         landmarks=tiny.face_points(),
         photo_size=(100, 120),
     )
+
+
+def _direction(seed):
+    return F.normalize(torch.randn(FACE_WIDTH, generator=torch.Generator().manual_seed(seed)), dim=0)
 
 
 def _maker(unet, seed):

@@ -64,10 +64,11 @@ def test_export_to_stock_diffusers(family, suffix, tmp_path):
     tiny.add_adapter(pipe)
     pipe.set_facesnap_scale(identity=0.7, landmarks=0)
     original = generate(pipe, identity=tiny.identity())
-    export_ip_adapter(pipe, tmp_path / f"facesnap{suffix}")
+    export_ip_adapter(pipe, tmp_path / "new" / f"facesnap{suffix}")
     embeds = ip_adapter_image_embeds(pipe, tiny.identity())
 
-    stock.load_ip_adapter(str(tmp_path), subfolder=None, weight_name=f"facesnap{suffix}", image_encoder_folder=None)
+    folder = str(tmp_path / "new")
+    stock.load_ip_adapter(folder, subfolder=None, weight_name=f"facesnap{suffix}", image_encoder_folder=None)
     stock.set_ip_adapter_scale(0.7)
     image = generate(stock, ip_adapter_image_embeds=[embeds])
     assert (image - plain).abs().max() > 1e-3

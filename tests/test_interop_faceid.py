@@ -11,6 +11,8 @@ from safetensors.torch import save_file
 from facesnap_diffusers import AdapterError, FaceEncoderMismatchError, FaceIdentity, InputError
 from facesnap_diffusers.base_models import empty_unet
 from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
+from facesnap_diffusers.interop.checkpoint import Checkpoint, recognise
+from facesnap_diffusers.interop.conversion import convert_checkpoint
 
 
 CALL = {"num_inference_steps": 3, "output_type": "pt", "height": 64, "width": 64, "guidance_scale": 5.0}
@@ -65,6 +67,12 @@ def test_the_layouts_have_the_size_of_the_public_files(name):
     tensors = sum(len(group) for group in groups.values())
     around = size - sum(count * width for count, width in zip(numbers, widths))
     assert 100 * tensors < around < 400 * tensors
+    # and every tensor has its place in the base model
+    with torch.device("meta"):
+        checkpoint = Checkpoint(recognise(groups["image_proj"], name), **groups, source=name)
+        config, modules = convert_checkpoint(checkpoint, empty_unet(family))
+    assert (config.base_family, list(modules)) == (family, ["mixer", "identity_attention"])
+    assert sum(p.numel() for part in modules.values() for p in part.parameters()) == sum(numbers)
 
 
 def base_for(name):

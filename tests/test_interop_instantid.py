@@ -14,6 +14,7 @@ from facesnap_diffusers import (
     AdapterError,
     FaceEncoderMismatchError,
     HeadPose,
+    Person,
     load_landmark_predictor,
 )
 from facesnap_diffusers.faces.key_points import draw_key_points, key_points
@@ -212,6 +213,23 @@ def test_embeddings_need_their_length(base, repo):
     pipe = instantid(base, repo)
     with pytest.raises(FaceEncoderMismatchError, match="normalize=False"):
         pipe("a cat", identity=foreign.instantid_person(length=1.0), generator=tiny.seeded(), **CALL)
+
+
+def test_several_people(base, repo):
+    pipe = instantid(base, repo)
+    boxes = [(0.05, 0.2, 0.45, 0.8), (0.55, 0.2, 0.95, 0.8)]
+    one, other = foreign.instantid_person(), foreign.instantid_person(seed=6)
+
+    def image(*who):
+        people = [Person(identity, box) for identity, box in zip(who, boxes)]
+        return pipe("a cat", people=people, generator=tiny.seeded(), **CALL).images
+
+    both = image(one, other)
+    for changed in (image(other, other), image(one, one)):
+        assert (changed - both).abs().max() > 1e-3
+    pipe.set_facesnap_scale(landmarks=0)
+    alone = pipe("a cat", identity=one, generator=tiny.seeded(), **CALL).images
+    tiny.assert_same_image(image(one, one), alone, atol=1e-5)
 
 
 def test_without_its_controlnet(base, repo, tmp_path):

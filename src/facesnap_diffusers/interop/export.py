@@ -11,7 +11,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save_file
 from torch import nn
 
-from ..errors import AdapterError, InputError
+from ..errors import AdapterError, InputError, check_path
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
 from ..models.mixer import FacialAttributeMixer
@@ -34,11 +34,11 @@ def export_ip_adapter(pipe: FaceSnapMixin, path: str | Path) -> None:
 
     Args:
         pipe: A FaceSnap pipeline with an adapter.
-        path (`str` or `Path`): A `.safetensors` or `.bin` file; made or replaced.
+        path (`str` or `Path`): A `.safetensors` or `.bin` file; made or replaced, its folder made if need be.
 
     Raises:
         AdapterError: There is no identity attention, or its tokens cannot be had by a stock IP-Adapter.
-        InputError: `path` has another suffix.
+        InputError: `path` is no path or has another suffix.
     """
     pipe._require_adapter("export_ip_adapter")
     if pipe.identity_attention is None:
@@ -69,9 +69,11 @@ def write_ip_adapter(
     path: str | Path, mixer: ModelMixin, identity_attention: IdentityAttention, unet: UNet2DConditionModel
 ) -> None:
     """As [`export_ip_adapter`], from the parts; of the UNet only the order of its layers counts."""
+    check_path("path", path)
     path = Path(path)
     if path.suffix not in (".safetensors", ".bin"):
         raise InputError(f"path {path} must end in .safetensors or .bin")
+    path.parent.mkdir(parents=True, exist_ok=True)
     groups = {"image_proj": _image_proj(mixer), "ip_adapter": _ip_adapter(identity_attention, unet)}
     if path.suffix == ".bin":
         torch.save(groups, path)
