@@ -236,6 +236,12 @@ def mixed(unet):
     }
 
 
+def one_layer_without_lora(unet):
+    checkpoint = foreign.faceid(unet)
+    attention = {key: value for key, value in checkpoint["ip_adapter"].items() if not key.startswith("2.")}
+    return {**checkpoint, "ip_adapter": attention}
+
+
 class Malicious:
     def __reduce__(self):
         return os.system, ("echo this must not run",)
@@ -249,6 +255,11 @@ WRONG = {
     ),
     "other family": (lambda unet: foreign.faceid(tiny.xl_unet()), "use a file made for"),
     "mixed": (mixed, "use a file made for|that this base model has not"),
+    "InstantID with FaceID": (
+        lambda unet: {**foreign.faceid(unet), "image_proj": foreign.instantid(unet)["image_proj"]},
+        "mixes InstantID's",
+    ),
+    "a layer without LoRA": (one_layer_without_lora, "has no 2.to_q_lora"),
     "tensor missing": (spoiled("to_v_ip", lambda tensor: None), "has no .*to_v_ip"),
     "half a LoRA": (spoiled("to_out_lora.up", lambda tensor: None), "has no .*to_out_lora"),
     "not finite": (spoiled("to_k_ip", lambda tensor: tensor * float("nan")), "not finite"),

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 
-_CONVERTED = "Converted from `{source}`. Its training data, results and licence are those of its authors; see there."
+_CONVERTED = "Converted from `{origin}`. Its training data, results and licence are those of its authors; see there."
 
 
 def convert(
@@ -67,8 +67,8 @@ def _to_facesnap(
         modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})
     pipeline = "FaceSnapXLPipeline" if "xl" in (config.base_family or "") else "FaceSnapPipeline"
     save_adapter_folder(output, config, finish_foreign(modules, torch.float32), pipeline, output.name)
-    source = "/".join(filter(None, [Path(adapter).name if Path(adapter).exists() else adapter, weight_name]))
-    write_model_card(output / "README.md", config, pipeline, output.name, training=_CONVERTED.format(source=source))
+    origin = "/".join(filter(None, [Path(adapter).name if Path(adapter).exists() else adapter, weight_name]))
+    write_model_card(output / "README.md", config, pipeline, output.name, training=_CONVERTED.format(origin=origin))
 
 
 def _to_ip_adapter(adapter: str, output: Path, base: str | None) -> None:

@@ -51,7 +51,13 @@ def read_checkpoint(source: str | Path | Mapping) -> Checkpoint:
         for key, tensor in group.items():
             if not torch.isfinite(tensor).all():
                 raise AdapterError(f"{name} has values that are not finite in {key}; download it again")
-    return Checkpoint(recognise(groups["image_proj"], name), **groups, source=name)
+    kind = recognise(groups["image_proj"], name)
+    if kind in ("instantid", "faceid-unnorm") and any("_lora." in key for key in groups["ip_adapter"]):
+        raise AdapterError(
+            f"{name} mixes InstantID's image_proj with the attention of an IP-Adapter FaceID; use a file as it was"
+            " published"
+        )
+    return Checkpoint(kind, **groups, source=name)
 
 
 def recognise(image_proj: Mapping[str, torch.Tensor], name: str) -> Kind:

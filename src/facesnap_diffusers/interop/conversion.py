@@ -136,6 +136,7 @@ def _identity_attention(checkpoint: Checkpoint, unet: UNet2DConditionModel) -> I
     lora_layers: dict[str, list[int]] = {}
     tensors: dict[str, torch.Tensor] = {}
     left = dict(checkpoint.ip_adapter)
+    has_lora = any("_lora." in key for key in left)
     for number, processor in enumerate(unet.attn_processors):
         name = processor.removesuffix(".processor")
         attn = unet.get_submodule(name)
@@ -145,7 +146,7 @@ def _identity_attention(checkpoint: Checkpoint, unet: UNet2DConditionModel) -> I
             for key in ("to_k", "to_v"):
                 tensor = _take(checkpoint, left, f"{number}.{key}_ip.weight", shape)
                 tensors[f"projections.{name.replace('.', '-')}.{key}.weight"] = tensor
-        if f"{number}.to_q_lora.down.weight" in left:
+        if has_lora:
             for linear_name, linear in _linears(attn).items():
                 key = f"{number}.{linear_name.removesuffix('.0')}_lora"
                 rank = len(left.get(f"{key}.down.weight", ()))

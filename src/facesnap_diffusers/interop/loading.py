@@ -110,10 +110,14 @@ def _fetch(name: str | Path, subfolder: str | None, file_name: str, hub_argument
 def _load_controlnet(name: str | Path, subfolder: str | None, hub_arguments: Mapping[str, Any]) -> ControlNetModel:
     folder = "/".join(filter(None, [subfolder, CONTROLNET_FOLDER]))
     config, _ = [_fetch(name, folder, file_name, hub_arguments) for file_name in _CONTROLNET_FILES]
+    if not config.is_file():
+        raise AdapterError(
+            f"InstantID's ControlNet is not in {config.parent}; put it there, or leave it out with"
+            " parts=['mixer', 'identity_attention']"
+        )
     try:
         return ControlNetModel.from_pretrained(config.parent, use_safetensors=True, local_files_only=True)
     except Exception as error:
         raise AdapterError(
-            f"InstantID's ControlNet cannot be loaded from {config.parent} ({first_line(error)}); it belongs into"
-            f" {CONTROLNET_FOLDER} beside the file, or leave it out with parts=['mixer', 'identity_attention']"
+            f"InstantID's ControlNet cannot be loaded from {config.parent} ({first_line(error)}); download it again"
         ) from error
