@@ -4,6 +4,7 @@ import io
 import json
 import math
 import shutil
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -24,7 +25,7 @@ from facesnap_diffusers.errors import MissingDependencyError
 from facesnap_diffusers.evaluation import metrics
 from facesnap_diffusers.evaluation.cases import Case, safe_id
 from facesnap_diffusers.evaluation.clip import ClipEncoder
-from facesnap_diffusers.evaluation.config import EvalConfig
+from facesnap_diffusers.evaluation.config import EvalConfig, read_yaml
 from facesnap_diffusers.evaluation.distributions import DistributionDistance, mean_pairwise_distance
 from facesnap_diffusers.evaluation.evaluate import evaluate
 from facesnap_diffusers.evaluation.features import shared_analyzer
@@ -776,6 +777,12 @@ class TestCommand:
         assert (settings["landmark_scale"], settings["num_inference_steps"], settings["height"]) == (0.5, 1, 64)
         # the recogniser that judges is the one that the adapter was trained with
         assert "flatters" in result.output and not (tmp_path / "out" / "contact_sheet.png").exists()
+
+    def test_example(self):
+        path = Path(__file__).parents[1] / "examples/nano/eval.yaml"
+        config = EvalConfig.from_dict(read_yaml(path), str(path))
+        names = [make_method(method).name for method in config.methods]
+        assert names[0] == "text only" and names[-1] == "the true picture" and len(names) == 10
 
     @pytest.mark.parametrize(
         ("text", "message"),

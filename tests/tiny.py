@@ -178,6 +178,28 @@ def add_adapter(pipe, seed: int = 2, **changes) -> None:
             parameter.data.add_(0.1 * torch.randn_like(parameter))
 
 
+def write_nano(folder) -> None:
+    """A nano model as `base/` and `adapter/`: the nano autoencoder with few channels, stock tiny parts around it."""
+    from facesnap_diffusers import FaceSnapPipeline
+    from facesnap_diffusers.nano.autoencoder import AutoencoderPatch
+
+    torch.manual_seed(0)
+    pipe = StableDiffusionPipeline(
+        vae=AutoencoderPatch(decoder_channels=(16, 16, 16), decoder_blocks=(1, 1, 1)),
+        text_encoder=CLIPTextModel(text_config(32)),
+        tokenizer=tokenizer(),
+        unet=sd_unet(in_channels=16, out_channels=16, sample_size=16),
+        scheduler=scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipe.save_pretrained(folder / "base")
+    pipe = FaceSnapPipeline.from_pipe(pipe)
+    add_adapter(pipe)
+    pipe.save_facesnap_adapter(folder / "adapter")
+
+
 def identity(seed: int = 3, landmarks: bool = True, image_features: bool = True) -> FaceIdentity:
     """A made-up person: what `encode_face` gives for a photo of 100×120 pixels."""
     generator = torch.Generator().manual_seed(seed)
