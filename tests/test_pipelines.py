@@ -402,6 +402,20 @@ class TestWorksTogetherWith:
             pipe.unload_ip_adapter()
         assert torch.equal(*images)
 
+    def test_an_inpainting_model_takes_an_adapter_of_its_base_model(self, sd, tmp_path):
+        facesnap(sd).save_facesnap_adapter(tmp_path)
+        torch.manual_seed(0)
+        unet = tiny.sd_unet(in_channels=9).eval()
+        pipe = FaceSnapInpaintPipeline.from_pipe(sd, unet=unet)
+        stock = StableDiffusionInpaintPipeline.from_pipe(sd, unet=unet)
+        for each in (pipe, stock):
+            each.set_progress_bar_config(disable=True)
+        pipe.load_facesnap_adapter(tmp_path)
+        arguments = {"image": picture(), "mask_image": mask()}
+        expected = generate(stock, **arguments)
+        assert (generate(pipe, identity=tiny.identity(), **arguments) - expected).abs().max() > 1e-3
+        assert torch.equal(generate(pipe, **arguments), expected)
+
     def test_lora(self, tmp_path):
         from peft import LoraConfig, get_peft_model_state_dict
 
