@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import foreign
 import PIL.Image
 import pytest
 import tiny
@@ -82,10 +83,27 @@ def test_a_photo_and_its_analyzer(pipe, adapter):
     assert modular.face_analyzer is analyzer
 
 
-def test_more_faces_than_prompts_is_a_typed_error(pipe, adapter):
+def test_wrong_arguments_raise_typed_errors(pipe, adapter):
     modular = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
-    with pytest.raises(InputError, match="2 faces for 1 prompts"):
-        modular(prompt="a cat", identity=[tiny.identity(), tiny.identity(4)], output="images", **SIZE, **CALL)
+    for arguments, message in [
+        ({"identity": [tiny.identity(), tiny.identity(4)]}, "2 faces for 1 prompts"),
+        ({"pose": HeadPose(yaw=20)}, "pose= steers a face"),
+        ({"identity": tiny.identity(), "control_image": torch.zeros(1, 3, 64, 64)}, "further ControlNets"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            modular(prompt="a cat", output="images", **arguments, **SIZE, **CALL)
+
+
+def test_instantid(tmp_path):
+    pipe = tiny.facesnap(tiny.xl_pipeline())
+    torch.save(foreign.instantid(pipe.unet), tmp_path / "ip-adapter.bin")
+    foreign.instantid_controlnet(pipe.unet).save_pretrained(tmp_path / "ControlNetModel")
+    pipe.load_facesnap_adapter(tmp_path)
+    modular = modular_pipeline(FaceSnapXLBlocks(), pipe, tmp_path)
+    call = {"identity": foreign.instantid_person(), **SIZE, **CALL}
+    image = modular(prompt="a cat", generator=tiny.seeded(), output="images", **call)
+    expected = pipe("a cat", generator=tiny.seeded(), guidance_scale=GUIDANCE, **call).images
+    tiny.assert_same_image(image, expected, atol=1e-5)
 
 
 def test_scales(pipe, adapter):

@@ -111,6 +111,10 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
         block_state.controlnet_conditioning_scale = state.get("controlnet_conditioning_scale", 1.0)
         if block_state.face_image is not None or block_state.identity is not None:
             self._add_identity(components, block_state)
+        else:
+            asked = [name for name in _STEERING if getattr(block_state, name) is not None]
+            if asked:
+                raise InputError(f"{asked[0]}= steers a face; pass face_image= or identity= too")
         self.set_block_state(state, block_state)
         return components, state
 
