@@ -14,6 +14,7 @@ from test_people import facesnap
 from facesnap_diffusers import (
     AdapterError,
     FaceSnapImg2ImgPipeline,
+    FaceSnapInpaintPipeline,
     FaceSnapPipeline,
     FaceSnapXLImg2ImgPipeline,
     HeadPose,
@@ -128,6 +129,14 @@ def test_the_face_of_somebody_else_in_the_square_stays(pipe, monkeypatch):
     assert not changed[4:60, 53:].any()
 
 
+def test_at_the_edge_of_the_image_nothing_fades(pipe, monkeypatch):
+    unchanged_but(monkeypatch, PIL.ImageOps.invert)
+    image = PIL.Image.new("RGB", (96, 96), (100, 100, 100))
+    result = pixels(redraw_faces(pipe, image, "a cat", [Person(tiny.identity(), (0, 0, 0.25, 0.25))], size=64))
+    assert (result[:40, :40] == 155).all() and (result[48:] == 100).all() and (result[:, 48:] == 100).all()
+    assert 100 < result[20, 44, 0] < 155
+
+
 def test_large_faces_are_left(pipe):
     image = picture()
     result = redraw_faces(pipe, image, "a cat", [Person(tiny.identity(), (0.2, 0.1, 0.8, 0.9))], **CALL)
@@ -147,6 +156,9 @@ def test_errors_are_typed(pipe):
     people = [Person(tiny.identity(), SMALL)]
     for arguments, message in [
         ({"image": "photo.png"}, "PIL image"),
+        ({"prompt": ["a cat"]}, "prompt must be"),
+        ({"size": 60.5}, "size must be"),
+        ({"size": 0}, "size must be"),
         ({"strength": 2}, "strength must be"),
         ({"feather": 0.8}, "feather must be"),
         ({"margin": -1}, "margin must be"),
@@ -155,5 +167,11 @@ def test_errors_are_typed(pipe):
     ]:
         with pytest.raises(InputError, match=message):
             redraw_faces(pipe, **{"image": picture(), "prompt": "a cat", "people": people, **arguments})
+    with pytest.raises(InputError, match="takes 9 channels"):
+        base = tiny.sd_pipeline()
+        base.unet = tiny.sd_unet(in_channels=9)
+        inpainting = tiny.facesnap(base, FaceSnapInpaintPipeline)
+        tiny.add_adapter(inpainting, parts=["mixer", "identity_attention"])
+        redraw_faces(inpainting, picture(), "a cat", people)
     with pytest.raises(AdapterError, match="redraw_faces needs"):
         redraw_faces(FaceSnapPipeline.from_pipe(tiny.sd_pipeline()), picture(), "a cat", people)

@@ -57,6 +57,10 @@ def redraw_faces(
     for name, value, high in (("strength", strength, 1), ("feather", feather, 0.5), ("margin", margin, float("inf"))):
         if not isinstance(value, (int, float)) or not 0 <= value <= high:
             raise InputError(f"{name} must be a number from 0 to {high}, got {value!r}")
+    if not isinstance(prompt, str):
+        raise InputError(f"prompt must be one string, got {type(prompt).__name__}")
+    if size is not None and (not isinstance(size, int) or size <= 0 or size % pipe.vae_scale_factor):
+        raise InputError(f"size must be a positive multiple of {pipe.vae_scale_factor}, got {size!r}")
     people, boxes = check_people(people)
     if size is None:
         sample_size = pipe.unet.config.sample_size
@@ -92,8 +96,9 @@ def redraw_faces(
             **{**kwargs, "output_type": "pil"},
         ).images[0]
         redrawn = redrawn.resize((side, side), PIL.Image.Resampling.LANCZOS)
-        others = torch.cat([boxes[:i], boxes[i + 1 :]]) - boxes.new_tensor([left, top, left, top])
-        result.paste(redrawn, (left, top), _soft_mask(side, feather, others.numpy()))
+        others = torch.cat([boxes[:i], boxes[i + 1 :]]).numpy()
+        mask = _soft_mask(left, top, side, result.height, result.width, others, feather)
+        result.paste(redrawn, (left, top), mask)
     return result
 
 
@@ -102,6 +107,11 @@ def _image_to_image(pipe: FaceSnapMixin) -> Any:
     from .facesnap_xl_img2img import FaceSnapXLImg2ImgPipeline
 
     pipe._require_adapter("redraw_faces")
+    channels = pipe.unet.config.in_channels
+    if channels != pipe.unet.config.out_channels:
+        raise InputError(
+            f"this pipeline's UNet takes {channels} channels, as inpainting models do; pass one of a plain base model"
+        )
     is_xl = hasattr(pipe, "text_encoder_2")
     image_to_image = (FaceSnapXLImg2ImgPipeline if is_xl else FaceSnapImg2ImgPipeline).from_pipe(pipe, controlnet=None)
     image_to_image.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
@@ -117,12 +127,18 @@ def _square(box: torch.Tensor, margin: float, height: int, width: int) -> tuple[
     return x, y, side
 
 
-def _soft_mask(side: int, feather: float, others: np.ndarray) -> PIL.Image.Image:
-    """White; towards its edges and towards the boxes of others, in its pixels, it fades to black along half a cosine."""
-    x, y = np.meshgrid(np.arange(side) + 0.5, np.arange(side) + 0.5)
-    distance = np.minimum.reduce([x, side - x, y, side - y])
-    for left, top, right, bottom in others:
-        outside = np.maximum.reduce([left - x, x - right, top - y, y - bottom])
-        distance = np.minimum(distance, outside)
-    ramp = np.clip(distance / max(feather * side, 0.5), 0, 1)
+def _soft_mask(
+    left: int, top: int, side: int, height: int, width: int, others: np.ndarray, feather: float
+) -> PIL.Image.Image:
+    """
+    White; towards those of its edges that are none of the image's, and towards the boxes of others, it fades to black
+    along half a cosine.
+    """
+    right, bottom = left + side, top + side
+    x, y = np.meshgrid(np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5)
+    inner_edges = ((left > 0, x - left), (top > 0, y - top), (right < width, right - x), (bottom < height, bottom - y))
+    distances = [distance for is_inner, distance in inner_edges if is_inner]
+    distances += [np.maximum.reduce([x0 - x, x - x1, y0 - y, y - y1]) for x0, y0, x1, y1 in others]
+    nearest = np.minimum.reduce([np.full_like(x, np.inf), *distances])
+    ramp = np.clip(nearest / max(feather * side, 0.5), 0, 1)
     return PIL.Image.fromarray(np.round(255 * (1 - np.cos(np.pi * ramp)) / 2).astype(np.uint8))
