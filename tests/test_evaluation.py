@@ -14,6 +14,7 @@ import tiny
 import torch
 import yaml
 from diffusers import ControlNetModel, StableDiffusionPipeline
+from insightface.utils.face_align import norm_crop
 from skimage import data as photos
 from torchmetrics.functional.retrieval import retrieval_hit_rate
 from transformers import CLIPImageProcessor, CLIPModel, CLIPProcessor
@@ -33,6 +34,7 @@ from facesnap_diffusers.evaluation.methods import make_method
 from facesnap_diffusers.evaluation.protocols import load_protocol
 from facesnap_diffusers.evaluation.protocols.unsplash50 import EDITING_PROMPTS, SIMILARITY_PROMPT
 from facesnap_diffusers.evaluation.scoring import summarise
+from facesnap_diffusers.faces.alignment import five_points
 from facesnap_diffusers.faces.face import Face
 from facesnap_diffusers.models.landmark_predictor import FaceCoefficients
 
@@ -489,6 +491,36 @@ class TestLimits:
         assert scores(results, "reference", "truth_pixel_error")["mean"] > 0
         assert results["people"] == results["gallery"] == 3 and results["cases"] == 6
 
+    def test_shuffled_pairs_are_found_at_chance_level(self, tmp_path):
+        """Whole runs on 25 people: their own pictures with some noise find them, those of a random other one do not."""
+        rng = np.random.default_rng(4)
+        cells = rng.integers(20, 236, (25, 4, 4, 3))
+        (tmp_path / "data").mkdir()
+        people, cases = {}, []
+        for number, picture in enumerate(cells):
+            name = f"{number:02}"
+            PIL.Image.fromarray(picture.astype(np.uint8)).resize((32, 32), 0).save(tmp_path / "data" / f"{name}.png")
+            people[name] = {"reference": [f"{name}.png"]}
+            cases += [{"id": f"{name}-{image}", "person": name, "prompt": "someone"} for image in range(4)]
+        manifest = {"format": "facesnap-nano-eval", "version": 1, "people": people, "cases": cases}
+        (tmp_path / "data" / "manifest.json").write_text(json.dumps(manifest))
+        shown = {"own": np.repeat(np.arange(25), 4), "shuffled": rng.integers(0, 25, 100)}
+        for name, chosen in shown.items():
+            (tmp_path / name).mkdir()
+            for case, number in zip(cases, chosen):
+                noisy = np.clip(cells[number] + rng.integers(-20, 21, (4, 4, 3)), 1, 255).astype(np.uint8)
+                PIL.Image.fromarray(noisy).resize((32, 32), 0).save(tmp_path / name / f"{case['id']}.png")
+        methods = [{"kind": "images", "name": name, "folder": str(tmp_path / name)} for name in shown]
+        results = run(tmp_path / "data", tmp_path / "out", methods, sheet_rows=0)
+        assert scores(results, "own", "top1")["mean"] == 1
+        for k in (1, 5):
+            chance = k / 25
+            found = scores(results, "shuffled", f"top{k}")["mean"]
+            assert abs(found - chance) < 4 * math.sqrt(chance * (1 - chance) / 100), k
+        # a random choice shows the right one now and then: those are the hits
+        hits = np.mean(shown["shuffled"] == shown["own"])
+        assert scores(results, "shuffled", "top1")["mean"] == pytest.approx(hits) and hits > 0
+
     def test_an_identical_photo_to_dlib(self, astronaut, tmp_path, dlib_analyzer):
         results = run(astronaut, tmp_path, ["reference"], [dlib_analyzer])
         assert scores(results, "reference", "face_similarity")["mean"] == pytest.approx(1, abs=1e-6)
@@ -627,6 +659,39 @@ class TestMethods:
             width=64,
         ).images[0]
         made = np.array(PIL.Image.open(output / "face_id" / "astronaut-0.png"), dtype=int)
+        assert np.abs(made - np.array(image, dtype=int)).max() <= 1
+
+    def test_face_id_plus_is_what_diffusers_makes(self, all_methods, models, dlib_analyzer):
+        """The same for Plus v2: CLIP's view of the crop goes where diffusers' documentation puts it."""
+        _, output, data, _ = all_methods
+        pipe = StableDiffusionPipeline.from_pretrained(
+            models / "base", safety_checker=None, image_encoder=tiny.image_encoder()
+        )
+        side = {"height": 32, "width": 32}
+        pipe.register_modules(feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=side))
+        pipe.set_progress_bar_config(disable=True)
+        pipe.load_ip_adapter(
+            str(models / "face_id_plus"), subfolder=None, weight_name="weights.bin", image_encoder_folder=None
+        )
+        case = load_protocol("nano", data).cases[0]
+        photo = np.array(PIL.Image.open(case.reference[0]))
+        face = dlib_analyzer.analyze(photo)[0]
+        crop = norm_crop(photo, five_points(face.landmarks).astype(np.float32), image_size=224)
+        positive = torch.from_numpy(face.embedding / np.linalg.norm(face.embedding))[None, None, None]
+        clip_embeds = pipe.prepare_ip_adapter_image_embeds([PIL.Image.fromarray(crop)], None, "cpu", 1, True)[0]
+        layer = pipe.unet.encoder_hid_proj.image_projection_layers[0]
+        layer.clip_embeds, layer.shortcut = clip_embeds, True
+        image = pipe(
+            case.prompt,
+            ip_adapter_image_embeds=[torch.cat([torch.zeros_like(positive), positive])],
+            generator=torch.Generator().manual_seed(case.seed),
+            num_inference_steps=2,
+            guidance_scale=5.0,
+            negative_prompt="",
+            height=64,
+            width=64,
+        ).images[0]
+        made = np.array(PIL.Image.open(output / "plus" / "astronaut-0.png"), dtype=int)
         assert np.abs(made - np.array(image, dtype=int)).max() <= 1
 
     def test_it_goes_on_where_it_was(self, all_methods, models):

@@ -63,7 +63,7 @@ def prepare(
         duplicates = DuplicateFinder(config.duplicate_bits)
         done = {fate.source for fate in writer.fates}
         for fate in writer.fates:
-            if fate.kept and fate.phash is not None:
+            if fate.phash is not None:
                 duplicates.add(fate.phash, fate.source)
 
         todo = (item for item in items if item.source not in done)
@@ -75,13 +75,13 @@ def prepare(
             results = ((item, *preparer(item)) for item in todo)
         bar = tqdm(results, initial=len(done), total=total, unit="photo", disable=not progress, smoothing=0.05)
         for item, fate, sample in bar:
-            if fate.kept:
+            if fate.phash is not None:
                 twin = duplicates.find(fate.phash)
-                if twin is not None:
-                    fate = Fate(fate.source, False, "duplicate", f"of {twin}", identity=fate.identity)
-            if fate.kept:
-                duplicates.add(fate.phash, fate.source)
-            writer.write(fate, sample if fate.kept else None)
+                if twin is None:
+                    duplicates.add(fate.phash, fate.source)
+                else:
+                    fate, sample = Fate(fate.source, False, "duplicate", f"of {twin}", identity=fate.identity), None
+            writer.write(fate, sample)
             bar.set_postfix(kept=writer.count)
         return writer.fates
 
@@ -121,6 +121,7 @@ def _start_process(preparer: PhotoPreparer) -> None:
 
 
 def _prepare_in_process(item: Item) -> tuple[Fate, PreparedFace | None]:
+    assert _preparer is not None
     return _preparer(item)
 
 

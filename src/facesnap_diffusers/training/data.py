@@ -112,7 +112,7 @@ class TrainingSamples(Dataset):
         if config.crops is None:
             crop = _random_crop(target, config, random)
         else:
-            number = index * config.crops + (position // len(self.faces) + index) % config.crops
+            number = index * self.crops + (position // len(self.faces) + index) % self.crops
             crop = self.fixed_crop(number, target)
         if self.latents is None:
             sample["pixel_values"] = crop.pixels(_decode(target.image), config.resolution)
@@ -141,18 +141,24 @@ class TrainingSamples(Dataset):
             sample["head"] = self.image_processor(head, return_tensors="pt").pixel_values[0]
         return sample
 
+    @property
+    def crops(self) -> int:
+        """Fixed crops of each photo."""
+        assert self.config.crops is not None
+        return self.config.crops
+
     def fixed_crop(self, number: int, target: PreparedFace | None = None) -> Crop:
         """Crop `number % crops` of photo `number // crops` (`target`); a share of `flip` of them is mirrored."""
-        index, variant = divmod(number, self.config.crops)
+        index, variant = divmod(number, self.crops)
         random = np.random.default_rng([self.seed, index, variant, 1])
-        mirrored = variant + 0.5 < self.config.flip * self.config.crops
+        mirrored = variant + 0.5 < self.config.flip * self.crops
         return _random_crop(target or self.faces[index], self.config, random, mirrored)
 
     def fixed_pixels(self, numbers: Collection[int]) -> torch.Tensor:
         """Crops by their numbers, `(numbers, 3, resolution, resolution)` in `[-1, 1]`."""
         images = []
         for number in numbers:
-            target = self.faces[number // self.config.crops]
+            target = self.faces[number // self.crops]
             images.append(self.fixed_crop(number, target).pixels(_decode(target.image), self.config.resolution))
         return torch.stack(images)
 

@@ -85,7 +85,9 @@ def identity_distance(embeds: torch.Tensor, reference: torch.Tensor) -> torch.Te
     return 1 - F.cosine_similarity(embeds, reference, dim=-1)
 
 
-def face_weights(landmarks: torch.Tensor, image_size: tuple[int, int], latent_size: tuple[int, int], weight: float):
+def face_weights(
+    landmarks: torch.Tensor, image_size: tuple[int, int], latent_size: tuple[int, int], weight: float
+) -> torch.Tensor:
     r"""
     Weights of the places of a latent in the loss: `weight` where the face is, 1 elsewhere, with a soft edge, scaled to
     1 on average.

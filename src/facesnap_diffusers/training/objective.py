@@ -39,6 +39,8 @@ class Objective(nn.Module):
         recogniser: FaceRecogniser | None = None,
     ):
         super().__init__()
+        if identity_loss.weight > 0 and recogniser is None:
+            raise InputError("identity_loss.weight is not 0 but there is no recogniser; give one, or set it to 0")
         self.parts = nn.ModuleDict({part: getattr(pipeline, part) for part in parts})
         self.parts.requires_grad_(True)
         self.loss = loss
@@ -241,6 +243,7 @@ class Objective(nn.Module):
 
     def _distance(self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor) -> torch.Tensor:
         recogniser = self.recogniser
+        assert recogniser is not None
         images = self.decode_latents(clean)
         with torch.autocast(images.device.type, enabled=False):
             embeds = recogniser(images, batch["detected"][usable])

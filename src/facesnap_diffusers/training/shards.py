@@ -134,6 +134,11 @@ class Fate:
     identity: str | None = None
     phash: int | None = None
 
+    def place(self) -> tuple[str, int, int]:
+        """Shard, first byte and end of a kept photo."""
+        assert self.shard is not None and self.start is not None and self.end is not None
+        return self.shard, self.start, self.end
+
     def to_line(self) -> str:
         return json.dumps({name: value for name, value in asdict(self).items() if value not in (None, "")}) + "\n"
 
@@ -183,7 +188,8 @@ class ShardWriter:
         ends: dict[str, int] = {}
         for fate in self.fates:
             if fate.kept:
-                ends[fate.shard] = fate.end
+                shard, _, end = fate.place()
+                ends[shard] = end
         self.number = max(0, len(ends) - 1)
         self.count = sum(fate.kept for fate in self.fates)
         self._manifest = open(manifest, "ab")
@@ -283,7 +289,8 @@ class PreparedFaces:
                 else:
                     person = None
                 self.person.append(person)
-                self.places.append((f"{folder}/{fate.shard}", fate.start, fate.end))
+                shard, start, end = fate.place()
+                self.places.append((f"{folder}/{shard}", start, end))
         if not self.places:
             raise InputError(f"{', '.join(folders)} holds no photos; see facesnap prepare --stats for why")
 

@@ -65,7 +65,7 @@ class Trainer:
 
         self.pipeline = load_pipeline(config).to(self.accelerator.device)
         recogniser = None
-        if config.identity_loss.weight > 0:
+        if config.identity_loss.weight > 0 and config.identity_loss.recogniser is not None:
             options = dataclasses.asdict(config.identity_loss.recogniser)
             recogniser = FaceRecogniser(load_network(options.pop("network")), **options).to(self.accelerator.device)
         self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recogniser)
