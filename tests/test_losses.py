@@ -13,10 +13,13 @@ from diffusers import DDIMScheduler
 from diffusers.training_utils import compute_snr
 from torch import nn
 
+from facesnap_diffusers import FaceSnapPipeline
 from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.faces.alignment import five_points
 from facesnap_diffusers.training.alignment import align_faces
+from facesnap_diffusers.training.config import IdentityLossConfig, LossConfig
 from facesnap_diffusers.training.losses import NoiseSchedule, face_weights, identity_distance
+from facesnap_diffusers.training.objective import Objective
 from facesnap_diffusers.training.recogniser import FaceRecogniser, load_network
 
 
@@ -183,6 +186,125 @@ def test_gradient_of_the_identity_loss_agrees_with_finite_differences():
             difference = (loss(predicted + step) - loss(predicted - step)) / 2e-5
             assert abs(difference) > 1e-6
             assert torch.allclose((gradient * direction).sum(), difference, rtol=0.01)
+
+
+class TestObjective:
+    """The whole loss of a tiny pipeline in float64."""
+
+    @staticmethod
+    def objective(prediction_type="v_prediction", **identity_loss):
+        base = tiny.sd_pipeline()
+        base.scheduler.register_to_config(prediction_type=prediction_type)
+        pipe = FaceSnapPipeline.from_pipe(base)
+        pipe.set_progress_bar_config(disable=True)
+        tiny.add_adapter(pipe)
+        for component in pipe.components.values():
+            if isinstance(component, nn.Module) and component is not pipe.landmark_predictor:
+                component.double().requires_grad_(False).eval()
+        recogniser = FaceRecogniser(TinyRecogniser().double(), size=32)
+        config = IdentityLossConfig(weight=1.0, reference="photo", min_snr=1e-6, **identity_loss)
+        parts = ["mixer", "ffrnet", "identity_attention"]
+        return Objective(pipe, parts, LossConfig(), config, recogniser)
+
+    @staticmethod
+    def batch(size=2):
+        generator = torch.Generator().manual_seed(7)
+        points = (tiny.face_points() * 0.12 + 1).double()[None].repeat(size, 1, 1)
+        points = torch.cat([points, points[:, 36:40]], dim=1)
+        no = torch.zeros(size, dtype=torch.bool)
+
+        def normal(*shape):
+            return torch.randn(size, *shape, generator=generator, dtype=torch.float64)
+
+        return {
+            "latents": normal(4, 8, 8),
+            "noise": normal(4, 8, 8),
+            "start_noise": normal(4, 8, 8),
+            "timestep": torch.tensor([150, 400])[:size],
+            "landmarks": points.float(),
+            "detected": points,
+            "face_embeds": 0.1 * normal(tiny.FACE_EMBED_DIM),
+            "head": normal(3, 32, 32),
+            "reference_face": torch.rand(size, 3, 32, 32, generator=generator, dtype=torch.float64),
+            "caption": ["one", "two"][:size],
+            "without_text": no,
+            "without_identity": no,
+            "without_landmarks": no,
+        }
+
+    @pytest.mark.parametrize("mode", [{"mode": "prediction"}, {"mode": "few_step", "steps": 2, "gradient_steps": 2}])
+    def test_gradient_of_the_identity_loss_by_the_adapter(self, mode):
+        """Of the weights of all three parts, against finite differences."""
+        objective, batch = self.objective(every=1, **mode), self.batch()
+
+        def identity_loss():
+            conditions = objective.encode_conditions(batch)
+            if mode["mode"] == "few_step":
+                return objective._identity_of_sample(conditions, batch)[0]
+            noisy = objective.schedule.add_noise(batch["latents"], batch["noise"], batch["timestep"])
+            predicted = objective.predict(noisy, batch["timestep"], conditions)
+            return objective._identity_of_prediction(noisy, predicted, batch["timestep"], batch)[0]
+
+        with objective.attached():
+            parameters = list(objective.parameters())
+            gradients = torch.autograd.grad(identity_loss(), parameters, allow_unused=True)
+            for part, module in objective.parts.items():
+                chosen = {id(parameter) for parameter in module.parameters()}
+                generator = torch.Generator().manual_seed(0)
+                directions = [
+                    torch.randn(p.shape, generator=generator, dtype=p.dtype) if id(p) in chosen else None
+                    for p in parameters
+                ]
+                expected = sum(
+                    (gradient * direction).sum()
+                    for gradient, direction in zip(gradients, directions)
+                    if gradient is not None and direction is not None
+                )
+                losses = []
+                with torch.no_grad():
+                    for step in (1e-6, -2e-6):
+                        for parameter, direction in zip(parameters, directions):
+                            if direction is not None:
+                                parameter += step * direction
+                        losses.append(identity_loss())
+                    for parameter, direction in zip(parameters, directions):
+                        if direction is not None:
+                            parameter += 1e-6 * direction
+                difference = (losses[0] - losses[1]) / 2e-6
+                assert abs(difference) > 1e-5, part
+                assert abs(difference / expected - 1) < 0.01, part
+
+    @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+    def test_few_steps_are_those_of_ddim(self, prediction_type):
+        objective, batch = self.objective(prediction_type, mode="few_step", steps=4), self.batch()
+        scheduler = DDIMScheduler.from_config(
+            tiny.scheduler().config, prediction_type=prediction_type, timestep_spacing="trailing", steps_offset=0
+        )
+        scheduler.set_timesteps(4)
+        with torch.no_grad(), objective.attached():
+            conditions = objective.encode_conditions(batch)
+            ours = objective.sample(batch["start_noise"], conditions)
+            sample = batch["start_noise"]
+            for timestep in scheduler.timesteps:
+                predicted = objective.predict(sample, timestep.expand(2), conditions)
+                step = scheduler.step(predicted, timestep, sample)
+                sample = step.prev_sample
+        assert torch.allclose(ours, step.pred_original_sample, rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(ours, batch["start_noise"], atol=0.1)
+
+    def test_gradient_goes_through_the_last_steps_only(self):
+        batch, found = self.batch(1), []
+        for gradient_steps in (1, 3):
+            objective = self.objective(mode="few_step", steps=3, gradient_steps=gradient_steps)
+            counted = []
+            predict = objective.predict
+            objective.predict = lambda *inputs, predict=predict: (
+                counted.append(torch.is_grad_enabled()) or predict(*inputs)
+            )
+            with objective.attached():
+                objective.sample(batch["start_noise"], objective.encode_conditions(batch))
+            found.append(counted)
+        assert found == [[False, False, True], [True, True, True]]
 
 
 class TestRecogniser:

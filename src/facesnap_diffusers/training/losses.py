@@ -76,8 +76,13 @@ class NoiseSchedule:
 
     def _alpha_sigma(self, samples: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         alphas = self.alphas_cumprod.to(timesteps.device)[timesteps][:, None, None, None]
-        dtype = torch.float64 if samples.dtype == torch.float64 else torch.float32
+        dtype = at_least_single(samples).dtype
         return alphas.sqrt().to(dtype), (1 - alphas).sqrt().to(dtype)
+
+
+def at_least_single(tensor: torch.Tensor) -> torch.Tensor:
+    """In float32, in which losses are computed whatever the models' dtype; in float64 where they are."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def identity_distance(embeds: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:

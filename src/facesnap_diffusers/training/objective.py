@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..faces.drawing import draw_landmarks
 from ..models.attention import IdentityAttention
 from .config import IdentityLossConfig, LossConfig
-from .losses import NoiseSchedule, face_weights, identity_distance
+from .losses import NoiseSchedule, at_least_single, face_weights, identity_distance
 from .recogniser import FaceRecogniser
 
 
@@ -123,15 +123,15 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def encode_images(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
-        """Latents in float32 of images in `[-1, 1]`, drawn with the given noise where the VAE has a distribution."""
+        """Latents, in float32 at least, of images in `[-1, 1]`, drawn with the given noise where the VAE has a distribution."""
         vae = self.pipeline.vae
         with torch.autocast(pixel_values.device.type, enabled=False):
             encoded = vae.encode(pixel_values.to(vae.dtype))
         if hasattr(encoded, "latent_dist"):
             distribution = encoded.latent_dist
-            latents = distribution.mean.float() + distribution.std.float() * noise
+            latents = at_least_single(distribution.mean) + at_least_single(distribution.std) * noise
         else:
-            latents = encoded.latents.float()
+            latents = at_least_single(encoded.latents)
         return (latents - (vae.config.get("shift_factor") or 0.0)) * vae.config.scaling_factor
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -139,7 +139,7 @@ class Objective(nn.Module):
         vae = self.pipeline.vae
         latents = latents / vae.config.scaling_factor + (vae.config.get("shift_factor") or 0.0)
         with torch.autocast(latents.device.type, enabled=False):
-            return vae.decode(latents.to(vae.dtype)).sample.float() / 2 + 0.5
+            return at_least_single(vae.decode(latents.to(vae.dtype)).sample) / 2 + 0.5
 
     def encode_conditions(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Text, identity tokens and landmark images of a batch."""
@@ -165,7 +165,7 @@ class Objective(nn.Module):
         return conditions
 
     def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, Any]) -> torch.Tensor:
-        """What the base model with the adapter predicts, in float32."""
+        """What the base model with the adapter predicts, in float32 at least."""
         unet, ffrnet = self.pipeline.unet, self.pipeline.ffrnet
         tokens = conditions["identity_tokens"]
         sample = noisy.to(unet.dtype)
@@ -186,14 +186,35 @@ class Objective(nn.Module):
                 "mid_block_additional_residual": (mid * kept).to(unet.dtype),
             }
         context = torch.cat([conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1)
-        return unet(
+        predicted = unet(
             sample,
             timesteps,
             encoder_hidden_states=context,
             added_cond_kwargs=None if added is None else {k: v.to(unet.dtype) for k, v in added.items()},
             return_dict=False,
             **residuals,
-        )[0].float()
+        )[0]
+        return at_least_single(predicted)
+
+    def sample(self, noise: torch.Tensor, conditions: dict[str, Any]) -> torch.Tensor:
+        r"""
+        Clean latents from pure noise in `identity_loss.steps` steps of DDIM (Song et al. 2021, equation 12, no noise
+        added) at trailing timesteps, without guidance. The gradient goes through the last `gradient_steps`.
+        """
+        config, count = self.identity_loss, len(noise)
+        # the first timestep is the last of the schedule, where the sample is (almost) pure noise
+        spaced = torch.arange(config.steps, 0, -1, device=noise.device) * len(self.schedule) / config.steps
+        timesteps = spaced.round().long() - 1
+        noisy = clean = noise
+        for number, timestep in enumerate(timesteps):
+            now = timestep.expand(count)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and config.steps - number <= config.gradient_steps):
+                predicted = self.predict(noisy, now, conditions)
+                clean = self.schedule.clean(noisy, predicted, now)
+                if number + 1 < len(timesteps):
+                    noise = self.schedule.noise(noisy, predicted, now)
+                    noisy = self.schedule.add_noise(clean, noise, timesteps[number + 1].expand(count))
+        return clean
 
     def _image_size(self, batch: dict[str, Any]) -> tuple[int, int]:
         height, width = batch["noise"].shape[-2:]
@@ -219,27 +240,13 @@ class Objective(nn.Module):
     def _identity_of_sample(
         self, conditions: dict[str, Any], batch: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_id on images sampled from pure noise in a few steps of DDIM (Song et al. 2021, equation 12, no noise added)."""
-        config = self.identity_loss
-        count = len(batch["timestep"])
-        # trailing timesteps: the first is the last of the schedule, where the sample is (almost) pure noise
-        spaced = torch.arange(config.steps, 0, -1, device=batch["timestep"].device) * len(self.schedule) / config.steps
-        timesteps = spaced.round().long() - 1
-        sample = batch["start_noise"]
-        clean = sample
-        for number, timestep in enumerate(timesteps):
-            now = timestep.expand(count)
-            with torch.set_grad_enabled(torch.is_grad_enabled() and config.steps - number <= config.gradient_steps):
-                predicted = self.predict(sample, now, conditions)
-                clean = self.schedule.clean(sample, predicted, now)
-                if number + 1 < len(timesteps):
-                    noise = self.schedule.noise(sample, predicted, now)
-                    sample = self.schedule.add_noise(clean, noise, timesteps[number + 1].expand(count))
+        """L_id on images sampled from pure noise, of samples that show someone."""
+        clean = self.sample(batch["start_noise"], conditions)
         usable = ~batch["without_identity"]
         share = usable.float().mean()
         if not usable.any():
             return clean.sum() * 0.0, share
-        return self._distance(clean[usable], batch, usable).sum() / count, share
+        return self._distance(clean[usable], batch, usable).sum() / len(usable), share
 
     def _distance(self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor) -> torch.Tensor:
         recogniser = self.recogniser
