@@ -213,7 +213,8 @@ class TestRetarget:
         shift = shift * unit[:, None, None] * (random.random((200, 68, 1)) < 0.2)
         seen = observe(points)[:, :68, :2] + torch.tensor(shift)
         truth = written_out(predictor, dataclasses.replace(population, shape=population.shape.roll(1, 0)))
-        assert nme(predictor.retarget(seen.roll(1, 0), seen), truth) < 0.045
+        error = nme(predictor.retarget(seen.roll(1, 0), seen), truth)
+        assert error < 0.05 and error < 0.5 * nme(seen, truth)
 
     def test_follows_the_driving_picture(self, predictor, population):
         seen = observe(written_out(predictor, population))[:20, :68, :2]
