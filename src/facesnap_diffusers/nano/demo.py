@@ -49,9 +49,8 @@ class Shot:
 def _prompt(
     number: int, feeling: str, direction: str, shirt: str, background: str, pose: HeadPose, preset: str
 ) -> Shot:
-    label = f"{feeling},\n{shirt} shirt,\n{background} background"
     scene = f"{feeling}, {direction}, {shirt} shirt, {background} background"
-    return Shot(f"prompt-{number}", label, scene, pose, preset, noise=number)
+    return Shot(f"prompt-{number}", scene.replace(", ", ",\n"), scene, pose, preset, noise=number)
 
 
 def _turned(yaw: int) -> Shot:
