@@ -381,6 +381,13 @@ class TestFixedCrops:
         with pytest.raises(InputError, match="latents of other data"):
             Trainer(tiny_training.config(base, faces, tmp_path, data={"crops": 4, "flip": 0.5})).train()
 
+    def test_belong_to_the_weights_of_the_encoder(self, trainer):
+        vae, before = trainer.pipeline.vae, trainer._latent_settings()
+        vae.decoder.conv_in.weight.data += 1
+        assert trainer._latent_settings() == before
+        vae.encoder.conv_in.weight.data += 1
+        assert trainer._latent_settings() != before
+
 
 class TestOptions:
     @pytest.mark.parametrize(

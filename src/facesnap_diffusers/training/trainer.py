@@ -226,11 +226,14 @@ class Trainer:
         return self.objective.encode_images(self.samples.fixed_pixels(numbers).to(device), noise.to(device))
 
     def _latent_settings(self) -> dict[str, Any]:
-        """What the latents of fixed crops depend on."""
+        """What the latents of fixed crops depend on; the VAE by the weights of its encoder."""
         config = self.config
-        photos = hashlib.sha256(repr(self.faces.places).encode()).hexdigest()
+        photos, encoder = hashlib.sha256(repr(self.faces.places).encode()), hashlib.sha256()
+        for name, tensor in self.pipeline.vae.state_dict().items():
+            if not name.startswith(("decoder.", "post_quant_conv.")):
+                encoder.update(tensor.cpu().flatten().view(torch.uint8).numpy())
         data = {name: getattr(config.data, name) for name in ("resolution", "zoom", "flip", "crops")}
-        return {"base": dataclasses.asdict(config.base), **data, "photos": photos, "seed": config.seed}
+        return {**data, "photos": photos.hexdigest(), "vae": encoder.hexdigest(), "seed": config.seed}
 
     def _read_faces(self, folders: list[str]) -> PreparedFaces:
         faces, adapter = PreparedFaces(folders), self.pipeline.facesnap_config
