@@ -229,6 +229,11 @@ def show_bound(predictor: LandmarkPredictor, model, faces: int, sweeps: int) -> 
             offsets, turned, driven = posterior.mean(sweeps)
             results[f"chains from the {name}"] = driven + offsets.roll(1, 0) @ turned.mT
         results["mean of both"] = sum(list(results.values())[1:]) / 2
+        # Does a least-squares step improve on the network? The most probable shape, given its pose and expression.
+        fitted = Faces(truth.identity, found.expression, found.rotation, found.scale, truth.translation)
+        offsets, turned = Posterior(sampler, fitted, observed, 0.015 * interocular(points)).most_probable_shape()
+        without_shape = predictor.decode(dataclasses.replace(found, shape=torch.zeros_like(found.shape)), dimensions=3)
+        results["predictor and least squares"] = without_shape + offsets.roll(1, 0) @ turned.mT
 
         for where, space in (("", 2), (", distances in space", 3)):
             own = face_errors(result, target, space)
@@ -250,7 +255,7 @@ def main():
     parser.add_argument(
         "--bound", type=int, default=0, metavar="PAIRS", help="also estimate what is possible; 100 take ten minutes"
     )
-    parser.add_argument("--bound-sweeps", type=int, default=900)
+    parser.add_argument("--bound-sweeps", type=int, default=200)
     args = parser.parse_args()
 
     predictor = LandmarkPredictor.from_pretrained(args.predictor) if args.predictor else load_landmark_predictor()

@@ -69,6 +69,11 @@ class Posterior:
             driven = self._mix(self.expression, self.sampler.expression) + self.sampler.mean
             yield self._mix(shape, self.shape), turned, driven @ turned.mT + translation[:, None]
 
+    def most_probable_shape(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Given expression and pose as they are: a least-squares fit. The first two of what `mean` returns."""
+        shape, _ = self._likelihood(self.walk, self.expression)[1]
+        return self._mix(shape, self.shape), self._turn(self.walk)
+
     def _mix(self, coefficients: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
         return (coefficients @ basis.flatten(1)).unflatten(-1, (NUM_LANDMARKS, 3))
 
