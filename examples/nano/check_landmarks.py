@@ -3,8 +3,8 @@
     python check_landmarks.py --people 100
 
 Prints mean distances of the 68 points from the renderer's own in the true picture, by the distance of the outer eye
-corners: another person's points in the same scene; what the predictor re-targets from the reference's points, as dlib
-finds them and as they are; and what dlib finds in the true picture itself.
+corners: another person's points in the same scene; what the predictor re-targets from the reference's points as they are,
+from those that dlib finds, and from the mean face's, which are nobody's; and what dlib finds in the true picture itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,9 +44,13 @@ def main():
         other = sample_person(SEED, SPLITS["test"][(number + 1) % len(SPLITS["test"])])
         reference, *asked = itertools.islice(scenes(model, index, person, size), 1 + args.cases)
         found = analyzer.analyze(renderer.render(person, reference).image)
-        read = {"from the reference's own points": landmarks(model, person, reference, size).astype(np.float32)}
+        mean = replace(person, shape=np.zeros_like(person.shape))
+        read = {
+            "the reference's own points": landmarks(model, person, reference, size).astype(np.float32),
+            "the mean face's": landmarks(model, mean, reference, size).astype(np.float32),
+        }
         if found:
-            read["from dlib's points of the reference"] = found[0].landmarks
+            read["dlib's of the reference"] = found[0].landmarks
         for scene in asked:
             truth = landmarks(model, person, scene, size)
             case = Case(
@@ -62,7 +67,7 @@ def main():
             for name, points in read.items():
                 face = FoundFace(points, np.ones(1, np.float32), (size, size))
                 target = retargeted_landmarks(predictor, case, face, size, size)
-                errors[f"re-targeted {name}"].append(error(target, truth))
+                errors[f"re-targeted from {name}"].append(error(target, truth))
             for face in analyzer.analyze(renderer.render(person, scene).image)[:1]:
                 errors["dlib's of the true picture"].append(error(face.landmarks, truth))
     for name, values in errors.items():
