@@ -70,7 +70,7 @@ def whiten_face_projection(mixer: FacialAttributeMixer, embeddings: torch.Tensor
     """dlib's embeddings differ little from their common mean: what a random projection sees of them is made to vary."""
     flat = embeddings.flatten(0, -2)
     projected = mixer.face_proj(flat)
-    mixer.face_proj.weight /= projected.std()
+    mixer.face_proj.weight /= (projected - projected.mean(0)).std()
     mixer.face_proj.bias.copy_(-(flat.mean(0) @ mixer.face_proj.weight.T))
 
 

@@ -1,0 +1,75 @@
+"""What examples/nano makes for the adapter: chips, captions, losses, the mixer's start."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+
+pytest.importorskip("dlib")
+pytest.importorskip("cv2")
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples/nano"))
+
+from embed_faces import chip  # noqa: E402
+from people.captions import HAIR_STYLES, SKIN_TONES  # noqa: E402
+from prepare_shards import scene_caption  # noqa: E402
+from start_adapter import whiten_face_projection  # noqa: E402
+from train_image_encoder import contrast  # noqa: E402
+from train_recogniser import create_network  # noqa: E402
+
+from facesnap_diffusers.faces.alignment import align_face  # noqa: E402
+from facesnap_diffusers.models.mixer import FacialAttributeMixer  # noqa: E402
+from facesnap_diffusers.training.alignment import align_faces  # noqa: E402
+
+
+def smooth_picture(side: int = 128) -> np.ndarray:
+    small = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(small).permute(2, 0, 1)[None].float()
+    large = torch.nn.functional.interpolate(tensor, (side, side), mode="bicubic").clamp(0, 255)
+    return large[0].permute(1, 2, 0).round().byte().numpy()
+
+
+def test_the_renderers_landmarks_give_the_same_chip_to_dlib_and_to_the_identity_loss():
+    reference = np.loadtxt(Path(__file__).parents[1] / "data/landmarks_reference.csv", delimiter=",")
+    low, high = reference.min(0), reference.max(0)
+    landmarks = (35 + 60 * (reference - low) / (high - low).max()).round() + 0.5  # centres of pixels
+    picture = smooth_picture()
+    expected = chip(picture, landmarks)
+    pixels = torch.from_numpy(picture).permute(2, 0, 1)[None].float()
+    crop = align_faces(pixels, torch.from_numpy(landmarks).float()[None] - 0.5, "dlib")[0].permute(1, 2, 0).numpy()
+    assert np.abs(crop - expected)[8:-8, 8:-8].mean() < 2
+    assert np.abs(align_face(picture, landmarks, 150) - crop)[8:-8, 8:-8].mean() > 5  # another crop is told apart
+
+
+def test_captions_of_training_leave_the_person_out():
+    attributes = {"expression": "smiling", "direction": "looking left", "shirt": "red", "background": "blue"}
+    attributes |= {"skin": "pale", "hair_style": "bob", "hair_color": "blond", "eyes": "green", "bangs": True}
+    captions = {scene_caption(attributes, np.random.default_rng(k)) for k in range(600)}
+    assert len(captions) == 16  # each of the four clauses is sometimes there and sometimes not
+    assert all(caption.startswith("a photo of a person") for caption in captions)
+    assert not any(word in caption for caption in captions for word in (*SKIN_TONES, *HAIR_STYLES, "blond", "green"))
+
+
+def test_the_contrastive_loss_is_that_of_its_closed_form():
+    same = torch.eye(6)
+    scale = torch.tensor(3.0)
+    # every row has one logit of 3 and five of 0
+    expected = -torch.log(scale.exp() / (scale.exp() + 5))
+    torch.testing.assert_close(contrast(same, same, scale), expected)
+    assert contrast(same, same.roll(1, 0), scale) > expected + 2.9
+
+
+def test_the_mixers_face_tokens_vary_from_the_start():
+    torch.manual_seed(0)
+    embeddings = 0.1 * torch.randn(40, 5, 12) + torch.linspace(-1, 1, 12)
+    mixer = FacialAttributeMixer(32, 12, None, num_tokens=4, num_face_tokens=2, hidden_size=16, attention_head_dim=8)
+    whiten_face_projection(mixer, embeddings)
+    projected = mixer.face_proj(embeddings.flatten(0, 1))
+    torch.testing.assert_close(projected.mean(0), torch.zeros(32), atol=1e-5, rtol=0)
+    torch.testing.assert_close(projected.std(), torch.tensor(1.0), atol=0.02, rtol=0)
+
+
+def test_the_recogniser_takes_chips_of_64_pixels():
+    assert create_network().eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 128)
