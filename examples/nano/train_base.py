@@ -34,6 +34,7 @@ BATCH = 32
 LEARNING_RATE = 1e-3
 WARMUP = 400
 COOLDOWN = 0.3  # share of the run in which the learning rate falls to nothing
+AVERAGE_DECAY = 0.9995
 TEXT_DROPOUT = 0.1
 SNR_LIMIT, LEAST_WEIGHT = 5.0, 0.15
 FEATURE_WEIGHT = 3.0
@@ -153,6 +154,10 @@ class BaseModel(nn.Module):
         return (balance * (weights * error).mean((1, 2, 3))).mean(), error.mean().detach()
 
 
+def create_optimizer(model: BaseModel) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+
+
 def learning_rate(images: int, total: int) -> float:
     return LEARNING_RATE * min(1, images / BATCH / WARMUP) * min(1, max(0.01, (1 - images / total) / COOLDOWN))
 
@@ -221,8 +226,8 @@ def main():
     model = BaseModel()
     model.unet.to(memory_format=torch.channels_last)
     avoid_slow_kernels(model.unet)
-    average = Average(model, 0.9995)
-    optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
+    average = Average(model, AVERAGE_DECAY)
+    optimizer = create_optimizer(model)
     checkpoint = folder / "training.pt"
     step = load_checkpoint(checkpoint, model, average, optimizer, rng)
     millions = sum(p.numel() for p in model.parameters()) / 1e6
