@@ -119,7 +119,7 @@ def main():
             tokens = pipe.mixer(embeddings if sees_face else None, states if sees_image else None).float()
         return (tokens - target).square().mean()
 
-    pipe.mixer.train()
+    pipe.mixer.requires_grad_(True).train()
     for step in range(args.steps):
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 100, 2 * (1 - step / args.steps))

@@ -33,7 +33,7 @@ LEARNING_RATE = 1e-3
 
 
 def create_model(tokenizer) -> CLIPModel:
-    shape = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4}
+    shape = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4, "projection_dim": WIDTH}
     text = {"vocab_size": len(tokenizer), "max_position_embeddings": TEXT_LENGTH, "num_hidden_layers": 2, **shape}
     text |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     vision = {"image_size": SIZE, "patch_size": PATCH, "num_hidden_layers": 4, **shape}

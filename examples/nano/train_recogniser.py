@@ -1,9 +1,9 @@
 """A small torch network that imitates dlib's recogniser on rendered people, for the identity loss. Run again to go on.
 
-    python train_recogniser.py --steps 4000
+    python train_recogniser.py --steps 3000
 
 It takes dlib's chip at 64 px and gives dlib's embedding relative to the mean of all people, so that the cosine, which the
-identity loss is made of, tells people apart. Half of what it sees has been through the autoencoder, blurred or noisy, as
+identity loss is made of, tells people apart. Half of what it sees has been blurred, or through the autoencoder with noise, as
 predicted pictures are.
 """
 
@@ -20,7 +20,7 @@ from dataset import Shard, shard_paths
 from embed_faces import EMBEDDED_VIEWS, embedding_path
 from precision import mixed_precision
 from torch import nn
-from train_autoencoder import to_tensor
+from train_autoencoder import LATENT_STD, to_tensor
 from train_base import load_autoencoder
 from workspace import add_work_dir
 
@@ -74,13 +74,13 @@ class Faces:
 
 @torch.no_grad()
 def spoiled(images: torch.Tensor, vae) -> torch.Tensor:
-    """A quarter each: as they are, through the autoencoder, through it with noise, blurred."""
+    """A quarter through the autoencoder, with up to much noise, a quarter blurred, the others as they are."""
     out, quarter = images.clone(), len(images) // 4
-    latents = vae.encode(images[: 2 * quarter]).latent_dist.mean
-    latents[quarter:] += 0.3 * torch.rand(len(latents) - quarter, 1, 1, 1) * torch.randn_like(latents[quarter:]) * 0.4
-    out[: 2 * quarter] = vae.decode(latents).sample
-    small = F.interpolate(images[2 * quarter : 3 * quarter], scale_factor=0.4, mode="area")
-    out[2 * quarter : 3 * quarter] = F.interpolate(small, images.shape[-2:], mode="bilinear")
+    latents = vae.encode(images[:quarter]).latent_dist.mean
+    noise = 0.3 * LATENT_STD * torch.rand(quarter, 1, 1, 1) * torch.randn_like(latents)
+    out[:quarter] = vae.decode(latents + noise).sample
+    small = F.interpolate(images[quarter : 2 * quarter], scale_factor=0.4, mode="area")
+    out[quarter : 2 * quarter] = F.interpolate(small, images.shape[-2:], mode="bilinear")
     return out
 
 
@@ -104,7 +104,7 @@ def agreement(network: nn.Module, faces: Faces, mean: torch.Tensor) -> tuple[flo
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -113,7 +113,7 @@ def main():
     folder = args.work_dir / "recogniser"
     train, held_out = Faces(args.work_dir, "train"), Faces(args.work_dir, "validation")
     mean = train.embeddings.mean(0)
-    vae = load_autoencoder(args.work_dir)
+    vae = load_autoencoder(args.work_dir).to(memory_format=torch.channels_last)
     network = create_network().to(memory_format=torch.channels_last)
     average = Average(network, 0.998)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2)
