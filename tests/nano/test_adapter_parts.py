@@ -1,6 +1,5 @@
 """What examples/nano makes for the adapter: chips, captions, losses, the mixer's start."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import torch
 
 pytest.importorskip("dlib")
 pytest.importorskip("cv2")
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples/nano"))
 
 from embed_faces import chip  # noqa: E402
 from people.captions import HAIR_STYLES, SKIN_TONES  # noqa: E402

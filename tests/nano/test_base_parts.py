@@ -1,17 +1,11 @@
 """The parts that the nano base is built of: tokenizer, autoencoder start, UNet and scheduler."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples/nano"))
 
 pytest.importorskip("scipy", reason="the captions' words come with the renderer, which needs scipy")
 pytest.importorskip("cv2", reason="the training script needs opencv")

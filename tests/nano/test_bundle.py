@@ -1,8 +1,6 @@
 """What `bundle.py` puts into the package, from an untrained model."""
 
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,28 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "examples/nano"))
-
 pytest.importorskip("scipy", reason="the renderer needs scipy")
 pytest.importorskip("cv2", reason="the renderer needs opencv")
 pytest.importorskip("moderngl", reason="the renderer needs moderngl")
-if not (ROOT.parent / "shared/data/ict_facekit/ict_face_model.npz").exists():
-    pytest.skip("../shared/data/ict_facekit is not there", allow_module_level=True)
 
 import bundle  # noqa: E402
-from people.renderer import Renderer  # noqa: E402
 from people.sampling import sample_person  # noqa: E402
 
 from facesnap_diffusers import load_nano_pipeline, nano_people  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def renderer():
-    try:
-        return Renderer()
-    except Exception as error:
-        pytest.skip(f"no OpenGL context: {error}")
 
 
 @pytest.fixture(scope="module")
