@@ -129,6 +129,18 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
+def killed(command: list[str], manifest: Path, lines: int) -> bytes:
+    """Kills a command when the manifest has so many lines; returns the complete ones."""
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not (manifest.exists() and manifest.read_bytes().count(b"\n") >= lines):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    content = manifest.read_bytes()
+    return content[: content.rfind(b"\n") + 1]
+
+
 class TestRun:
     def test_each_file_has_its_fate(self, tmp_path):
         write_photos(tmp_path / "in", 5)
@@ -222,15 +234,8 @@ class TestRun:
             "        time.sleep(0.1); return super().analyze(image)\n"
             "t.prepare(t.open_source({source!r}), {output!r}, t.CONFIG, analyzer=Slow, progress=False)\n"
         ).format(tests=str(Path(__file__).parent), source=str(tmp_path / "in"), output=str(tmp_path / "out"))
-        process = subprocess.Popen([sys.executable, "-c", script])
         manifest = tmp_path / "out" / MANIFEST
-        while not (manifest.exists() and manifest.read_bytes().count(b"\n") >= 10):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        before = manifest.read_bytes()
-        before = before[: before.rfind(b"\n") + 1]
+        before = killed([sys.executable, "-c", script], manifest, lines=10)
         assert 10 <= before.count(b"\n") < 60
         run_silently(open_source(str(tmp_path / "in")), tmp_path / "out", CONFIG)
         assert manifest.read_bytes().startswith(before)
@@ -474,16 +479,7 @@ class TestRealPhotos:
         encoder = "dlib/face_recognition_resnet_model_v1"
         arguments = ["prepare", str(source), str(tmp_path / "out"), "--face-encoder", encoder, "--crop", "dlib"]
 
-        process = subprocess.Popen(
-            [sys.executable, "-m", "facesnap_diffusers.cli", *arguments], stderr=subprocess.DEVNULL
-        )
-        while not (manifest.exists() and manifest.read_bytes().count(b"\n") >= 100):
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.kill()
-        process.wait()
-        before = manifest.read_bytes()
-        before = before[: before.rfind(b"\n") + 1]
+        before = killed([sys.executable, "-m", "facesnap_diffusers.cli", *arguments], manifest, lines=100)
         assert 100 <= before.count(b"\n") < 219
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.output
