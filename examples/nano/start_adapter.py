@@ -27,6 +27,7 @@ from workspace import add_work_dir
 import facesnap_diffusers.nano.autoencoder  # noqa: F401  (diffusers looks its class up there)
 from facesnap_diffusers import FaceSnapConfig, FaceSnapPipeline
 from facesnap_diffusers.faces.alignment import align_for_clip
+from facesnap_diffusers.faces.drawing import draw_landmarks
 from facesnap_diffusers.models.ffrnet import FFRNet
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 
@@ -35,6 +36,7 @@ NUM_TOKENS = 16
 FIRST_WORD = 5  # of the person's part, after the start token and "a photo of a"
 MIXER = {"hidden_size": 128, "num_layers": 2, "attention_head_dim": 32, "num_face_tokens": 4}
 FEATURES = {"id": (True, False), "clip": (False, True), "both": (True, True)}
+IMAGE_SIZE = 128
 BATCH, LEARNING_RATE = 64, 1e-3
 
 
@@ -74,11 +76,31 @@ def whiten_face_projection(mixer: FacialAttributeMixer, embeddings: torch.Tensor
     mixer.face_proj.bias.copy_(-(flat.mean(0) @ mixer.face_proj.weight.T))
 
 
+@torch.no_grad()
+def wake_landmarks(ffrnet: FFRNet, landmark_images: torch.Tensor):
+    """
+    Scales each layer of the landmarks' embedding so that what landmark images make of it varies by one.
+
+    A ControlNet's embedding as it is initialised passes next to nothing of a few bright dots on black, and ends in zeros:
+    a thousand steps do not wake it. That the last layers of all are zero suffices for a start that changes nothing.
+    """
+    embedding = ffrnet.controlnet_cond_embedding
+    states = landmark_images
+    for layer in [embedding.conv_in, *embedding.blocks, embedding.conv_out]:
+        torch.nn.init.kaiming_normal_(layer.weight)
+        torch.nn.init.zeros_(layer.bias)
+        layer.weight /= layer(states).std()
+        states = torch.nn.functional.silu(layer(states))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
     parser.add_argument("--output", type=Path, default=Path("adapters/start"), help="under the work directory")
     parser.add_argument("--features", choices=list(FEATURES), default="both", help="what the mixer sees")
+    parser.add_argument(
+        "--without-ffrnet", action="store_true", help="mixer and identity attention only, as IP-Adapter"
+    )
     parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -98,12 +120,16 @@ def main():
         image_encoder="image_encoder" if sees_image else None,
         normalized_embeds=False,
         num_tokens=NUM_TOKENS,
+        parts=["mixer", "identity_attention"] if args.without_ffrnet else ["mixer", "ffrnet", "identity_attention"],
         license="apache-2.0",
     )
     image_parts = {"image_encoder": encoder, "image_processor": processor} if sees_image else {}
     pipe.init_facesnap_adapter(config, mixer=MIXER, **image_parts)
-    # a landmark image of 128 px needs no more channels than these
-    pipe.ffrnet = FFRNet.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
+    if not args.without_ffrnet:
+        # a landmark image of 128 px needs no more channels than these
+        pipe.ffrnet = FFRNet.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
+        points = torch.from_numpy(Shard.load(shard_paths(args.work_dir, "train")[0]).landmarks[:, 0] - 0.5)
+        wake_landmarks(pipe.ffrnet, draw_landmarks(points, IMAGE_SIZE, IMAGE_SIZE))
     if sees_face:
         whiten_face_projection(pipe.mixer, train.embeddings)
 
