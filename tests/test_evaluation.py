@@ -687,6 +687,38 @@ class TestMethods:
         made = np.array(PIL.Image.open(folder / "astronaut-0.png"), dtype=int)
         assert np.abs(made - np.array(image, dtype=int)).max() <= 1
 
+    def test_known_landmarks_are_taken(self, astronaut, models, dlib_analyzer, tmp_path):
+        """In place of dlib's, for the tokens and for the target, as if the pipeline had been given them."""
+        data = tmp_path / "data"
+        shutil.copytree(astronaut, data)
+        manifest = json.loads((data / "manifest.json").read_text())
+        points = 2.5 * np.array(manifest["cases"][0]["driving_landmarks"])
+        manifest["people"]["astronaut"]["landmarks"] = points.tolist()
+        (data / "manifest.json").write_text(json.dumps(manifest))
+        sampling = {**SAMPLING, "base": str(models / "base")}
+        run(data, tmp_path / "out", [self.methods(models)["facesnap"]], [dlib_analyzer], sampling=sampling)
+
+        case = load_protocol("nano", data).cases[0]
+        pipe = FaceSnapPipeline.from_pretrained(models / "base", safety_checker=None)
+        pipe.load_facesnap_adapter(models / "adapter")
+        pipe.set_progress_bar_config(disable=True)
+        photo = np.array(PIL.Image.open(case.reference[0]))
+        embedding = dlib_analyzer.analyze(photo)[0].embedding
+        image = pipe(
+            case.prompt,
+            identity=pipe.encode_face(photo, embedding=embedding, landmarks=points),
+            pose=case.pose,
+            expression=case.expression,
+            face_box=case.face_box,
+            generator=torch.Generator().manual_seed(case.seed),
+            num_inference_steps=2,
+            guidance_scale=5.0,
+            height=64,
+            width=64,
+        ).images[0]
+        made = np.array(PIL.Image.open(tmp_path / "out/facesnap/astronaut-0.png"), dtype=int)
+        assert np.abs(made - np.array(image, dtype=int)).max() <= 1
+
     def test_it_goes_on_where_it_was(self, all_methods, models):
         results, output, data, options = all_methods
         methods = list(self.methods(models).values())[:2]

@@ -115,13 +115,17 @@ def write_eval_set(folder: Path, renderer: Renderer, people: int, cases: int) ->
     """Renders and writes everything, the manifest last."""
     model, size = renderer.model, renderer.size
     names = [f"{index:04d}" for index in SPLITS["test"][:people]]
-    entries = []
+    entries, references = [], {}
     for number, (name, index) in enumerate(zip(names, SPLITS["test"][:people])):
         person = sample_person(SEED, index)
         other = sample_person(SEED, SPLITS["test"][(number + 1) % len(SPLITS["test"])])
         reference, *asked = itertools.islice(scenes(model, index, person, size), 1 + cases)
         (folder / name).mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(renderer.render(person, reference).image).save(folder / name / "reference.png")
+        references[name] = {
+            "reference": [f"{name}/reference.png"],
+            "landmarks": landmarks(model, person, reference, size).round(3).tolist(),
+        }
         for letter, scene in zip("abcdefghij", asked):
             truth = f"{name}/{letter}.png"
             PIL.Image.fromarray(renderer.render(person, scene).image).save(folder / truth)
@@ -144,7 +148,7 @@ def write_eval_set(folder: Path, renderer: Renderer, people: int, cases: int) ->
         "format": FORMAT,
         "version": VERSION,
         "background_colors": {name: list(color) for name, color in BACKGROUND_COLORS.items()},
-        "people": {name: {"reference": [f"{name}/reference.png"]} for name in names},
+        "people": references,
         "cases": entries,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")

@@ -27,6 +27,8 @@ class Case:
         id (`str`): Names the image's file: letters, digits, `.`, `_`, `-`.
         person (`str`): Who it shall show; cases of one person share the reference.
         reference (`tuple[Path, ...]`): Photos of that person.
+        reference_landmarks (`tuple[tuple[float, float], ...]`, *optional*): The 68 or 72 landmarks in the only reference
+            photo, in its pixels, where they are known; found by the face analyzer otherwise.
         prompt (`str`): What it shall show.
         seed (`int`): Of the initial noise, the same for every method.
         group (`str`): Part of the protocol that it belongs to.
@@ -51,12 +53,15 @@ class Case:
     truth: Path | None = None
     driving_landmarks: tuple[tuple[float, float], ...] | None = None
     background: str | None = None
+    reference_landmarks: tuple[tuple[float, float], ...] | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9._-]{1,150}", self.id) or self.id.startswith("."):
             raise InputError(f"case id {self.id!r} must be 1 to 150 letters, digits, '.', '_' or '-'")
         if not self.reference:
             raise InputError(f"case {self.id} has no reference photo; give at least one")
+        if self.reference_landmarks is not None and len(self.reference) > 1:
+            raise InputError(f"case {self.id} has landmarks and several reference photos; leave one of them out")
 
     @property
     def is_steered(self) -> bool:
@@ -74,6 +79,7 @@ class Case:
             "expression": self.expression.weights if self.expression else None,
             "face_box": self.face_box,
             "driving_landmarks": self.driving_landmarks,
+            "reference_landmarks": self.reference_landmarks,
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 

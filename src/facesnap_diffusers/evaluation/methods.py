@@ -129,7 +129,7 @@ class _DiffusionMethod(Method):
         """What [`encode_person`] says of a case's person, encoded once; once only too if there is no face."""
         if case.reference not in self._people:
             try:
-                self._people[case.reference] = self.encode_person(case.reference)
+                self._people[case.reference] = self.encode_person(case)
             except NoFaceFoundError as error:
                 self._people[case.reference] = error
         person = self._people[case.reference]
@@ -137,7 +137,7 @@ class _DiffusionMethod(Method):
             raise person
         return person
 
-    def encode_person(self, reference: Sequence[Path]) -> Any:
+    def encode_person(self, case: Case) -> Any:
         raise NotImplementedError
 
     def sample(self, cases: Sequence[Case], **arguments: Any) -> list[PIL.Image.Image]:
@@ -209,8 +209,12 @@ class FaceSnap(_DiffusionMethod):
             points = torch.cat([self._predict(identity, case) for identity, case in zip(identities, cases)])
         return self.sample(cases, identity=identities, landmarks=points)
 
-    def encode_person(self, reference: Sequence[Path]) -> FaceIdentity:
-        return self.pipe.encode_face(list(reference))
+    def encode_person(self, case: Case) -> FaceIdentity:
+        if case.reference_landmarks is None:
+            return self.pipe.encode_face(list(case.reference))
+        face = find_face(case.reference[0], self.pipe.face_analyzer, name=str(case.reference[0]))
+        points = np.array(case.reference_landmarks, dtype=np.float32)
+        return self.pipe.encode_face(face.image, embedding=face.embedding, landmarks=points)
 
     def _predict(self, identity: FaceIdentity, case: Case) -> torch.Tensor:
         height, width = self.size
@@ -298,12 +302,14 @@ class IPAdapterFaceID(_DiffusionMethod):
             arguments["controlnet_conditioning_scale"] = self.controlnet_scale
         return self.sample(cases, **arguments)
 
-    def encode_person(self, reference: Sequence[Path]) -> tuple[FoundFace, torch.Tensor, np.ndarray]:
+    def encode_person(self, case: Case) -> tuple[FoundFace, torch.Tensor, np.ndarray]:
         """The first photo's face, the mean unit embedding of all photos `(D,)`, the first photo's aligned crop."""
-        faces = [find_face(path, self._analyzer, name=str(path)) for path in reference]
+        faces = [find_face(path, self._analyzer, name=str(path)) for path in case.reference]
         embeds = np.mean([face.embedding / np.linalg.norm(face.embedding) for face in faces], axis=0)
         first = faces[0]
-        found = FoundFace(first.landmarks, first.embedding, first.image.shape[:2])
+        known = case.reference_landmarks
+        landmarks = first.landmarks if known is None else np.array(known, dtype=np.float32)
+        found = FoundFace(landmarks, first.embedding, first.image.shape[:2])
         crop = align_face(first.image, first.landmarks, size=224)
         return found, torch.from_numpy(embeds / np.linalg.norm(embeds)), crop
 

@@ -23,13 +23,14 @@ def nano(folder: Path, seed: int = 0) -> Protocol:
 
         {"format": "facesnap-nano-eval", "version": 1,
          "background_colors": {"blue": [66, 118, 206], ...},
-         "people": {"0000": {"reference": ["0000/reference.png"]}, ...},
+         "people": {"0000": {"reference": ["0000/reference.png"], "landmarks": [[48.9, 61.2], ...]}, ...},
          "cases": [{"id": "0000-a", "person": "0000", "prompt": "a photo of a person, smiling, blue background",
                     "pose": [20.0, -3.0, 1.5], "expression": {"mouthSmile_L": 0.8, "mouthSmile_R": 0.8},
                     "face_box": [0.3, 0.25, 0.7, 0.7], "truth": "0000/a.png", "background": "blue",
                     "driving_landmarks": [[51.2, 60.8], ...], "seed": 17, "group": "steered"}, ...]}
 
-    Paths are relative to the folder. Of a case, `id`, `person` and `prompt` are needed. `pose` is yaw, pitch and roll in
+    Paths are relative to the folder. A person's `landmarks`, the 72 points in the one reference picture, spare it a
+    detector made for photos. Of a case, `id`, `person` and `prompt` are needed. `pose` is yaw, pitch and roll in
     degrees ([`HeadPose`]), `expression` strengths by name ([`Expression`]), `face_box` shares of the image for the
     person's frontal, neutral face, `driving_landmarks` the 72 points of *another* person, rendered with the same pose,
     expression and camera, in pixels of the truth. Without `seed` the cases are numbered.
@@ -79,20 +80,19 @@ def nano(folder: Path, seed: int = 0) -> Protocol:
 
 
 def _case(entry: dict[str, Any], people: dict[str, Any], folder: Path, seed: int) -> Case:
-    known = {name for name in Case.__dataclass_fields__ if name != "reference"}
+    known = set(Case.__dataclass_fields__) - {"reference", "reference_landmarks"}
     unknown = sorted(set(entry) - known)
     if unknown:
         raise InputError(f"unknown entries {unknown}; known are {sorted(known)}")
-    reference = people[entry["person"]]["reference"]
+    person = people[entry["person"]]
     driving, box, pose, expression = (
         entry.get(name) for name in ("driving_landmarks", "face_box", "pose", "expression")
     )
-    if driving is not None and (len(driving) != 72 or any(len(point) != 2 for point in driving)):
-        raise InputError("driving_landmarks must be 72 points (x, y)")
     return Case(
         id=entry["id"],
         person=entry["person"],
-        reference=tuple(_existing(folder, name) for name in reference),
+        reference=tuple(_existing(folder, name) for name in person["reference"]),
+        reference_landmarks=_points(person.get("landmarks"), "landmarks of the person"),
         prompt=entry["prompt"],
         seed=int(entry.get("seed", seed)),
         group=entry.get("group", "all"),
@@ -100,9 +100,17 @@ def _case(entry: dict[str, Any], people: dict[str, Any], folder: Path, seed: int
         expression=None if expression is None else Expression.of(expression),
         face_box=None if box is None else _box(box),
         truth=_existing(folder, entry["truth"]) if entry.get("truth") else None,
-        driving_landmarks=None if driving is None else tuple((float(x), float(y)) for x, y in driving),
+        driving_landmarks=_points(driving, "driving_landmarks"),
         background=entry.get("background"),
     )
+
+
+def _points(points: Any, name: str) -> tuple[tuple[float, float], ...] | None:
+    if points is None:
+        return None
+    if len(points) != 72 or any(len(point) != 2 for point in points):
+        raise InputError(f"{name} must be 72 points (x, y)")
+    return tuple((float(x), float(y)) for x, y in points)
 
 
 def _box(sides: Any) -> tuple[float, float, float, float]:
