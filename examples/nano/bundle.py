@@ -2,8 +2,8 @@
 
     python export.py && python bundle.py ~/.cache/facesnap-nano/adapters/facesnap
 
-The people are held out from training, chosen so that they differ, rendered, and encoded with the adapter's encoders, so
-that `facesnap demo` needs no face recogniser. Writes all or nothing.
+The people are held out from training, chosen so that they differ, rendered, and encoded with the adapter's encoders and
+their own landmarks, so that `facesnap demo` needs no face recogniser. Writes all or nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import torch
 from dataset import SEED, SPLITS
-from eval_set import scenes
+from eval_set import landmarks, scenes
 from people.renderer import Renderer
 from people.sampling import sample_person
 from workspace import add_work_dir
@@ -115,10 +116,15 @@ def _write_people(people: list[int], renderer: Renderer, folder: Path) -> None:
     (folder / "people").mkdir()
     for index in people:
         person = sample_person(SEED, index)
-        picture = renderer.render(person, next(scenes(renderer.model, index, person, renderer.size))).image
+        scene = next(scenes(renderer.model, index, person, renderer.size))
+        picture = renderer.render(person, scene).image
         path = folder / "people" / f"person-{index:02d}.png"
         PIL.Image.fromarray(picture).save(path, optimize=True)
-        pipe.encode_face(picture).save(path.with_suffix(".safetensors"))
+        recognised = pipe.encode_face(picture)
+        # dlib, made for photos, reads rendered faces too badly to tell their proportions: here they are known
+        points = landmarks(renderer.model, person, scene, renderer.size).astype(np.float32)
+        identity = pipe.encode_face(picture, embedding=recognised.face_embeds, landmarks=points)
+        identity.save(path.with_suffix(".safetensors"))
 
 
 def _megabytes(path: Path) -> float:
