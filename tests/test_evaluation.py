@@ -433,6 +433,7 @@ class TestProtocols:
         protocol = load_protocol("nano", people)
         case = protocol.cases[1]
         assert (case.id, case.seed, case.pose) == ("astronaut-1", 1, HeadPose(yaw=15.0))
+        assert load_protocol("nano", people, 7).cases[1].seed == 8
         assert case.expression.weights == {"jawOpen": 0.5} and case.is_steered and len(case.driving_landmarks) == 72
 
     @pytest.mark.parametrize(
@@ -440,6 +441,8 @@ class TestProtocols:
         [
             ({"version": 2}, "version 1"),
             ({"cases": []}, "no cases"),
+            ({"cases": None}, "no cases"),
+            ({"people": []}, "no people"),
             ({"cases": [{"id": "x", "person": "a"}]}, "prompt"),
             ({"cases": [{"id": "x", "person": "nobody", "prompt": ""}]}, "nobody"),
             ({"cases": [{"id": "x", "person": "a", "prompt": "", "truth": "none.png"}]}, "none.png"),
@@ -551,9 +554,19 @@ class TestLimits:
         assert scores(results, "their | way", "top5")["mean"] == pytest.approx(5 / 6)
         assert scores(results, "their | way", "face_similarity")["n"] == 5
         assert "their \\| way" in (tmp_path / "out" / "results.md").read_text()
+        PIL.Image.new("RGB", (64, 64), "red").save(folder / "b-0.webp")
+        with pytest.raises(InputError, match="b-0.png was made with other settings or data"):
+            run(people, tmp_path / "out", [method])
         (folder / "a-1.webp").unlink()
         with pytest.raises(InputError, match="a-1"):
-            run(people, tmp_path / "again", [method])
+            run(people, tmp_path / "again", ["reference", method])
+        assert not (tmp_path / "again/reference").exists(), "found out before any work"
+
+    def test_damaged_features_are_computed_again(self, astronaut, tmp_path):
+        results = run(astronaut, tmp_path, ["reference"])
+        for path in (tmp_path / "features").iterdir():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        assert run(astronaut, tmp_path, ["reference"])["methods"] == results["methods"]
 
     def test_people_without_a_face_are_left_out(self, tmp_path):
         for name, color in {"dark": "black", "red": "red", "blue": "blue"}.items():
@@ -739,6 +752,13 @@ class TestMethods:
         changed = {**options, "sampling": {**options["sampling"], "guidance_scale": 3.0}}
         with pytest.raises(InputError, match="other settings"):
             run(data, output, ["text"], **changed)
+        other = models / "adapter/other-weights.txt"
+        other.touch()
+        try:
+            with pytest.raises(InputError, match="other settings"):
+                run(data, output, list(self.methods(models).values())[:2], **options)
+        finally:
+            other.unlink()
 
     def test_a_reference_without_a_face(self, people, models, tmp_path):
         """dlib finds no face in a made-up person: the method fails on that one, and it shows."""
@@ -751,6 +771,17 @@ class TestMethods:
         stamps = [path.stat().st_mtime_ns for path in failed]
         run(people, tmp_path, methods, sampling=sampling, limit=2)
         assert len(failed) == 1 and [path.stat().st_mtime_ns for path in failed] == stamps
+
+    def test_an_adapter_without_embeddings_is_not_flattered(self, astronaut, models, tmp_path):
+        pipe = FaceSnapPipeline.from_pretrained(models / "base", safety_checker=None)
+        tiny.add_adapter(pipe, face_embed_dim=None)
+        pipe.save_facesnap_adapter(tmp_path / "clip")
+        methods = [{"kind": "facesnap", "name": name, "adapter": str(folder)} for name, folder in
+                   (("both", models / "adapter"), ("clip", tmp_path / "clip"))]  # fmt: skip
+        sampling = {**SAMPLING, "base": str(models / "base")}
+        results = run(astronaut, tmp_path / "out", methods, sampling=sampling, limit=1)
+        told = {name: method["encoder_of_training"] for name, method in results["methods"].items()}
+        assert told == {"both": DLIB, "clip": None}
 
     def test_sdxl(self, astronaut, tmp_path):
         base = tiny.xl_pipeline()
@@ -885,6 +916,8 @@ class TestCommand:
             ("protocol: nano\ndata: x\noutput: y\nmethods: []", "methods is empty"),
             ("protocol: nano\ndata: x\noutput: y\nmethods: [text, text]", "two methods"),
             ("protocol: nano\ndata: x\noutput: y\nmethods: [text]\nsampling: {stepz: 3}", "stepz"),
+            ("protocol: nano\ndata: x\noutput: y\nmethods: [text]\nsampling: 3", "sampling is 3"),
+            ("protocol: nano\ndata: x\noutput: y\nmethods: [text]\nsampling: {height: high}", "height is 'high'"),
             ("protocol: nano\ndata: x\noutput: y\nmethods: [text]\nbatch_size: 0", "batch_size"),
             ("protocol: nano\ndata: x\noutput: y\nmethods: [text]\nlimit: true", "limit"),
         ],

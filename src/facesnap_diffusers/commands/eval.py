@@ -68,7 +68,9 @@ def evaluate(
     }
     values |= {name: value for name, value in options.items() if value is not None}
     given = {name: value for name, value in sampling.items() if value is not None}
-    values["sampling"] = {**(values.get("sampling") or {}), **given}
+    in_file = values.get("sampling") or {}
+    if isinstance(in_file, dict):
+        values["sampling"] = {**in_file, **given}
 
     settings = EvalConfig.from_dict(values, str(config) if config else "command line")
     run(settings, progress=_progress)

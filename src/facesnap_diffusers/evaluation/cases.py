@@ -72,7 +72,7 @@ class Case:
         """A digest of everything that the image depends on."""
         values = {
             "person": self.person,
-            "reference": [_file_digest(path) for path in self.reference],
+            "reference": [file_digest(path) for path in self.reference],
             "prompt": self.prompt,
             "seed": self.seed,
             "pose": self.pose.as_tuple() if self.pose else None,
@@ -164,7 +164,13 @@ def safe_id(*names: object) -> str:
     return clean if clean == text else f"{clean}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
+def file_digest(path: Path) -> str:
+    """A digest of a file's content, computed once as long as the file is not written to."""
+    stat = path.stat()
+    return _digest(path, stat.st_mtime_ns, stat.st_size)
+
+
 @lru_cache(maxsize=4096)
-def _file_digest(path: Path) -> str:
+def _digest(path: Path, modified: int, size: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,12 @@ from ..errors import InputError
 from .methods import Sampling, make_method
 
 
+#: What values of an annotation may be.
+_TYPES: dict[str, Any] = {
+    "str": str, "Literal": str, "int": int, "float": (int, float), "bool": bool, "list": list, "dict": Mapping
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class EvalConfig:
     r"""
@@ -80,21 +86,28 @@ class EvalConfig:
         if missing:
             raise InputError(f"{source} lacks {missing[0]}; give it in the file or as --{missing[0].rstrip('s')}")
         for name, value in values.items():
-            kind = str(fields[name].type).removesuffix(" | None").partition("[")[0]
-            expected = {"str": str, "int": int, "bool": bool, "list": list, "dict": Mapping}[kind]
-            optional = value is None and "None" in str(fields[name].type)
-            if not optional and (not isinstance(value, expected) or (kind == "int" and isinstance(value, bool))):
-                raise InputError(f"{source}: {name} is {value!r}, expected {fields[name].type}")
+            _check_type(value, fields[name], source)
         return cls(**values)
 
 
 def make_sampling(values: Mapping[str, Any]) -> Sampling:
-    """[`Sampling`] from plain values. Raises [`InputError`] for unknown names."""
-    known = [item.name for item in dataclasses.fields(Sampling)]
-    unknown = sorted(set(values) - set(known))
+    """[`Sampling`] from plain values. Raises [`InputError`] for unknown names and wrong types."""
+    fields = {item.name: item for item in dataclasses.fields(Sampling)}
+    unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise InputError(f"sampling has no setting {unknown[0]!r}; it has {', '.join(known)}")
+        raise InputError(f"sampling has no setting {unknown[0]!r}; it has {', '.join(fields)}")
+    for name, value in values.items():
+        _check_type(value, fields[name], "sampling")
     return Sampling(**values)
+
+
+def _check_type(value: Any, field: dataclasses.Field, source: str) -> None:
+    annotation = str(field.type)
+    if value is None and "None" in annotation:
+        return
+    expected = _TYPES[annotation.removesuffix(" | None").partition("[")[0]]
+    if not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool):
+        raise InputError(f"{source}: {field.name} is {value!r}, expected {annotation}")
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

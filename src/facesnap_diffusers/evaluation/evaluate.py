@@ -83,6 +83,8 @@ def evaluate(
     if not cases:
         raise InputError("no reference shows a face; check the data, or judge with another face_encoders")
     protocol = replace(protocol, cases=tuple(cases))
+    for method in methods:
+        method.check(cases)
 
     images = {}
     for method in methods:
@@ -143,7 +145,7 @@ def generate(
     settings = json.dumps(method.settings(sampling), sort_keys=True, default=str)
     missing, fingerprints = [], {}
     for case in cases:
-        fingerprints[case.id] = hashlib.sha256(f"{settings}|{case.fingerprint()}".encode()).hexdigest()[:16]
+        fingerprints[case.id] = hashlib.sha256(f"{settings}|{method.fingerprint(case)}".encode()).hexdigest()[:16]
         state = _state(folder, case.id, fingerprints[case.id])
         if state == "other":
             raise InputError(

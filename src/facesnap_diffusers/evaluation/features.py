@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -41,9 +42,9 @@ class Features:
 
 
 @cache
-def shared_analyzer(encoder: str) -> FaceAnalyzer:
+def shared_analyzer(encoder: str, normalize: bool = True) -> FaceAnalyzer:
     """[`default_analyzer`], loaded once for all who need it."""
-    return default_analyzer(encoder)
+    return default_analyzer(encoder, normalize)
 
 
 class FeatureStore:
@@ -117,8 +118,8 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path) as arrays:
             return {name.replace("|", "/"): arrays[name] for name in arrays.files}
-    except (OSError, ValueError, EOFError):  # Not there yet, or cut off by a full disk: compute it again.
-        return {}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return {}  # not there yet, or cut off by a full disk: it is computed again
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:

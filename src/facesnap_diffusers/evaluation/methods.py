@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from ..models.landmark_predictor import load_landmark_predictor
 
 # diffusers loads a class of ours only from a module that is imported already: the nano base has one
 from ..nano import autoencoder  # noqa: F401
-from .cases import Case
+from .cases import Case, file_digest
 from .features import FoundFace, shared_analyzer
 from .targets import driving_landmarks, retargeted_landmarks
 
@@ -71,12 +72,17 @@ class Method:
     """
 
     kind: ClassVar[str]
+    #: Settings that may name a local file or folder, on whose content the images depend.
+    sources: ClassVar[tuple[str, ...]] = ()
     name: str = ""
 
     @property
     def trained_with(self) -> str | None:
         """The face encoder that tells it who a person is, once loaded."""
         return None
+
+    def check(self, cases: Sequence[Case]) -> None:
+        """Raises [`InputError`] for what can be seen to be wrong or missing before anything is loaded."""
 
     def load(self, sampling: Sampling, device: str) -> None:
         """Loads what [`generate`] needs."""
@@ -94,12 +100,27 @@ class Method:
         raise NotImplementedError
 
     def settings(self, sampling: Sampling) -> dict[str, Any]:
-        """Everything that the images depend on besides the case."""
-        return {"kind": self.kind, **dataclasses.asdict(self), **dataclasses.asdict(sampling)}
+        """Everything that the images depend on besides the case; of local files and folders, their content."""
+        values = {"kind": self.kind, **dataclasses.asdict(self), **dataclasses.asdict(sampling)}
+        local = {name: Path(values[name]) for name in self.sources if values[name] is not None}
+        return values | {f"digest of {name}": _content(path) for name, path in local.items() if path.exists()}
+
+    def fingerprint(self, case: Case) -> str:
+        """A digest of what the image depends on in a case."""
+        return case.fingerprint()
+
+
+def _content(path: Path) -> str:
+    """A digest of a file or of all files of a folder."""
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    names = [f"{file.relative_to(path)} {file_digest(file)}" for file in files]
+    return hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
 
 
 class _DiffusionMethod(Method):
     """A method with a diffusers pipeline."""
+
+    sources: ClassVar[tuple[str, ...]] = ("base",)
 
     def load(self, sampling: Sampling, device: str) -> None:
         self.sampling = sampling
@@ -179,27 +200,32 @@ class FaceSnap(_DiffusionMethod):
     """
 
     kind: ClassVar[str] = "facesnap"
+    sources: ClassVar[tuple[str, ...]] = ("base", "adapter")
     adapter: str | None = None
     adapter_variant: str | None = None
     identity_scale: float = 1.0
     landmark_scale: float = 1.0
     landmarks: Literal["retargeted", "driving"] = "retargeted"
 
+    def check(self, cases: Sequence[Case]) -> None:
+        _check_landmarks(self.landmarks, cases)
+
     def build(self, base: DiffusionPipeline) -> DiffusionPipeline:
         from ..pipelines.facesnap import FaceSnapPipeline
         from ..pipelines.facesnap_xl import FaceSnapXLPipeline
 
-        _check_landmarks(self.landmarks)
         pipe = (FaceSnapXLPipeline if hasattr(base, "text_encoder_2") else FaceSnapPipeline).from_pipe(base)
         if self.adapter is not None or pipe.facesnap_config is None:
             pipe.load_facesnap_adapter(self.adapter, variant=self.adapter_variant)
         pipe.set_facesnap_scale(identity=self.identity_scale, landmarks=self.landmark_scale)
-        pipe.face_analyzer = shared_analyzer(pipe.facesnap_config.face_encoder)
+        config = pipe.facesnap_config
+        pipe.face_analyzer = shared_analyzer(config.face_encoder, config.normalized_embeds)
         return pipe
 
     @property
     def trained_with(self) -> str | None:
-        return self.pipe.facesnap_config.face_encoder
+        config = self.pipe.facesnap_config
+        return None if config.face_embed_dim is None else config.face_encoder
 
     def generate(self, cases: Sequence[Case]) -> list[PIL.Image.Image]:
         identities = [self.person(case) for case in cases]
@@ -243,6 +269,7 @@ class IPAdapterFaceID(_DiffusionMethod):
     """
 
     kind: ClassVar[str] = "ip_adapter_faceid"
+    sources: ClassVar[tuple[str, ...]] = ("base", "adapter", "controlnet")
     adapter: str = "h94/IP-Adapter-FaceID"
     weight_name: str = "ip-adapter-faceid_sd15.bin"
     subfolder: str | None = None
@@ -253,10 +280,12 @@ class IPAdapterFaceID(_DiffusionMethod):
     control_image: Literal["facesnap", "openpose"] = "openpose"
     landmarks: Literal["retargeted", "driving"] = "retargeted"
 
-    def build(self, base: DiffusionPipeline) -> DiffusionPipeline:
-        _check_landmarks(self.landmarks)
+    def check(self, cases: Sequence[Case]) -> None:
+        _check_landmarks(self.landmarks, cases)
         if self.control_image not in ("facesnap", "openpose"):
             raise InputError(f"control_image must be facesnap or openpose, got {self.control_image!r}")
+
+    def build(self, base: DiffusionPipeline) -> DiffusionPipeline:
         pipe = base
         if self.controlnet is not None:
             controlnet = ControlNetModel.from_pretrained(self.controlnet, dtype=base.dtype)
@@ -338,6 +367,7 @@ class IPAdapterFaceIDPlus(IPAdapterFaceID):
     """
 
     kind: ClassVar[str] = "ip_adapter_faceid_plus"
+    sources: ClassVar[tuple[str, ...]] = ("base", "adapter", "controlnet", "image_encoder")
     weight_name: str = "ip-adapter-faceid-plusv2_sd15.bin"
     image_encoder: str = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
     shortcut: bool = True
@@ -370,6 +400,13 @@ class Pictures(Method):
 
     kind: ClassVar[str] = "images"
     folder: str = ""
+
+    def check(self, cases: Sequence[Case]) -> None:
+        for case in cases:
+            self.find(case)
+
+    def fingerprint(self, case: Case) -> str:
+        return f"{case.fingerprint()} {file_digest(self.find(case))}"
 
     def generate(self, cases: Sequence[Case]) -> list[PIL.Image.Image]:
         return [PIL.Image.fromarray(load_photo(self.find(case), str(self.find(case)))) for case in cases]
@@ -448,9 +485,12 @@ def load_base(sampling: Sampling) -> DiffusionPipeline:
     return pipe
 
 
-def _check_landmarks(landmarks: str) -> None:
+def _check_landmarks(landmarks: str, cases: Sequence[Case]) -> None:
     if landmarks not in ("retargeted", "driving"):
         raise InputError(f"landmarks must be retargeted or driving, got {landmarks!r}")
+    if landmarks == "driving":
+        for case in cases:
+            driving_landmarks(case)
 
 
 def _as_type(value: Any, field: dataclasses.Field, kind: str) -> Any:

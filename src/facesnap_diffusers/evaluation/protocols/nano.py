@@ -33,7 +33,8 @@ def nano(folder: Path, seed: int = 0) -> Protocol:
     detector made for photos. Of a case, `id`, `person` and `prompt` are needed. `pose` is yaw, pitch and roll in
     degrees ([`HeadPose`]), `expression` strengths by name ([`Expression`]), `face_box` shares of the image for the
     person's frontal, neutral face, `driving_landmarks` the 72 points of *another* person, rendered with the same pose,
-    expression and camera, in pixels of the truth. Without `seed` the cases are numbered.
+    expression and camera, in pixels of the truth. Without `seed` the cases are numbered; the
+    argument is added.
     """
     path = folder / MANIFEST
     try:
@@ -45,10 +46,13 @@ def nano(folder: Path, seed: int = 0) -> Protocol:
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
         raise InputError(f"{path} is no manifest of format {FORMAT!r}, version {VERSION}; make the folder again")
 
+    for name, kind in (("people", dict), ("cases", list)):
+        if not isinstance(manifest.get(name), kind):
+            raise InputError(f"{path} has no {name}; make the folder again")
     cases = []
     for number, entry in enumerate(manifest["cases"]):
         try:
-            cases.append(_case(entry, manifest["people"], folder, seed + number))
+            cases.append(_case({"seed": number, **entry}, manifest["people"], folder, seed))
         except InputError as error:
             raise InputError(f"{path}: case {number}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
@@ -94,7 +98,7 @@ def _case(entry: dict[str, Any], people: dict[str, Any], folder: Path, seed: int
         reference=tuple(_existing(folder, name) for name in person["reference"]),
         reference_landmarks=_points(person.get("landmarks"), "landmarks of the person"),
         prompt=entry["prompt"],
-        seed=int(entry.get("seed", seed)),
+        seed=seed + int(entry["seed"]),
         group=entry.get("group", "all"),
         pose=None if pose is None else HeadPose(*pose),
         expression=None if expression is None else Expression.of(expression),
