@@ -422,6 +422,25 @@ class TestOptions:
         if trainer.config.loss.extra:
             assert abs(trainer.results["extra"] - EXTRA) < 1e-6
 
+    def test_means_are_over_the_steps_that_have_a_loss(self, base, faces, tmp_path):
+        """L_id at every second step only: logged once for two steps, or at each, it is what it was in the first."""
+        identity_loss = {"mode": "few_step", "every": 2, "steps": 2}
+        logged = [
+            train(
+                tiny_training.config(
+                    base, faces, tmp_path / str(every), steps=2, log_every=every, identity_loss=identity_loss
+                )
+            ).results["identity"]
+            for every in (1, 2)
+        ]
+        assert logged[0] == pytest.approx(logged[1], rel=1e-6) and logged[0] > 0
+
+    def test_validation_has_the_identity_loss(self, base, faces, tmp_path):
+        identity_loss = {"mode": "few_step", "every": 4, "steps": 2, "start_step": 1}
+        changes = {"identity_loss": identity_loss, "data": {"validation": [str(faces)]}}
+        trainer = train(tiny_training.config(base, faces, tmp_path, steps=1, **changes))
+        assert trainer.results["validation/identity"] > 0 and "identity" not in trainer.results
+
     def test_gradient_checkpointing_changes_nothing(self, base, faces, tmp_path):
         weights = [
             train(

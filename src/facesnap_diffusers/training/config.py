@@ -89,7 +89,7 @@ class DataConfig:
         flip (`float`): Share of targets that are mirrored.
         crops (`int`, *optional*): Only so many crops are made of each photo. Their latents are computed once, before the
             first step, and kept in `output_dir/latents` (in float16, drawn once where the VAE has a distribution): steps
-            need neither photos nor the VAE's encoder. A new crop every time by default.
+            neither decode photos nor need the VAE's encoder. A new crop every time by default.
         reference_flip (`float`), reference_jitter (`float`): Share of reference crops that are mirrored, and how far
             brightness, contrast and saturation of them change. They keep the image encoder from copying.
         landmarks (`str`): `"retargeted"`: the reference's proportions in the target's pose and expression, as the

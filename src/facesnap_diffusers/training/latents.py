@@ -1,4 +1,4 @@
-"""The latents of fixed crops on disk, computed once, so that training need neither read photos nor run the VAE."""
+"""The latents of fixed crops on disk, computed once, so that training need neither decode photos nor run the VAE."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -75,6 +76,14 @@ class Objective(nn.Module):
         attention = self.pipeline.identity_attention or self._frozen[2]
         with attention.attached(self.pipeline.unet, self.num_tokens):
             yield
+
+    @property
+    def first_identity_step(self) -> int:
+        """The first step of a run that computes the identity loss."""
+        config = self.identity_loss
+        if config.mode == "prediction":
+            return config.start_step
+        return math.ceil(config.start_step / config.every) * config.every
 
     def forward(self, batch: dict[str, Any], step: int = 0) -> dict[str, torch.Tensor]:
         r"""

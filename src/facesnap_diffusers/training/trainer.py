@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -117,7 +118,7 @@ class Trainer:
             self._compute_latents(self.samples.latents)
         results: dict[str, float] = {}
         sums: dict[str, torch.Tensor] = {}
-        summed = 0
+        counts: Counter[str] = Counter()
         bar = tqdm(
             initial=self.progress.step, total=config.steps, unit="step", disable=not accelerator.is_local_main_process
         )
@@ -126,26 +127,26 @@ class Trainer:
             for _ in range(config.gradient_accumulation):
                 losses = self._forward_backward(to_device(next(batches), accelerator.device))
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach().float() / config.gradient_accumulation
+                    sums[name] = sums.get(name, 0.0) + value.detach().float()
+                counts.update(losses.keys())  # not every loss is computed at every step
             self.schedule.step()
             if self.ema is not None:
                 self.ema.step(self.parameters)
             self.progress.step += 1
-            summed += 1
             step, last = self.progress.step, self.progress.step == config.steps
             bar.update()
             if step % config.log_every == 0 or last:
-                means = {name: accelerator.reduce(value / summed, "mean").item() for name, value in sums.items()}
+                means = {name: accelerator.reduce(value / counts[name], "mean").item() for name, value in sums.items()}
                 rates = {f"learning_rate/{part}": rate for part, rate in self._learning_rates().items()}
                 results.update(means)
                 self._log({**means, **rates}, step)
                 bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
-                sums, summed = {}, 0
+                sums, counts = {}, Counter()
             if step % config.validation.every == 0 or last:
                 results.update(self._validate(step))
             if step % config.checkpoint_every == 0 or last:
+                self._save_adapter(results)  # first: with the last checkpoint a run is complete
                 save_checkpoint(accelerator, self.folder, step, config.keep_checkpoints)
-                self._save_adapter(results)
         bar.close()
         if config.trackers:
             accelerator.end_training()

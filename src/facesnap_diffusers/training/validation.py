@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +31,7 @@ def validation_losses(
             device
         )
         with objective.attached():
-            losses = objective(batch, step=objective.identity_loss.start_step)
+            losses = objective(batch, step=objective.first_identity_step)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.item() / batches
     return sums
@@ -95,7 +94,4 @@ def _to_uint8(image: torch.Tensor) -> np.ndarray:
 
 
 def _stride(total: int) -> int:
-    return next(number for number in _primes if total % number)
-
-
-_primes: Sequence[int] = (7, 11, 13, 17, 19, 23, 29, 31)
+    return next(prime for prime in (7, 11, 13, 17, 19, 23, 29, 31) if total % prime)
