@@ -14,7 +14,7 @@ from facesnap_diffusers.models.landmark_predictor import rotation_matrix
 
 
 ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("ict", "synthetic", "posterior", "train")
+SCRIPTS = ("ict", "pack", "synthetic", "posterior", "train")
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def checkout(scripts, model, tmp_path_factory):
         lines = ["v 9.0 9.0 9.0"] * (max(vertices) + 1)
         for vertex, (x, y, z) in zip(vertices, landmarks + shift):
             lines[vertex] = f"v {x:.12f} {y:.12f} {z:.12f}"
-        faces = ["vn 0.0 0.0 1.0", "vt 0.5 0.5", "f 1/1/1 2/1/1 3/1/1"]
+        faces = ["vn 0.0 0.0 1.0", "vt 0.5 0.5", "f 1/1/1 2/1/1 3/1/1 4/1/1", "f 4/1/1 3/1/1 2/1/1"]
         (folder / f"{name}.obj").write_text("\n".join(["mtllib ICTFaceModelMaterial.mtl", *lines, *faces]))
 
     write("generic_neutral_mesh", model.mean)
@@ -104,6 +104,17 @@ class TestMorphableModel:
             np.testing.assert_allclose(loaded.mean, model.mean - model.mean.mean(axis=0), atol=1e-6)
             np.testing.assert_allclose(loaded.identity, model.identity, atol=1e-6)
             np.testing.assert_allclose(loaded.expression, model.expression, atol=1e-6)
+
+    def test_packing(self, scripts, checkout, tmp_path):
+        scripts["pack"].pack(checkout, tmp_path / "ict_face_model.npz")
+        with np.load(tmp_path / "ict_face_model.npz") as packed:
+            # a quad is two triangles, counted as one polygon
+            np.testing.assert_array_equal(packed["triangles"], [[0, 1, 2], [0, 2, 3], [3, 2, 1]])
+            np.testing.assert_array_equal(packed["triangle_polygon"], [0, 0, 1])
+        loaded, read = map(scripts["ict"].load_landmark_model, (tmp_path, checkout))
+        assert loaded.expression_names == read.expression_names
+        for name in ("mean", "identity", "expression"):
+            np.testing.assert_allclose(getattr(loaded, name), getattr(read, name), atol=2e-3)  # half precision
 
     def test_incomplete_checkout(self, scripts, checkout, tmp_path):
         with pytest.raises(FileNotFoundError, match="no generic_neutral_mesh.obj; pass a checkout"):

@@ -50,19 +50,25 @@ def load_landmark_model(path: str | Path) -> LandmarkModel:
             expression = packed["expression"][:, vertices].astype(np.float64)
             names = [str(name) for name in packed["expression_names"]]
     else:
-        folder = path / "FaceXModel" if (path / "FaceXModel").is_dir() else path
-        meshes = sorted(mesh.stem for mesh in folder.glob("*.obj"))
-        if NEUTRAL_MESH not in meshes:
-            raise FileNotFoundError(f"{path} has no {NEUTRAL_MESH}.obj; pass a checkout of ICT-FaceKit")
-        missing = [name for name in EXPRESSION_NAMES if name not in meshes]
-        if missing:
-            raise FileNotFoundError(f"{folder} has no {missing[0]}.obj; pass a complete checkout of ICT-FaceKit")
-        names = list(EXPRESSION_NAMES)  # other meshes, such as PupilDilate_L, are no expressions
+        folder, identities, names = find_meshes(path)
         neutral = _landmarks_of(folder / f"{NEUTRAL_MESH}.obj")
-        identities = [mesh for mesh in meshes if mesh.startswith("identity")]
         identity = np.stack([_landmarks_of(folder / f"{mesh}.obj") - neutral for mesh in identities])
         expression = np.stack([_landmarks_of(folder / f"{mesh}.obj") - neutral for mesh in names])
     return LandmarkModel(neutral - neutral.mean(axis=0), identity, expression, names)
+
+
+def find_meshes(checkout: Path) -> tuple[Path, list[str], list[str]]:
+    """The folder of the meshes in a checkout of ICT-FaceKit, and the names of the identity modes and the expressions."""
+    folder = checkout / "FaceXModel" if (checkout / "FaceXModel").is_dir() else checkout
+    meshes = sorted(mesh.stem for mesh in folder.glob("*.obj"))
+    if NEUTRAL_MESH not in meshes:
+        raise FileNotFoundError(f"{checkout} has no {NEUTRAL_MESH}.obj; pass a checkout of ICT-FaceKit")
+    missing = [name for name in EXPRESSION_NAMES if name not in meshes]
+    if missing:
+        raise FileNotFoundError(f"{folder} has no {missing[0]}.obj; pass a complete checkout of ICT-FaceKit")
+    identities = [mesh for mesh in meshes if mesh.startswith("identity")]
+    # other meshes, such as PupilDilate_L, are no expressions
+    return folder, identities, list(EXPRESSION_NAMES)
 
 
 def mirror_shape_basis(
