@@ -1,6 +1,6 @@
 """Puts the nano model into the package: the exported base, an adapter, and people to try them on.
 
-    python export.py && python bundle.py ~/.cache/facesnap-nano/adapters/facesnap
+    python export.py && python bundle.py ~/.cache/facesnap-nano/adapters/facesnap/adapter
 
 The people are held out from training, chosen so that they differ, rendered, and encoded with the adapter's encoders and
 their own landmarks, so that `facesnap demo` needs no face recogniser. Writes all or nothing.
@@ -46,7 +46,8 @@ from facesnap_diffusers import load_nano_pipeline, nano_people
 
 pipe = load_nano_pipeline()
 person = nano_people()[0]
-image = pipe("a photo of a person, laughing, pink background", identity=person.identity).images[0]
+prompt = "a photo of a person, laughing, facing forward, blue shirt, pink background"
+image = pipe(prompt, identity=person.identity, num_inference_steps=20, guidance_scale=2.0).images[0]
 ```
 
 ## Training data
@@ -76,6 +77,8 @@ def varied_people(count: int) -> list[int]:
 
 def bundle(base: Path, adapter: Path, people: list[int], renderer: Renderer, output: Path) -> dict[str, float]:
     """Writes the model's folder; returns the size of its parts in MB."""
+    if output.exists() and not (output / "base/model_index.json").is_file():
+        raise SystemExit(f"{output} is there and holds no nano model: nothing is written")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
         folder = Path(temporary) / output.name
@@ -87,7 +90,8 @@ def bundle(base: Path, adapter: Path, people: list[int], renderer: Renderer, out
         sizes = {part.name: _megabytes(part) for part in sorted(folder.iterdir())}
         if sum(sizes.values()) > LIMIT_MB:
             raise SystemExit(f"{sizes}, in MB, is more than {LIMIT_MB} in all: nothing is written")
-        shutil.rmtree(output, ignore_errors=True)
+        if output.exists():
+            output.rename(Path(temporary) / "before")
         folder.rename(output)
     return sizes
 

@@ -21,23 +21,12 @@ from people.sampling import BACKGROUND_COLORS
 from train_base import create_pipeline
 from workspace import add_work_dir
 
-
-def background_name(image: np.ndarray) -> str:
-    """The named background nearest to the upper corners of an RGB picture, whatever the light's gradient."""
-    corners = np.concatenate([image[:24, :10].reshape(-1, 3), image[:24, -10:].reshape(-1, 3)])
-    color = np.median(corners, 0)
-
-    def distance(name: str) -> float:
-        reference = np.array(BACKGROUND_COLORS[name], float)
-        scale = np.clip(color @ reference / (reference @ reference), 0.8, 1.2)
-        return float(np.linalg.norm(color - scale * reference))
-
-    return min(BACKGROUND_COLORS, key=distance)
+from facesnap_diffusers.evaluation.metrics import background_color
 
 
 def report(name: str, images: list[np.ndarray], backgrounds: list[str], faces: DlibFaces):
     found = np.mean([faces.embed(np.ascontiguousarray(image)) is not None for image in images])
-    right = np.mean([background_name(image) == truth for image, truth in zip(images, backgrounds)])
+    right = np.mean([background_color(image, BACKGROUND_COLORS) == truth for image, truth in zip(images, backgrounds)])
     print(f"{name}: faces found {found:.1%}, background right {right:.1%}")
 
 
@@ -74,7 +63,8 @@ def main():
     print(f"after {step} steps, {len(samples)} captions")
     report("renders", renders, backgrounds, faces)
     report("samples", samples, backgrounds, faces)
-    rows = [np.concatenate(samples[k : k + 10], 1) for k in range(0, len(samples) // 10 * 10, 10)]
+    samples += [np.full_like(samples[0], 255)] * (-len(samples) % 10)
+    rows = [np.concatenate(samples[k : k + 10], 1) for k in range(0, len(samples), 10)]
     cv2.imwrite(str(args.work_dir / "base/check.png"), np.concatenate(rows)[..., ::-1])
 
 

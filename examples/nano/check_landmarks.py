@@ -24,11 +24,8 @@ from people.sampling import sample_person
 from facesnap_diffusers import DlibFaceAnalyzer, Expression, load_landmark_predictor
 from facesnap_diffusers.evaluation.cases import Case
 from facesnap_diffusers.evaluation.features import FoundFace
+from facesnap_diffusers.evaluation.metrics import landmark_nme
 from facesnap_diffusers.evaluation.targets import retargeted_landmarks
-
-
-def error(points: np.ndarray, truth: np.ndarray) -> float:
-    return float(np.linalg.norm(points[:68, :2] - truth[:68], axis=1).mean() / np.linalg.norm(truth[36] - truth[45]))
 
 
 def main():
@@ -63,13 +60,13 @@ def main():
                 expression=Expression.from_vector(scene.expression, model.expression_names),
                 face_box=tuple(face_box(model, person, scene, size).tolist()),
             )
-            errors["another person's"].append(error(landmarks(model, other, scene, size), truth))
+            errors["another person's"].append(landmark_nme(landmarks(model, other, scene, size), truth))
             for name, points in read.items():
                 face = FoundFace(points, np.ones(1, np.float32), (size, size))
                 target = retargeted_landmarks(predictor, case, face, size, size)
-                errors[f"re-targeted from {name}"].append(error(target, truth))
+                errors[f"re-targeted from {name}"].append(landmark_nme(target, truth))
             for face in analyzer.analyze(renderer.render(person, scene).image)[:1]:
-                errors["dlib's of the true picture"].append(error(face.landmarks, truth))
+                errors["dlib's of the true picture"].append(landmark_nme(face.landmarks, truth))
     for name, values in errors.items():
         print(f"{name:50} {np.mean(values):.3f} (median {np.median(values):.3f}, {len(values)} pictures)")
 

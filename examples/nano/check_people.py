@@ -15,9 +15,6 @@ from dataset import Shard, shard_paths
 from workspace import add_work_dir
 
 
-ENCODER = "dlib/face_recognition_resnet_model_v1"
-
-
 class DlibFaces:
     """dlib's frontal detector (one doubling in size) and its 128-d recogniser."""
 

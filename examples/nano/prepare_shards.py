@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from check_people import ENCODER
 from dataset import SEED, SPLITS, Shard, shard_paths
 from embed_faces import embedding_path
 from people.captions import OPENING, scene_clauses
@@ -19,7 +18,7 @@ from train_image_encoder import SIZE as HEAD_SIZE
 from train_recogniser import SIZE as CROP_SIZE
 from workspace import add_work_dir
 
-from facesnap_diffusers import load_landmark_predictor
+from facesnap_diffusers import DlibFaceAnalyzer, load_landmark_predictor
 from facesnap_diffusers.preparation.face import make_face
 from facesnap_diffusers.training.shards import ShardWriter
 
@@ -36,7 +35,7 @@ def main():
     parser.add_argument("--split", choices=list(SPLITS), default="train")
     args = parser.parse_args()
     predictor = load_landmark_predictor()
-    settings = {"face_encoder": ENCODER, "face_crop": ["dlib", CROP_SIZE]}
+    settings = {"face_encoder": DlibFaceAnalyzer.encoder, "face_crop": ["dlib", CROP_SIZE]}
     with ShardWriter(args.work_dir / "shards" / args.split, settings) as writer:
         done = {fate.source for fate in writer.fates}
         for path in shard_paths(args.work_dir, args.split):

@@ -82,7 +82,7 @@ def main():
         process.start()
     for process in workers:
         process.join()
-    raise SystemExit(max(process.exitcode for process in workers))
+    raise SystemExit(any(process.exitcode for process in workers))
 
 
 if __name__ == "__main__":

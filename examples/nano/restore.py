@@ -1,10 +1,10 @@
 """Brings a finished base model back into the work directory, where its training data and checkpoints are gone.
 
     python restore.py ../../src/facesnap_diffusers/assets/nano/base
-    python train_base.py --images 600000     # goes on from there
+    python train_base.py --images 600000     # 600,000 more
 
-The autoencoder then serves every script as if it had been trained here, and `train_base.py` goes on from the restored weights
-with a new optimizer.
+The autoencoder then serves every script as if it had been trained here. `train_base.py` starts a run of its own from the
+restored weights: the optimizer is new, the learning rate rises and falls again, and pictures are counted from 0.
 """
 
 from __future__ import annotations

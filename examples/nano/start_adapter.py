@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from check_people import ENCODER
 from dataset import Shard, shard_paths
 from embed_faces import embedding_path
 from people.captions import OPENING, person_clauses
@@ -25,7 +24,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from workspace import add_work_dir
 
 import facesnap_diffusers.nano.autoencoder  # noqa: F401  (diffusers looks its class up there)
-from facesnap_diffusers import FaceSnapConfig, FaceSnapPipeline
+from facesnap_diffusers import DlibFaceAnalyzer, FaceSnapConfig, FaceSnapPipeline
 from facesnap_diffusers.faces.alignment import align_for_clip
 from facesnap_diffusers.faces.drawing import draw_landmarks
 from facesnap_diffusers.models.ffrnet import FFRNet
@@ -115,7 +114,7 @@ def main():
     pipe = FaceSnapPipeline.from_pretrained(args.work_dir / "export", dtype=torch.float32)
     sees_face, sees_image = FEATURES[args.features]
     config = FaceSnapConfig(
-        face_encoder=ENCODER,
+        face_encoder=DlibFaceAnalyzer.encoder,
         face_embed_dim=train.embeddings.shape[-1] if sees_face else None,
         image_encoder="image_encoder" if sees_image else None,
         normalized_embeds=False,

@@ -113,7 +113,7 @@ def main():
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     step = load_checkpoint(folder / "training.pt", model, average, optimizer, rng)
     print(f"{len(train.heads)} people, step {step}", flush=True)
-    started = time.time()
+    started, first = time.time(), step
     while step < args.steps:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 100) * min(1, max(0.01, 2 * (1 - step / args.steps)))
@@ -130,7 +130,7 @@ def main():
                 found = [model.losses(*held_out.batch(PEOPLE, fixed)) for _ in range(4)]
             c, v = (float(np.mean([f[k].item() for f in found])) for k in (0, 1))
             print(f"step {step}: captions {c:.3f}, views {v:.3f} (chance {np.log(PEOPLE):.2f}), "
-                  f"{(time.time() - started) / step:.2f} s a step", flush=True)  # fmt: skip
+                  f"{(time.time() - started) / (step - first):.2f} s a step", flush=True)  # fmt: skip
             save_checkpoint(folder / "training.pt", step, model, average, optimizer, rng)
     average.swap()
     model.clip.save_pretrained(folder / "model")

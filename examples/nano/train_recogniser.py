@@ -119,7 +119,7 @@ def main():
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2)
     step = load_checkpoint(folder / "training.pt", network, average, optimizer, rng)
     print(f"{len(train.images)} faces, step {step}", flush=True)
-    started = time.time()
+    started, first = time.time(), step
     while step < args.steps:
         for group in optimizer.param_groups:
             group["lr"] = LEARNING_RATE * min(1, (step + 1) / 100) * min(1, max(0.01, 2 * (1 - step / args.steps)))
@@ -139,7 +139,7 @@ def main():
         if step % 250 == 0 or step == args.steps:
             with average:
                 same, other = agreement(network, held_out, mean)
-            speed = step * BATCH / (time.time() - started)
+            speed = (step - first) * BATCH / (time.time() - started)
             print(f"step {step} loss {loss:.4f}, cosine {same:.3f}, strangers {other:.3f}, {speed:.0f}/s", flush=True)
             save_checkpoint(folder / "training.pt", step, network, average, optimizer, rng)
     average.swap()

@@ -35,10 +35,13 @@ def demo(
 
     known = nano_people(model)
     count = (len(known) if face is None else 0) if people is None else people
-    if not 0 <= count <= len(known) or (count == 0 and face is None):
-        raise InputError(f"people is {count}; choose 1 to {len(known)}")
+    least = 1 if face is None else 0
+    if not least <= count <= len(known):
+        raise InputError(f"people is {count}; choose {least} to {len(known)}, who come with the model")
     if steps < 1:
         raise InputError(f"steps is {steps}; choose at least 1")
+    if output.exists() and not output.is_dir():
+        raise InputError(f"output {str(output)!r} is a file; name a folder")
 
     pipe = load_nano_pipeline(model)
     avatars = [] if face is None else [_avatar(pipe, face)]
@@ -69,7 +72,7 @@ def _avatar(pipe: "FaceSnapPipeline", photo: str) -> "NanoPerson":
 
     config = pipe.facesnap_config
     assert config is not None  # load_nano_pipeline has loaded an adapter
-    found = find_face(photo, default_analyzer(config.face_encoder), name="face")
+    found = find_face(photo, default_analyzer(config.face_encoder, config.normalized_embeds), name="face")
     picture = PIL.Image.fromarray(align_for_clip(found.image, found.landmarks, SIZE))
     identity = pipe.encode_face(found.image, embedding=found.embedding, landmarks=found.landmarks)
     return NanoPerson("photo", picture, identity)

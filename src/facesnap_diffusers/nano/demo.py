@@ -77,6 +77,7 @@ EXPRESSIONS = (
     _feeling("surprised", "surprise"),
     _feeling("sad", "sad"),
 )
+SHOTS = (*PROMPTS, *TURNS, *EXPRESSIONS)
 GROUPS = (
     Group("reference", ("",)),
     Group("four prompts, above the landmarks that steer", tuple(shot.label for shot in PROMPTS)),
@@ -118,17 +119,16 @@ def _portraits(
     pipe: FaceSnapPipeline, person: NanoPerson, seed: int, steps: int
 ) -> tuple[list[PIL.Image.Image], list[PIL.Image.Image]]:
     """A picture for each shot, and the landmark images that they followed."""
-    shots = [*PROMPTS, *TURNS, *EXPRESSIONS]
     points = pipe.predict_landmarks(
         person.identity,
         height=SIZE,
         width=SIZE,
-        pose=[shot.pose for shot in shots],
-        expression=[shot.expression for shot in shots],
-        face_box=[portrait_box(shot.pose) for shot in shots],
+        pose=[shot.pose for shot in SHOTS],
+        expression=[shot.expression for shot in SHOTS],
+        face_box=[portrait_box(shot.pose) for shot in SHOTS],
     )
     drawn = (draw_landmarks(points.cpu(), SIZE, SIZE).permute(0, 2, 3, 1) * 255).round().byte().numpy()
-    images = _sample(pipe, shots, seed, steps, identity=person.identity, landmarks=points)
+    images = _sample(pipe, SHOTS, seed, steps, identity=person.identity, landmarks=points)
     return images, [PIL.Image.fromarray(picture) for picture in drawn]
 
 
@@ -155,7 +155,7 @@ def _save(
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     person.picture.save(folder / "reference.png")
-    for shot, image, drawn in zip([*PROMPTS, *TURNS, *EXPRESSIONS], generated, landmarks, strict=True):
+    for shot, image, drawn in zip(SHOTS, generated, landmarks, strict=True):
         image.save(folder / f"{shot.name}.png")
         drawn.save(folder / f"{shot.name}-landmarks.png")
     for shot, image in zip(PROMPTS, base, strict=True):

@@ -36,8 +36,8 @@ class Group:
         return len(self.labels) * (TILE + GAP) - GAP
 
 
-#: Pictures of a person in a group: an upper and a lower one in each column; `None` is left white, text is written.
-Column = tuple[PIL.Image.Image | None, PIL.Image.Image | str | None]
+#: Of a person, in a column: a picture, and below it another one or a text.
+Column = tuple[PIL.Image.Image, PIL.Image.Image | str]
 
 
 def draw_sheet(groups: Sequence[Group], rows: Sequence[Sequence[Sequence[Column]]]) -> PIL.Image.Image:
@@ -76,7 +76,7 @@ def _draw_column(sheet: PIL.Image.Image, pen: PIL.ImageDraw.ImageDraw, column: C
     for content, top in zip(column, (y, y + TILE + GAP)):
         if isinstance(content, str):
             _write(pen, content, (x + TILE / 2, top), "ma")
-        elif content is not None:
+        else:
             picture = content.resize((TILE, TILE), PIL.Image.Resampling.LANCZOS) if content.width != TILE else content
             sheet.paste(picture, (x, top))
 
