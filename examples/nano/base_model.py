@@ -32,7 +32,8 @@ def create_tokenizer() -> CLIPTokenizer:
     trainer_model.train_from_iterator(vocabulary(), trainer)
     merges = [tuple(pair) for pair in json.loads(trainer_model.to_str())["model"]["merges"]]
     symbols = sorted(alphabet)
-    tokens = symbols + [symbol + end_of_word for symbol in symbols] + [a + b for a, b in merges]
+    # numbered in an order of their own: the trainer's differs from run to run, for it breaks ties at random
+    tokens = symbols + [symbol + end_of_word for symbol in symbols] + sorted(a + b for a, b in merges)
     tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=TEXT_LENGTH

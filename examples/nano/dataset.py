@@ -15,6 +15,8 @@ VIEWS = 10
 SHARD_PEOPLE = 20
 SPLITS = {"test": range(0, 100), "validation": range(100, 200), "train": range(1000, 5000)}
 """Indices of the people of each split; no person is in two."""
+TO_PACKAGE = -0.5
+"""Added to points of the renderer, whose pictures span 0 to `size`: for the package the first pixel's centre is at 0."""
 
 
 @dataclass

@@ -16,7 +16,7 @@ import dlib
 import numpy as np
 from check_people import DlibFaces
 from dataset import SPLITS, Shard, shard_paths
-from workspace import add_work_dir, replace_atomically
+from workspace import add_work_dir, save_array
 
 
 EMBEDDED_VIEWS = 5
@@ -51,12 +51,7 @@ def main():
             for person in views
         ]
         embeddings = np.array(found, dtype=np.float32)
-
-        def write(temporary: Path):
-            with open(temporary, "wb") as file:
-                np.save(file, embeddings)
-
-        replace_atomically(output, write)
+        save_array(output, embeddings)
         print(f"{path.name}: {embeddings.shape[0] * EMBEDDED_VIEWS / (time.time() - start):.1f} faces/s", flush=True)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from dataset import SEED, SPLITS
+from dataset import SEED, SPLITS, TO_PACKAGE
 from people.captions import OPENING, scene_clauses
 from people.face_model import FaceModel, rotation_matrix
 from people.renderer import Renderer, pose_points, project
@@ -31,8 +31,6 @@ REFERENCE_YAW, REFERENCE_PITCH = 15, 8
 REFERENCE_EXPRESSIONS = ("neutral", "smiling")
 LEAST_TURN = 20.0
 LEAST_MOVE = 0.2  # cm, of the landmarks on average
-TO_PACKAGE = -0.5
-"""The renderer's pictures span 0 to `size`; for the package the centre of the first pixel is at 0."""
 
 
 def head_pose(scene: Scene) -> HeadPose:

@@ -10,7 +10,8 @@ from torch import nn
 
 def mixed_precision() -> torch.autocast:
     """Weights, normalisations and losses stay in float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=bool(torch.cpu.get_capabilities().get("amx_bf16")))
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    return torch.autocast("cpu", torch.bfloat16, enabled=bool(capabilities.get("amx_bf16")))
 
 
 def avoid_slow_kernels(unet: UNet2DConditionModel):

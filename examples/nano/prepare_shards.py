@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from dataset import SEED, SPLITS, Shard, shard_paths
+from dataset import SEED, SPLITS, TO_PACKAGE, Shard, shard_paths
 from embed_faces import embedding_path
 from people.captions import OPENING, scene_clauses
 from train_image_encoder import SIZE as HEAD_SIZE
@@ -55,7 +55,7 @@ def main():
                     }
                     face = make_face(
                         shard.images[number, view],
-                        shard.landmarks[number, view] - 0.5,  # there the centre of the first pixel is at 0.5
+                        shard.landmarks[number, view] + TO_PACKAGE,
                         embedding,
                         predictor,
                         info=info,

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from dataset import Shard, shard_paths
+from dataset import TO_PACKAGE, Shard, shard_paths
 from embed_faces import embedding_path
 from people.captions import OPENING, person_clauses
 from precision import mixed_precision
+from schedule import learning_rate
 from train_image_encoder import SIZE as HEAD_SIZE
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from workspace import add_work_dir
@@ -51,7 +52,7 @@ class People:
             embeddings.append(found)
             for number in range(len(found)):
                 views = zip(shard.images[number, : found.shape[1]], shard.landmarks[number])
-                heads = [align_for_clip(image, points - 0.5, HEAD_SIZE) for image, points in views]
+                heads = [align_for_clip(image, points + TO_PACKAGE, HEAD_SIZE) for image, points in views]
                 pixels = processor(heads, return_tensors="pt").pixel_values
                 with torch.no_grad():
                     states.append(encoder(pixels, output_hidden_states=True).hidden_states[-2].half())
@@ -127,7 +128,7 @@ def main():
     if not args.without_ffrnet:
         # a landmark image of 128 px needs no more channels than these
         pipe.ffrnet = FFRNet.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
-        points = torch.from_numpy(Shard.load(shard_paths(args.work_dir, "train")[0]).landmarks[:, 0] - 0.5)
+        points = torch.from_numpy(Shard.load(shard_paths(args.work_dir, "train")[0]).landmarks[:, 0] + TO_PACKAGE)
         wake_landmarks(pipe.ffrnet, draw_landmarks(points, IMAGE_SIZE, IMAGE_SIZE))
     if sees_face:
         whiten_face_projection(pipe.mixer, train.embeddings)
@@ -147,7 +148,7 @@ def main():
     pipe.mixer.requires_grad_(True).train()
     for step in range(args.steps):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 100, 2 * (1 - step / args.steps))
+            group["lr"] = learning_rate(LEARNING_RATE, step, args.steps)
         loss = imitation(train, rng)
         optimizer.zero_grad()
         loss.backward()

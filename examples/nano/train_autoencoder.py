@@ -19,6 +19,7 @@ from autoencoder_start import start_from_components
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import Shard, shard_paths
 from precision import mixed_precision
+from schedule import learning_rate
 from workspace import add_work_dir
 
 from facesnap_diffusers.nano.autoencoder import PATCH, AutoencoderPatch
@@ -123,11 +124,6 @@ def reconstruction_sheet(vae: AutoencoderPatch, images: torch.Tensor) -> np.ndar
     return np.concatenate(rows, 0)
 
 
-def learning_rate(step: int, steps: int) -> float:
-    """Warm-up, a plateau, and a linear fall over the last half."""
-    return LEARNING_RATE * min(1, (step + 1) / 100) * min(1, max(0.02, 2 * (1 - step / steps)))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
@@ -174,7 +170,7 @@ def main():
     started, saved, first = time.time(), time.time(), step
     while step < args.steps:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, args.steps)
+            group["lr"] = learning_rate(LEARNING_RATE, step, args.steps)
         target, weight = train.crops(BATCH, rng)
         target = target.contiguous(memory_format=torch.channels_last)
         with mixed_precision():

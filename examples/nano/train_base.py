@@ -10,6 +10,7 @@ half hour it writes a sheet of samples.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from pathlib import Path
 
@@ -23,15 +24,15 @@ from dataset import Shard, shard_paths
 from diffusers import StableDiffusionPipeline
 from people.captions import caption
 from precision import avoid_slow_kernels, mixed_precision
+from schedule import learning_rate
 from torch import nn
 from train_autoencoder import feature_weights, to_tensor
-from workspace import add_work_dir, replace_atomically
+from workspace import add_work_dir, save_array
 
 from facesnap_diffusers.nano.autoencoder import AutoencoderPatch
 
 
 BATCH = 32
-LEARNING_RATE = 1e-3
 WARMUP = 400
 COOLDOWN = 0.3  # share of the run in which the learning rate falls to nothing
 AVERAGE_DECAY = 0.9995
@@ -82,13 +83,7 @@ class LatentData:
             shard = Shard.load(path)
             cache = self.work_dir / "latents" / self.split / f"{path.stem}.npy"
             if not cache.exists():
-                encoded = encode_shard(self.vae, shard)
-
-                def write(temporary: Path):
-                    with open(temporary, "wb") as file:
-                        np.save(file, encoded)
-
-                replace_atomically(cache, write)
+                save_array(cache, encode_shard(self.vae, shard))
             latents = np.load(cache)
             self.latents.append(latents.reshape(-1, *latents.shape[2:]))
             self.weights.append(self._latent_weights(shard))
@@ -155,11 +150,7 @@ class BaseModel(nn.Module):
 
 
 def create_optimizer(model: BaseModel) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(model.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
-
-
-def learning_rate(images: int, total: int) -> float:
-    return LEARNING_RATE * min(1, images / BATCH / WARMUP) * min(1, max(0.01, (1 - images / total) / COOLDOWN))
+    return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
 
 
 @torch.no_grad()
@@ -211,6 +202,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
     parser.add_argument("--images", type=int, default=1_500_000, help="pictures to see in all (default: %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="its highest (default: %(default)s)")
+    parser.add_argument("--keep-text-encoder", action="store_true", help="do not train the text encoder")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -227,6 +220,7 @@ def main():
     model.unet.to(memory_format=torch.channels_last)
     avoid_slow_kernels(model.unet)
     model.text_encoder.set_attn_implementation("eager")  # with so short texts, fused attention is slower
+    model.text_encoder.requires_grad_(not args.keep_text_encoder)
     average = Average(model, AVERAGE_DECAY)
     optimizer = create_optimizer(model)
     checkpoint = folder / "training.pt"
@@ -235,10 +229,10 @@ def main():
     print(f"{millions:.2f} M parameters, {step * BATCH} pictures seen, {len(train)} in the data set", flush=True)
 
     saved = logged = drawn = time.time()
-    errors, since = [], step
-    while step * BATCH < args.images:
+    errors, since, steps = [], step, math.ceil(args.images / BATCH)
+    while step < steps:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step * BATCH, args.images)
+            group["lr"] = learning_rate(args.learning_rate, step, steps, WARMUP, COOLDOWN)
         latents, weights, captions = train.batch(BATCH, rng)
         timesteps = torch.randint(0, 1000, (BATCH,))
         loss, error = model.loss(latents, weights, captions, timesteps, torch.randn_like(latents))
@@ -249,7 +243,7 @@ def main():
         average.update(step)
         errors.append(error.item())
         step += 1
-        now, done = time.time(), step * BATCH >= args.images
+        now, done = time.time(), step == steps
         if now - logged > 120 or done:
             speed = (step - since) * BATCH / (now - logged)
             print(f"{step * BATCH} pictures, error {np.mean(errors):.4f}, {speed:.1f}/s", flush=True)

@@ -17,9 +17,10 @@ import torch
 import torch.nn.functional as F
 from base_model import TEXT_LENGTH, create_tokenizer
 from checkpoints import Average, load_checkpoint, save_checkpoint
-from dataset import Shard, shard_paths
+from dataset import TO_PACKAGE, Shard, shard_paths
 from people.captions import caption
 from precision import mixed_precision
+from schedule import learning_rate
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
 from workspace import add_work_dir
@@ -52,7 +53,7 @@ class Heads:
         for path in shard_paths(work_dir, split):
             shard = Shard.load(path)
             for images, landmarks in zip(shard.images, shard.landmarks):
-                heads.append(np.stack([align_for_clip(i, p - 0.5, SIZE) for i, p in zip(images, landmarks)]))
+                heads.append(np.stack([align_for_clip(i, p + TO_PACKAGE, SIZE) for i, p in zip(images, landmarks)]))
             self.attributes += shard.attributes
         self.heads = np.stack(heads)
 
@@ -116,7 +117,7 @@ def main():
     started, first = time.time(), step
     while step < args.steps:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 100) * min(1, max(0.01, 2 * (1 - step / args.steps)))
+            group["lr"] = learning_rate(LEARNING_RATE, step, args.steps)
         captions_loss, views_loss = model.losses(*train.batch(PEOPLE, rng))
         optimizer.zero_grad()
         (captions_loss + views_loss).backward()

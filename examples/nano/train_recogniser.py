@@ -16,9 +16,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from checkpoints import Average, load_checkpoint, save_checkpoint
-from dataset import Shard, shard_paths
+from dataset import TO_PACKAGE, Shard, shard_paths
 from embed_faces import EMBEDDED_VIEWS, embedding_path
 from precision import mixed_precision
+from schedule import learning_rate
 from torch import nn
 from train_autoencoder import LATENT_STD, to_tensor
 from train_base import load_autoencoder
@@ -85,7 +86,7 @@ def spoiled(images: torch.Tensor, vae) -> torch.Tensor:
 
 
 def crops(images: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
-    return align_faces(images, landmarks - 0.5, "dlib", SIZE)
+    return align_faces(images, landmarks + TO_PACKAGE, "dlib", SIZE)
 
 
 @torch.no_grad()
@@ -122,7 +123,7 @@ def main():
     started, first = time.time(), step
     while step < args.steps:
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1, (step + 1) / 100) * min(1, max(0.01, 2 * (1 - step / args.steps)))
+            group["lr"] = learning_rate(LEARNING_RATE, step, args.steps)
         k = rng.integers(len(train.images), size=BATCH)
         with mixed_precision():
             pictures = spoiled(to_tensor(train.images[k]), vae).float()

@@ -6,12 +6,22 @@ import argparse
 import os
 from pathlib import Path
 
+import numpy as np
+
 
 def add_work_dir(parser: argparse.ArgumentParser):
     default = os.environ.get("FACESNAP_NANO_DIR", Path.home() / ".cache/facesnap-nano")
     parser.add_argument(
         "--work-dir", type=Path, default=default, help="data, checkpoints and logs (default: %(default)s)"
     )
+
+
+def save_array(path: Path, array: np.ndarray):
+    def write(temporary: Path):
+        with open(temporary, "wb") as file:
+            np.save(file, array)
+
+    replace_atomically(path, write)
 
 
 def replace_atomically(path: Path, write):
