@@ -16,7 +16,7 @@ $(VENV)/installed: setup.cfg pyproject.toml
 	touch $@
 
 demo: $(VENV)/installed
-	$(BIN)/python examples/demo.py
+	$(BIN)/facesnap demo
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from typer.testing import CliRunner
 
-from facesnap_diffusers import AdapterError, DlibFaceAnalyzer, InputError, load_nano_pipeline
+from facesnap_diffusers import AdapterError, DlibFaceAnalyzer, InputError, load_nano_pipeline, nano_people
 from facesnap_diffusers.cli import app, main
 from facesnap_diffusers.nano import model as nano_model
 
@@ -35,8 +35,8 @@ def nano(tmp_path_factory):
     return folder
 
 
-def run(*arguments) -> None:
-    result = CliRunner().invoke(app, ["demo", "--steps", "2", *map(str, arguments)])
+def run(*arguments, steps: int = 2) -> None:
+    result = CliRunner().invoke(app, ["demo", "--steps", str(steps), *map(str, arguments)])
     if result.exception is not None:
         raise result.exception
     assert "sheet.png" in result.output
@@ -138,6 +138,21 @@ def test_an_installation_without_the_model(nano, tmp_path, monkeypatch):
         load_nano_pipeline()
 
 
+def test_the_shipped_model_keeps_people_apart(tmp_path):
+    """To dlib, pictures of each person are nearer to their own reference than to the references of the others."""
+    run("-o", tmp_path, "--people", 3, steps=10)
+    people, analyzer = nano_people()[:3], DlibFaceAnalyzer()
+    references = np.stack([person.identity.face_embeds.numpy() for person in people])
+    for number, person in enumerate(people):
+        found = [
+            face for name in PICTURES for face in analyzer.analyze(pixels(tmp_path / person.name / f"{name}.png"))
+        ]
+        assert len(found) >= 12, "of 13"
+        embeds = np.stack([face.embedding for face in found])
+        distances = np.median(np.linalg.norm(embeds[:, None] - references, axis=2), axis=0)
+        assert distances.argmin() == number
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--people", 3], "choose 1 to 2"), (["--people", 0], "1 to 2"), (["--steps", 0], "steps")],
@@ -145,3 +160,9 @@ def test_an_installation_without_the_model(nano, tmp_path, monkeypatch):
 def test_impossible_wishes(nano, tmp_path, arguments, message):
     with pytest.raises(InputError, match=message):
         run("--model", nano, "-o", tmp_path, *arguments)
+
+
+def test_output_must_be_a_folder(nano, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file; name a folder"):
+        run("--model", nano, "-o", tmp_path / "file")

@@ -56,15 +56,16 @@ def create_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     return CLIPTextModel(config)
 
 
-def create_unet(channels: tuple[int, ...] = (64, 96, 96)) -> UNet2DConditionModel:
+def create_unet(channels: tuple[int, int] = (128, 96)) -> UNet2DConditionModel:
+    """Wide where a latent is a patch of 8×8 pixels, whose details it must draw; attention at half that resolution."""
     return UNet2DConditionModel(
         sample_size=LATENT_SIZE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=channels,
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         mid_block_type="UNetMidBlock2DCrossAttn",
         cross_attention_dim=TEXT_WIDTH,
         attention_head_dim=4,

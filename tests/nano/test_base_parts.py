@@ -1,10 +1,13 @@
 """The parts that the nano base is built of: tokenizer, autoencoder start, UNet and scheduler."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
+from transformers import CLIPTokenizer
 
 
 pytest.importorskip("scipy", reason="the captions' words come with the renderer, which needs scipy")
@@ -13,6 +16,7 @@ pytest.importorskip("cv2", reason="the training script needs opencv")
 from autoencoder_start import start_from_components  # noqa: E402
 from base_model import TEXT_LENGTH, create_scheduler, create_text_encoder, create_tokenizer, create_unet  # noqa: E402
 from people.captions import vocabulary  # noqa: E402
+from restore import renumber_tokens  # noqa: E402
 
 from facesnap_diffusers.nano.autoencoder import AutoencoderPatch  # noqa: E402
 
@@ -27,6 +31,25 @@ def test_every_caption_word_is_one_token(tmp_path):
     assert loaded(text).input_ids == tokenizer(text).input_ids
     assert loaded.model_max_length == TEXT_LENGTH
     assert "astronaut" in loaded.decode(loaded(text).input_ids)
+
+
+def test_tokens_have_the_same_numbers_every_time():
+    first, *others = (create_tokenizer().get_vocab() for _ in range(5))
+    assert all(vocab == first for vocab in others)
+
+
+def test_renumbered_tokens_mean_the_same():
+    wanted = create_tokenizer()
+    vocab = wanted.get_vocab()
+    merges = [tuple(pair) for pair in json.loads(wanted.backend_tokenizer.to_str())["model"]["merges"]]
+    own = CLIPTokenizer(vocab={token: len(vocab) - 1 - number for token, number in vocab.items()}, merges=merges)
+    text_encoder = create_text_encoder(wanted)
+    text = "a photo of a person with long blond hair, an astronaut"
+    with torch.no_grad():
+        before = text_encoder(**own(text, return_tensors="pt")).last_hidden_state
+        renumber_tokens(text_encoder, own, wanted)
+        after = text_encoder(**wanted(text, return_tensors="pt")).last_hidden_state
+    torch.testing.assert_close(after, before)
 
 
 def test_autoencoder_starts_at_the_principal_components():
@@ -72,7 +95,7 @@ def test_stock_pipelines_take_the_parts(tmp_path):
         vae=AutoencoderPatch(decoder_channels=(16, 16, 16), decoder_blocks=(1, 1, 1)),
         text_encoder=create_text_encoder(tokenizer),
         tokenizer=tokenizer,
-        unet=create_unet((16, 32, 32)),
+        unet=create_unet((16, 32)),
         scheduler=create_scheduler(),
         safety_checker=None,
         feature_extractor=None,
