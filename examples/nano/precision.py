@@ -6,6 +6,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import nn
+from transformers import CLIPTextModel
 
 
 def mixed_precision() -> torch.autocast:
@@ -14,8 +15,12 @@ def mixed_precision() -> torch.autocast:
     return torch.autocast("cpu", torch.bfloat16, enabled=bool(capabilities.get("amx_bf16")))
 
 
-def avoid_slow_kernels(unet: UNet2DConditionModel):
-    """Two kernels of the CPU are slower in bfloat16 than in float32: the backward pass of fused attention, group norm."""
+def avoid_slow_kernels(unet: UNet2DConditionModel, text_encoder: CLIPTextModel):
+    """
+    Two kernels of the CPU are slower in bfloat16 than in float32: the backward pass of fused attention, group norm. With
+    texts as short as captions, fused attention is slower than plain in any case.
+    """
+    text_encoder.set_attn_implementation("eager")
     unet.set_attn_processor(AttnProcessor())
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm):

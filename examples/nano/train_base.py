@@ -218,8 +218,7 @@ def main():
 
     model = BaseModel()
     model.unet.to(memory_format=torch.channels_last)
-    avoid_slow_kernels(model.unet)
-    model.text_encoder.set_attn_implementation("eager")  # with so short texts, fused attention is slower
+    avoid_slow_kernels(model.unet, model.text_encoder)
     model.text_encoder.requires_grad_(not args.keep_text_encoder)
     average = Average(model, AVERAGE_DECAY)
     optimizer = create_optimizer(model)
