@@ -336,9 +336,7 @@ class IPAdapterFaceID(_DiffusionMethod):
         faces = [find_face(path, self._analyzer, name=str(path)) for path in case.reference]
         embeds = np.mean([face.embedding / np.linalg.norm(face.embedding) for face in faces], axis=0)
         first = faces[0]
-        known = case.reference_landmarks
-        landmarks = first.landmarks if known is None else np.array(known, dtype=np.float32)
-        found = FoundFace(landmarks, first.embedding, first.image.shape[:2])
+        found = FoundFace(first.landmarks, first.embedding, first.image.shape[:2])
         crop = align_face(first.image, first.landmarks, size=224)
         return found, torch.from_numpy(embeds / np.linalg.norm(embeds)), crop
 

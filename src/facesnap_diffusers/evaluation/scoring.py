@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,8 +101,6 @@ class Scorer:
     def target(self, case: Case, height: int, width: int) -> np.ndarray:
         """The re-targeted landmarks `(72, 2)` of a case, in pixels of an image of that size."""
         reference = self.references[case.person].faces[self.encoders[0]]
-        if case.reference_landmarks is not None:
-            reference = replace(reference, landmarks=np.array(case.reference_landmarks, dtype=np.float32))
         return retargeted_landmarks(self.predictor, case, reference, height, width)
 
     def _row(self, case: Case, path: Path, text_only: Path | None) -> dict[str, Any]:

@@ -23,20 +23,23 @@ def retargeted_landmarks(
     Args:
         predictor ([`LandmarkPredictor`]): Reads the reference and draws the target.
         case ([`Case`]): What is asked; nothing asked means the reference's own pose, expression and framing.
-        reference ([`FoundFace`]): The person's face in the first reference photo.
+        reference ([`FoundFace`]): The person's face in the first reference photo. Landmarks that the case knows count
+            instead of those found.
         height (`int`), width (`int`): Of the generated image, in pixels.
 
     Returns:
         `np.ndarray` of shape `(72, 2)`: in pixels of the generated image.
     """
+    known = case.reference_landmarks
+    landmarks = reference.landmarks if known is None else np.array(known, dtype=np.float32)
     identity = FaceIdentity(
         face_embeds=torch.from_numpy(reference.embedding),
         face_encoder="",
-        landmarks=torch.from_numpy(reference.landmarks),
+        landmarks=torch.from_numpy(landmarks),
         photo_size=reference.size,
     )
     (box,) = as_boxes(case.face_box) or [None]
-    landmarks = steer(
+    target = steer(
         predictor,
         height=height,
         width=width,
@@ -46,7 +49,7 @@ def retargeted_landmarks(
         expression=case.expression,
         face_box=box,
     )
-    return landmarks[0].cpu().numpy()
+    return target[0].cpu().numpy()
 
 
 def driving_landmarks(case: Case) -> np.ndarray:
