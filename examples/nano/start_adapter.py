@@ -101,7 +101,7 @@ def main():
     parser.add_argument(
         "--without-ffrnet", action="store_true", help="mixer and identity attention only, as IP-Adapter"
     )
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=750)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
