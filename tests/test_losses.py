@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+import skimage.data
 import tiny
 import torch
 from diffusers import DDIMScheduler
@@ -18,6 +19,7 @@ from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.faces.alignment import five_points
 from facesnap_diffusers.training.alignment import align_faces
 from facesnap_diffusers.training.config import IdentityLossConfig, LossConfig
+from facesnap_diffusers.training.dlib_network import installed_file, load_dlib_network
 from facesnap_diffusers.training.losses import NoiseSchedule, face_weights, identity_distance
 from facesnap_diffusers.training.objective import Objective
 from facesnap_diffusers.training.recogniser import FaceRecogniser, load_network
@@ -334,6 +336,30 @@ class TestRecogniser:
         assert torch.allclose(embeds, FaceRecogniser(TinyRecogniser(), size=32).embed(crops), atol=1e-6)
         (gradient,) = torch.autograd.grad(embeds[0, 0], crops)
         assert gradient[0].any() and not gradient[1:].any()
+
+    def test_dlibs_network_gives_dlibs_embeddings(self):
+        """On any chip, against dlib's own implementation."""
+        dlib = pytest.importorskip("dlib")
+        network = load_network("facesnap_diffusers.training.dlib_network:load_dlib_network")
+        own = dlib.face_recognition_model_v1(str(installed_file()))
+        photo = skimage.data.astronaut()
+        chips = np.stack([photo[40:190, 150:300], photo[200:350, 100:250], photo[0:300:2, 0:300:2]])
+        expected = np.array([own.compute_face_descriptor(np.ascontiguousarray(chip)) for chip in chips])
+        crops = (torch.from_numpy(chips).permute(0, 3, 1, 2) / 127.5 - 1).requires_grad_(True)
+        embeds = network(crops)
+        assert np.abs(embeds.detach().numpy() - expected).max() < 1e-5
+        assert torch.equal(embeds, network.hidden_states(crops)[-1])
+        (gradient,) = torch.autograd.grad(embeds[0].square().sum(), crops)
+        assert gradient[0].any() and not gradient[1:].any()
+
+    def test_another_file_is_not_dlibs_network(self, tmp_path):
+        pytest.importorskip("dlib")
+        for content in (b"nonsense", installed_file().read_bytes()[:100_000], installed_file().read_bytes()[100_000:]):
+            (tmp_path / "network.dat").write_bytes(content)
+            with pytest.raises(InputError, match="is not dlib's recogniser"):
+                load_dlib_network(tmp_path / "network.dat")
+        with pytest.raises(InputError, match="No such file"):
+            load_dlib_network(tmp_path / "missing.dat")
 
     def test_from_onnx(self, tmp_path, monkeypatch):
         """The layers of InsightFace's ArcFace networks, against ONNX Runtime."""

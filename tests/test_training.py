@@ -503,8 +503,10 @@ def test_command_publishes_the_adapter(base, faces, hub, tmp_path, monkeypatch):
 EXTRA = 0.25
 
 
-def extra_loss(batch, identity_tokens, text_embeds, step):
+def extra_loss(objective, batch, identity_tokens, text_embeds, latents, predicted_latents, step):
     assert identity_tokens.shape[0] == text_embeds.shape[0] == len(batch["caption"]) and step >= 0
+    pictures = objective.decode_latents(torch.stack([latents, predicted_latents]).flatten(0, 1))
+    assert len(pictures) == 2 * len(batch["caption"]) and torch.isfinite(pictures).all()
     return 0 * identity_tokens.mean() + EXTRA
 
 

@@ -12,6 +12,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 TEXT_WIDTH = 128
 TEXT_LENGTH = 48
+IMAGE_SIZE = 128
 LATENT_CHANNELS, LATENT_SIZE = 16, 16
 
 

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import dlib
 import numpy as np
-from check_people import DlibFaces
+import torch
 from dataset import SPLITS, Shard, shard_paths
+from train_autoencoder import to_tensor
 from workspace import add_work_dir, save_array
+
+from facesnap_diffusers.training.dlib_network import load_dlib_network
 
 
 EMBEDDED_VIEWS = 5
@@ -39,18 +42,16 @@ def main():
     add_work_dir(parser)
     parser.add_argument("--split", choices=list(SPLITS), default="train")
     args = parser.parse_args()
-    recogniser = DlibFaces().recogniser
+    network = load_dlib_network()
     for path in shard_paths(args.work_dir, args.split):
         output = embedding_path(args.work_dir, path)
         if output.exists():
             continue
         start, shard = time.time(), Shard.load(path)
         views = zip(shard.images[:, :EMBEDDED_VIEWS], shard.landmarks[:, :EMBEDDED_VIEWS])
-        found = [
-            recogniser.compute_face_descriptor([chip(image, points) for image, points in zip(*person)])
-            for person in views
-        ]
-        embeddings = np.array(found, dtype=np.float32)
+        chips = [to_tensor(np.stack([chip(image, points) for image, points in zip(*person)])) for person in views]
+        with torch.no_grad():
+            embeddings = torch.stack([network(of_person) for of_person in chips]).numpy()
         save_array(output, embeddings)
         print(f"{path.name}: {embeddings.shape[0] * EMBEDDED_VIEWS / (time.time() - start):.1f} faces/s", flush=True)
 

@@ -1,4 +1,4 @@
-"""Training in bfloat16 on processors that multiply matrices of it in hardware (AMX), twice as fast; in float32 on others."""
+"""Training in bfloat16 on processors that multiply it in hardware (AMX, AVX-512), twice as fast; in float32 on others."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import CLIPTextModel
 def mixed_precision() -> torch.autocast:
     """Weights, normalisations and losses stay in float32."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
-    return torch.autocast("cpu", torch.bfloat16, enabled=bool(capabilities.get("amx_bf16")))
+    return torch.autocast("cpu", torch.bfloat16, enabled=any(map(capabilities.get, ("amx_bf16", "avx512_bf16"))))
 
 
 def avoid_slow_kernels(unet: UNet2DConditionModel, text_encoder: CLIPTextModel):

@@ -15,12 +15,14 @@ from dataset import SEED, SPLITS, TO_PACKAGE, Shard, shard_paths
 from embed_faces import embedding_path
 from people.captions import OPENING, scene_clauses
 from train_image_encoder import SIZE as HEAD_SIZE
-from train_recogniser import SIZE as CROP_SIZE
 from workspace import add_work_dir
 
 from facesnap_diffusers import DlibFaceAnalyzer, load_landmark_predictor
 from facesnap_diffusers.preparation.face import make_face
 from facesnap_diffusers.training.shards import ShardWriter
+
+
+CROP_SIZE = 64  # of the faces' crops, which validation images show
 
 
 def scene_caption(attributes: dict, rng: np.random.Generator) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from base_model import IMAGE_SIZE
 from dataset import TO_PACKAGE, Shard, shard_paths
 from embed_faces import embedding_path
 from people.captions import OPENING, person_clauses
@@ -36,7 +37,6 @@ NUM_TOKENS = 16
 FIRST_WORD = 5  # of the person's part, after the start token and "a photo of a"
 MIXER = {"hidden_size": 128, "num_layers": 2, "attention_head_dim": 32, "num_face_tokens": 4}
 FEATURES = {"id": (True, False), "clip": (False, True), "both": (True, True)}
-IMAGE_SIZE = 128
 BATCH, LEARNING_RATE = 64, 1e-3
 
 

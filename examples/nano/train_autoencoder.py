@@ -2,6 +2,7 @@
 
     python train_autoencoder.py --steps 4000                  # encoder and decoder
     python train_autoencoder.py --decoder-only --steps 20000  # later: a better decoder for the same latents
+    python train_autoencoder.py --faces --steps 1500          # last: one that draws what tells faces apart
 
 The base model learns the latents of the first run, so its encoder must not change after that.
 """
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from autoencoder_start import start_from_components
 from checkpoints import Average, load_checkpoint, save_checkpoint
-from dataset import Shard, shard_paths
+from dataset import TO_PACKAGE, Shard, shard_paths
+from face_loss import FaceLoss
 from precision import mixed_precision
 from schedule import learning_rate
 from workspace import add_work_dir
@@ -31,6 +33,9 @@ CROP = 64
 FEATURE_WEIGHT = 5.0
 BATCH = 20
 LEARNING_RATE = 1.5e-3
+FACES_BATCH = 8  # whole pictures
+FACES_LEARNING_RATE = 4e-4
+FACE_WEIGHT = 0.02
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -75,6 +80,15 @@ class Pictures:
 
     def __len__(self) -> int:
         return sum(map(len, self.images))
+
+    def whole(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pictures (N, 3, 128, 128), their loss weights and their landmarks (N, 72, 2)."""
+        shards = rng.integers(len(self.images), size=count)
+        chosen = [(int(shard), int(rng.integers(len(self.images[shard])))) for shard in shards]
+        images = to_tensor(np.stack([self.images[shard][k] for shard, k in chosen]))
+        landmarks = np.stack([self.landmarks[shard][k] for shard, k in chosen])
+        weights = np.stack([feature_weights(points, images.shape[-1], FEATURE_WEIGHT) for points in landmarks])
+        return images, torch.from_numpy(weights)[:, None], torch.from_numpy(landmarks)
 
     def crops(self, count: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Random crops (N, 3, CROP, CROP), two in three of them about an eye or the mouth, and their loss weights."""
@@ -128,7 +142,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
     parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--decoder-only", action="store_true", help="keep the trained encoder, train its decoder on")
+    phase = parser.add_mutually_exclusive_group()
+    phase.add_argument("--decoder-only", action="store_true", help="keep the trained encoder, train its decoder on")
+    phase.add_argument("--faces", action="store_true", help="the same on whole pictures, with the face loss besides")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -141,9 +157,12 @@ def main():
     validation_weights = torch.from_numpy(np.stack(weights))
 
     vae = AutoencoderPatch(scaling_factor=1 / LATENT_STD)
-    checkpoint = folder / ("decoder.pt" if args.decoder_only else "joint.pt")
-    if args.decoder_only:
-        vae = AutoencoderPatch.from_pretrained(folder / "joint")
+    checkpoint = folder / ("faces.pt" if args.faces else "decoder.pt" if args.decoder_only else "joint.pt")
+    highest_rate = FACES_LEARNING_RATE if args.faces else LEARNING_RATE
+    keeps_encoder = args.faces or args.decoder_only
+    if keeps_encoder:
+        start = folder / "final" if args.faces and (folder / "final").exists() else folder / "joint"
+        vae = AutoencoderPatch.from_pretrained(start)
         vae.encoder.requires_grad_(False)
         trained = vae.decoder
     else:
@@ -152,8 +171,9 @@ def main():
         )
         trained = vae
     vae.to(memory_format=torch.channels_last)
+    face_loss = FaceLoss() if args.faces else None
     average = Average(trained, 0.998)
-    optimizer = torch.optim.AdamW(trained.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(trained.parameters(), highest_rate, betas=(0.9, 0.99), weight_decay=1e-4)
     step = load_checkpoint(checkpoint, trained, average, optimizer, rng)
     print(
         f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters, step {step}, {len(train)} pictures",
@@ -170,19 +190,24 @@ def main():
     started, saved, first = time.time(), time.time(), step
     while step < args.steps:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(LEARNING_RATE, step, args.steps)
-        target, weight = train.crops(BATCH, rng)
+            group["lr"] = learning_rate(highest_rate, step, args.steps)
+        if face_loss is None:
+            target, weight = train.crops(BATCH, rng)
+        else:
+            target, weight, landmarks = train.whole(FACES_BATCH, rng)
         target = target.contiguous(memory_format=torch.channels_last)
         with mixed_precision():
-            with torch.set_grad_enabled(not args.decoder_only):
+            with torch.set_grad_enabled(not keeps_encoder):
                 latents = vae.encode(target).latent_dist.mean.float()
             noisy = latents + 0.04 * LATENT_STD * torch.randn_like(latents)
             output = vae.decode(noisy).sample.float()
         loss = reconstruction_loss(output, target, weight)
+        if face_loss is not None:
+            loss = loss + FACE_WEIGHT * face_loss(output, target, landmarks + TO_PACKAGE).mean()
         # the pipelines scale latents but do not shift them
         balance = latents.mean((0, 2, 3)).square().mean() + (latents.square().mean().sqrt() - LATENT_STD).square()
         optimizer.zero_grad()
-        (loss + 0.1 * balance if not args.decoder_only else loss).backward()
+        (loss if keeps_encoder else loss + 0.1 * balance).backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 0.5)
         optimizer.step()
         average.update(step)
@@ -191,9 +216,9 @@ def main():
             with average:
                 whole, features = peak_signal_to_noise(vae, validation, validation_weights)
                 cv2.imwrite(str(folder / "reconstructions.png"), reconstruction_sheet(vae, validation[::6])[..., ::-1])
-            speed = BATCH * (step - first) / (time.time() - started)
+            speed = len(target) * (step - first) / (time.time() - started)
             print(
-                f"step {step} loss {loss:.4f} PSNR {whole:.2f} dB, eyes and mouth {features:.2f} dB, {speed:.0f} crops/s",
+                f"step {step} loss {loss:.4f} PSNR {whole:.2f} dB, eyes and mouth {features:.2f} dB, {speed:.0f}/s",
                 flush=True,
             )
         if time.time() - saved > 300 or step == args.steps:
@@ -202,7 +227,7 @@ def main():
             train.refresh()
     # only when done: the base model must not meet latents that still change
     with average:
-        vae.save_pretrained(folder / ("final" if args.decoder_only else "joint"))
+        vae.save_pretrained(folder / ("final" if keeps_encoder else "joint"))
 
 
 if __name__ == "__main__":

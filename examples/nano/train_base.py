@@ -1,10 +1,11 @@
 """Trains the text-to-image base on the latents of a trained autoencoder. Run again to go on.
 
     python train_base.py --images 1500000
+    python train_base.py --images 50000 --faces --learning-rate 3e-4     # a finished one, see restore.py
 
 Latents of both mirror images are cached in the work directory, a file a shard; shards that were rendered meanwhile are
 taken in while it trains. Every ten minutes it saves its whole state and logs the loss on people it never saw; every
-half hour it writes a sheet of samples.
+half hour it writes a sheet of samples. With `--faces` it is taught besides what tells faces apart (`face_loss.py`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from base_model import LATENT_SIZE, create_scheduler, create_text_encoder, create_tokenizer, create_unet
+from base_model import IMAGE_SIZE, LATENT_SIZE, create_scheduler, create_text_encoder, create_tokenizer, create_unet
 from checkpoints import Average, load_checkpoint, save_checkpoint
-from dataset import Shard, shard_paths
+from dataset import TO_PACKAGE, Shard, shard_paths
 from diffusers import StableDiffusionPipeline
+from face_loss import drawn_faces_loss
 from people.captions import caption
 from precision import avoid_slow_kernels, mixed_precision
 from schedule import learning_rate
@@ -29,6 +31,7 @@ from torch import nn
 from train_autoencoder import feature_weights, to_tensor
 from workspace import add_work_dir, save_array
 
+from facesnap_diffusers.faces.layout import MIRROR
 from facesnap_diffusers.nano.autoencoder import AutoencoderPatch
 
 
@@ -39,6 +42,7 @@ AVERAGE_DECAY = 0.9995
 TEXT_DROPOUT = 0.1
 SNR_LIMIT, LEAST_WEIGHT = 5.0, 0.15
 FEATURE_WEIGHT = 3.0
+FACE_WEIGHT = 0.05
 SAVE_SECONDS, SHEET_SECONDS = 600, 1800
 PROMPTS = [
     "a photo of a person with short brown hair, smiling, facing forward, white shirt, blue background",
@@ -69,12 +73,12 @@ def encode_shard(vae: AutoencoderPatch, shard: Shard) -> np.ndarray:
 
 
 class LatentData:
-    """Latents, loss weights and attributes of every finished shard of a split, in memory."""
+    """Latents, loss weights, landmarks and attributes of every finished shard of a split, in memory."""
 
     def __init__(self, work_dir: Path, split: str, vae: AutoencoderPatch):
         self.work_dir, self.split, self.vae = work_dir, split, vae
         self.loaded = set()
-        self.latents, self.weights, self.attributes = [], [], []
+        self.latents, self.weights, self.landmarks, self.attributes = [], [], [], []
 
     def refresh(self, limit: int | None = None):
         """Takes in up to `limit` shards that are not in memory yet."""
@@ -87,6 +91,7 @@ class LatentData:
             latents = np.load(cache)
             self.latents.append(latents.reshape(-1, *latents.shape[2:]))
             self.weights.append(self._latent_weights(shard))
+            self.landmarks.append(shard.landmarks.reshape(-1, 72, 2))
             self.attributes.append([view for views in shard.attributes for view in views])
             self.loaded.add(path)
 
@@ -94,27 +99,29 @@ class LatentData:
     def _latent_weights(shard: Shard) -> np.ndarray:
         """(N * V, 16, 16) loss weights of the unmirrored pictures, 1 on average."""
         points = shard.landmarks.reshape(-1, 72, 2)
-        full = torch.from_numpy(np.stack([feature_weights(p, 128, FEATURE_WEIGHT) for p in points]))
-        weights = F.avg_pool2d(full[:, None], 128 // LATENT_SIZE)[:, 0]
+        full = torch.from_numpy(np.stack([feature_weights(p, IMAGE_SIZE, FEATURE_WEIGHT) for p in points]))
+        weights = F.avg_pool2d(full[:, None], IMAGE_SIZE // LATENT_SIZE)[:, 0]
         return (weights / weights.mean((1, 2), keepdim=True)).half().numpy()
 
     def __len__(self) -> int:
         return sum(map(len, self.latents))
 
-    def batch(self, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
-        """Latents (N, 16, 16, 16), loss weights (N, 1, 16, 16) and captions."""
-        latents, weights, captions = [], [], []
+    def batch(self, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, list[str]]:
+        """Latents (N, 16, 16, 16), loss weights (N, 1, 16, 16), landmarks (N, 72, 2) and captions."""
+        latents, weights, landmarks, captions = [], [], [], []
         for _ in range(size):
             shard = int(rng.integers(len(self.latents)))
             k, mirrored = int(rng.integers(len(self.latents[shard]))), int(rng.integers(2))
             latents.append(self.latents[shard][k, mirrored])
-            weight = self.weights[shard][k]
+            weight, points = self.weights[shard][k], self.landmarks[shard][k]
             weights.append(weight[:, ::-1] if mirrored else weight)
+            landmarks.append(points[list(MIRROR)] * [-1, 1] + [IMAGE_SIZE, 0] if mirrored else points)
             text = caption(self.attributes[shard][k], bool(mirrored), rng)
             captions.append("" if rng.random() < TEXT_DROPOUT else text)
         return (
             torch.from_numpy(np.stack(latents)).float(),
             torch.from_numpy(np.stack(weights)).float()[:, None],
+            torch.from_numpy(np.stack(landmarks)).float(),
             captions,
         )
 
@@ -133,8 +140,8 @@ class BaseModel(nn.Module):
         tokens = self.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt")
         return self.text_encoder(tokens.input_ids)[0]
 
-    def loss(self, latents, weights, captions, timesteps, noise) -> tuple[torch.Tensor, torch.Tensor]:
-        """The training loss, and the plain error of the predicted velocity.
+    def losses(self, latents, weights, captions, timesteps, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The training loss, the plain error of the predicted velocity, and the clean latents that it amounts to.
 
         Min-SNR weighting (Hang et al. 2023, arXiv 2303.09556) for a velocity: min(SNR, limit) / (SNR + 1).
         """
@@ -146,7 +153,9 @@ class BaseModel(nn.Module):
         snr = alpha / (1 - alpha)
         balance = (snr.clamp(max=SNR_LIMIT) / (snr + 1)).clamp(min=LEAST_WEIGHT)
         error = (predicted - velocity).square()
-        return (balance * (weights * error).mean((1, 2, 3))).mean(), error.mean().detach()
+        alpha = alpha[:, None, None, None]
+        clean = alpha.sqrt() * noisy - (1 - alpha).sqrt() * predicted
+        return (balance * (weights * error).mean((1, 2, 3))).mean(), error.mean().detach(), clean
 
 
 def create_optimizer(model: BaseModel) -> torch.optim.Optimizer:
@@ -159,10 +168,10 @@ def validation_loss(model: BaseModel, data: LatentData) -> float:
     rng, generator = np.random.default_rng(5), torch.Generator().manual_seed(5)
     errors = []
     for _ in range(4):
-        latents, weights, captions = data.batch(32, rng)
+        latents, weights, _, captions = data.batch(32, rng)
         timesteps = torch.arange(32) * 1000 // 32 + 15
         noise = torch.randn(latents.shape, generator=generator)
-        errors.append(model.loss(latents, weights, captions, timesteps, noise)[1].item())
+        errors.append(model.losses(latents, weights, captions, timesteps, noise)[1].item())
     return float(np.mean(errors))
 
 
@@ -203,6 +212,7 @@ def main():
     add_work_dir(parser)
     parser.add_argument("--images", type=int, default=1_500_000, help="pictures to see in all (default: %(default)s)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="its highest (default: %(default)s)")
+    parser.add_argument("--faces", action="store_true", help="with the face loss")
     parser.add_argument("--keep-text-encoder", action="store_true", help="do not train the text encoder")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -211,7 +221,7 @@ def main():
     rng = np.random.default_rng(0)
     folder = args.work_dir / "base"
     folder.mkdir(parents=True, exist_ok=True)
-    vae = load_autoencoder(args.work_dir)
+    vae = load_autoencoder(args.work_dir).requires_grad_(False).to(memory_format=torch.channels_last)
     train, held_out = (LatentData(args.work_dir, split, vae) for split in ("train", "validation"))
     train.refresh()
     held_out.refresh(3)
@@ -227,14 +237,21 @@ def main():
     millions = sum(p.numel() for p in model.parameters()) / 1e6
     print(f"{millions:.2f} M parameters, {step * BATCH} pictures seen, {len(train)} in the data set", flush=True)
 
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        with mixed_precision():
+            return vae.decode(latents / vae.config.scaling_factor).sample.float()
+
     saved = logged = drawn = time.time()
     errors, since, steps = [], step, math.ceil(args.images / BATCH)
     while step < steps:
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(args.learning_rate, step, steps, WARMUP, COOLDOWN)
-        latents, weights, captions = train.batch(BATCH, rng)
+        latents, weights, landmarks, captions = train.batch(BATCH, rng)
         timesteps = torch.randint(0, 1000, (BATCH,))
-        loss, error = model.loss(latents, weights, captions, timesteps, torch.randn_like(latents))
+        loss, error, clean = model.losses(latents, weights, captions, timesteps, torch.randn_like(latents))
+        if args.faces:
+            signal = model.scheduler.alphas_cumprod[timesteps]
+            loss = loss + FACE_WEIGHT * drawn_faces_loss(decode, clean, latents, landmarks + TO_PACKAGE, signal)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

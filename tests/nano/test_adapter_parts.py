@@ -15,7 +15,6 @@ from people.captions import HAIR_STYLES, SKIN_TONES  # noqa: E402
 from prepare_shards import scene_caption  # noqa: E402
 from start_adapter import whiten_face_projection  # noqa: E402
 from train_image_encoder import contrast  # noqa: E402
-from train_recogniser import create_network  # noqa: E402
 
 from facesnap_diffusers.faces.alignment import align_face  # noqa: E402
 from facesnap_diffusers.models.mixer import FacialAttributeMixer  # noqa: E402
@@ -67,7 +66,3 @@ def test_the_mixers_face_tokens_vary_from_the_start():
     projected = mixer.face_proj(embeddings.flatten(0, 1))
     torch.testing.assert_close(projected.mean(0), torch.zeros(32), atol=1e-5, rtol=0)
     torch.testing.assert_close(projected.std(), torch.tensor(1.0), atol=0.02, rtol=0)
-
-
-def test_the_recogniser_takes_chips_of_64_pixels():
-    assert create_network().eval()(torch.zeros(2, 3, 64, 64)).shape == (2, 128)

@@ -136,8 +136,9 @@ class LossConfig:
         min_snr_gamma (`float`, *optional*): Of the min-SNR weighting; without it all timesteps weigh the same.
         face_weight (`float`): Weight of the face's place in the image; 1: all places weigh the same.
         extra (`str`, *optional*): `package.module:function` of a further loss, called with the keyword arguments
-            `batch`, `identity_tokens` and `text_embeds` (both `(batch, tokens, width)`) and `step`; it returns a
-            scalar that is added.
+            `objective` (the [`Objective`], which decodes latents and knows the noise schedule), `batch`,
+            `identity_tokens` and `text_embeds` (both `(batch, tokens, width)`), `latents` and `predicted_latents` (the
+            clean ones, and those that the prediction amounts to) and `step`; it returns a scalar that is added.
     """
 
     min_snr_gamma: Positive | None = 5.0

@@ -125,7 +125,15 @@ class Objective(nn.Module):
             losses["identity"], losses["identity_share"] = identity.detach(), share
         if self._extra is not None:
             tokens, text = conditions["identity_tokens"], conditions["text_embeds"]
-            extra = self._extra(batch=batch, identity_tokens=tokens, text_embeds=text, step=step)
+            extra = self._extra(
+                objective=self,
+                batch=batch,
+                identity_tokens=tokens,
+                text_embeds=text,
+                latents=clean,
+                predicted_latents=self.schedule.clean(noisy, predicted, timesteps),
+                step=step,
+            )
             total = total + extra
             losses["extra"] = extra.detach()
         return {"loss": total, **losses}

@@ -1,0 +1,98 @@
+"""How far a drawn face is from the true one to a network for faces: what pixels and velocities do not tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from precision import mixed_precision
+from torch import nn
+
+from facesnap_diffusers.training.alignment import align_faces
+from facesnap_diffusers.training.dlib_network import load_dlib_network
+
+
+# the last states of each resolution, from 35x35 of edges to 4x4 of what makes a face
+LAYERS = (0, 3, 7, 10, 13)
+EMBEDDING_WEIGHT = 4.0
+FACES = 16  # of how many pictures of a batch it is taken at most
+LEAST_SIGNAL = 0.1  # with less, a predicted picture is a blur
+ADAPTER_WEIGHT = 0.05
+
+
+class FaceLoss(nn.Module):
+    """
+    The difference of what dlib's network makes of two faces: of its states, of unit length at each place (as in LPIPS,
+    Zhang et al. 2018, arXiv 1801.03924), and of its embeddings.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.network = load_dlib_network().requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def forward(self, output: torch.Tensor, target: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            output, target: pictures (N, 3, 128, 128) in -1 to 1.
+            landmarks: (N, 72, 2) of both, in the package's pixels.
+
+        Returns:
+            (N,), 0 where both look the same.
+        """
+        found = self._states(output, landmarks)
+        with torch.no_grad():
+            wanted = self._states(target, landmarks)
+        loss = EMBEDDING_WEIGHT * (found[-1] - wanted[-1]).square().sum(1)
+        for layer in LAYERS:
+            difference = F.normalize(found[layer], dim=1) - F.normalize(wanted[layer], dim=1)
+            loss = loss + difference.square().sum(1).mean((1, 2))
+        return loss
+
+    def _states(self, pictures: torch.Tensor, landmarks: torch.Tensor) -> list[torch.Tensor]:
+        crops = align_faces(pictures, landmarks, "dlib").contiguous(memory_format=torch.channels_last)
+        with mixed_precision():
+            return [states.float() for states in self.network.hidden_states(crops)]
+
+
+@cache
+def shared_face_loss() -> FaceLoss:
+    return FaceLoss()
+
+
+def drawn_faces_loss(
+    decode: Callable[[torch.Tensor], torch.Tensor],
+    predicted: torch.Tensor,
+    latents: torch.Tensor,
+    landmarks: torch.Tensor,
+    signal: torch.Tensor,
+) -> torch.Tensor:
+    """
+    The face loss of the pictures that predicted latents amount to, where there is enough signal to see a face.
+
+    Args:
+        decode: latents to pictures in -1 to 1.
+        predicted, latents: (N, 16, 16, 16), predicted and true.
+        landmarks: (N, 72, 2) in the package's pixels.
+        signal: (N,), which share of the noisy latents' variance was signal; it weighs the pictures.
+    """
+    chosen = (signal > LEAST_SIGNAL).nonzero()[:FACES, 0]
+    if not len(chosen):
+        return predicted.sum() * 0.0
+    with torch.no_grad():
+        truth = decode(latents[chosen])
+    loss = shared_face_loss()(decode(predicted[chosen]), truth, landmarks[chosen])
+    return (signal[chosen] * loss).mean()
+
+
+def adapter_loss(objective, batch: dict, latents: torch.Tensor, predicted_latents: torch.Tensor, **_) -> torch.Tensor:
+    """The same for `loss.extra` of `facesnap train`."""
+    snr = objective.schedule.snr(batch["timestep"])
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        return objective.decode_latents(latents) * 2 - 1
+
+    with torch.autocast(latents.device.type, enabled=False):
+        signal = (snr / (1 + snr)).float()
+        return ADAPTER_WEIGHT * drawn_faces_loss(decode, predicted_latents, latents, batch["detected"], signal)
