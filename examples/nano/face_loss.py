@@ -19,7 +19,7 @@ LAYERS = (0, 3, 7, 10, 13)
 EMBEDDING_WEIGHT = 4.0
 FACES = 16  # of how many pictures of a batch it is taken at most
 LEAST_SIGNAL = 0.1  # with less, a predicted picture is a blur
-ADAPTER_WEIGHT = 0.05
+ADAPTER_WEIGHT = 0.1
 
 
 class FaceLoss(nn.Module):

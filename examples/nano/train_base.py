@@ -42,7 +42,7 @@ AVERAGE_DECAY = 0.9995
 TEXT_DROPOUT = 0.1
 SNR_LIMIT, LEAST_WEIGHT = 5.0, 0.15
 FEATURE_WEIGHT = 3.0
-FACE_WEIGHT = 0.05
+FACE_WEIGHT = 0.12
 SAVE_SECONDS, SHEET_SECONDS = 600, 1800
 PROMPTS = [
     "a photo of a person with short brown hair, smiling, facing forward, white shirt, blue background",
