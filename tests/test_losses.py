@@ -1,5 +1,6 @@
 """The parts of the training loss against closed forms, finite differences and other implementations."""
 
+import dataclasses
 import sys
 import types
 from pathlib import Path
@@ -18,11 +19,11 @@ from facesnap_diffusers import FaceSnapPipeline
 from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.faces.alignment import five_points
 from facesnap_diffusers.training.alignment import align_faces
-from facesnap_diffusers.training.config import IdentityLossConfig, LossConfig
+from facesnap_diffusers.training.config import IdentityLossConfig, LossConfig, RecogniserConfig
 from facesnap_diffusers.training.dlib_network import installed_file, load_dlib_network
 from facesnap_diffusers.training.losses import NoiseSchedule, face_weights, identity_distance
 from facesnap_diffusers.training.objective import Objective
-from facesnap_diffusers.training.recogniser import FaceRecogniser, load_network
+from facesnap_diffusers.training.recogniser import FaceRecogniser, load_network, load_recogniser
 
 
 PHOTOS = Path(__file__).parents[2] / "shared/data/photos"
@@ -294,6 +295,20 @@ class TestObjective:
         assert torch.allclose(ours, step.pred_original_sample, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(ours, batch["start_noise"], atol=0.1)
 
+    def test_stored_embeddings_are_relative_to_the_recognisers_center(self):
+        objective, batch = self.objective(), self.batch()
+        config, clean = objective.identity_loss, batch["latents"]
+        batch["face_embeds"] = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        objective.recogniser.center = torch.linspace(-1, 1, 16, dtype=torch.float64)
+        objective.identity_loss = dataclasses.replace(config, reference="embedding")
+        everybody = torch.ones(2, dtype=torch.bool)
+        found = objective._distance(clean, batch, everybody)
+        crops = align_faces(objective.decode_latents(clean), batch["detected"], "arcface", 32)
+        raw = objective.recogniser.network(crops * 2 - 1)
+        center = objective.recogniser.center
+        expected = 1 - nn.functional.cosine_similarity(raw - center, batch["face_embeds"] - center)
+        assert torch.allclose(found, expected, atol=1e-8)
+
     def test_gradient_goes_through_the_last_steps_only(self):
         batch, found = self.batch(1), []
         for gradient_steps in (1, 3):
@@ -318,6 +333,30 @@ class TestRecogniser:
         embeds = recogniser.embed(crops)
         expected = nn.functional.normalize(TinyRecogniser()(crops[:, [2, 1, 0]] * 2 - 1), dim=-1)
         assert torch.allclose(embeds, expected, atol=1e-6)
+
+    def test_relative_to_a_center(self, tmp_path):
+        """The cosine of two embeddings is that of what is left without the center, in the loss too."""
+        crops = torch.rand(4, 3, 32, 32)
+        raw = TinyRecogniser()(crops * 2 - 1)
+        center = raw.mean(0)
+        np.save(tmp_path / "center.npy", center.detach().numpy())
+        config = RecogniserConfig("test_losses:TinyRecogniser", size=32, center=str(tmp_path / "center.npy"))
+        recogniser = load_recogniser(config)
+        expected = nn.functional.normalize(raw - center, dim=-1)
+        assert torch.allclose(recogniser.embed(crops), expected, atol=1e-5)
+        assert torch.allclose(recogniser.relative(raw), expected, atol=1e-5)
+
+    def test_a_wrong_center(self, tmp_path):
+        np.save(tmp_path / "matrix.npy", np.zeros((3, 3)))
+        (tmp_path / "notes.npy").write_bytes(b"nonsense")
+        for name, reason in (
+            ("matrix", "must have shape"),
+            ("notes", "cannot be read"),
+            ("missing", "cannot be read"),
+        ):
+            config = RecogniserConfig("test_losses:TinyRecogniser", center=str(tmp_path / f"{name}.npy"))
+            with pytest.raises(InputError, match=reason):
+                load_recogniser(config)
 
     def test_from_function(self):
         network = load_network("test_losses:TinyRecogniser")

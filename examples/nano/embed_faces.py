@@ -54,6 +54,9 @@ def main():
             embeddings = torch.stack([network(of_person) for of_person in chips]).numpy()
         save_array(output, embeddings)
         print(f"{path.name}: {embeddings.shape[0] * EMBEDDED_VIEWS / (time.time() - start):.1f} faces/s", flush=True)
+    if args.split == "train":
+        everybody = [np.load(embedding_path(args.work_dir, path)) for path in shard_paths(args.work_dir, args.split)]
+        save_array(args.work_dir / "embeddings/center.npy", np.concatenate(everybody).mean((0, 1)))
 
 
 if __name__ == "__main__":

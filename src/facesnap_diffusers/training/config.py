@@ -155,6 +155,7 @@ class RecogniserConfig:
         network (`str`): ONNX file, exported program, or `package.module:function`.
         crop (`str`): `"arcface"` or `"dlib"`.
         size (`int`, *optional*), mean (`float`), std (`float`), bgr (`bool`): What it takes.
+        center (`str`, *optional*): NumPy file of the mean embedding of many people.
     """
 
     network: str
@@ -163,6 +164,7 @@ class RecogniserConfig:
     mean: float = 0.5
     std: Positive = 0.5
     bgr: bool = False
+    center: str | None = None
 
 
 @dataclass(config=_STRICT)

@@ -272,7 +272,7 @@ class Objective(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             embeds = recogniser(images, batch["detected"][usable])
             if self.identity_loss.reference == "embedding":
-                reference = batch["face_embeds"][usable]
+                reference = recogniser.relative(batch["face_embeds"][usable].to(embeds.dtype))
             else:
                 with torch.no_grad():
                     reference = recogniser.embed(batch["reference_face"][usable])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError, MissingDependencyError
 from .alignment import CROP_TEMPLATES, align_faces
+from .config import RecogniserConfig
 
 
 class FaceRecogniser(nn.Module):
@@ -23,6 +26,8 @@ class FaceRecogniser(nn.Module):
         size (`int`, *optional*): Side of its crops; the template's usual one by default.
         mean (`float`), std (`float`): It takes pixels in `[0, 1]` as `(pixel - mean) / std`; InsightFace's 0.5 and 0.5.
         bgr (`bool`): It takes blue first.
+        center (`torch.Tensor` of shape `(dim,)`, *optional*): Mean embedding of many people. Embeddings are compared
+            relative to it: for networks such as dlib's, whose embeddings of any two people have most in common.
     """
 
     def __init__(
@@ -33,8 +38,10 @@ class FaceRecogniser(nn.Module):
         mean: float = 0.5,
         std: float = 0.5,
         bgr: bool = False,
+        center: torch.Tensor | None = None,
     ):
         super().__init__()
+        self.register_buffer("center", center, persistent=False)
         self.network = network.eval().requires_grad_(False)
         self.crop = crop
         self.size = size or CROP_TEMPLATES[crop].size
@@ -58,7 +65,26 @@ class FaceRecogniser(nn.Module):
     def embed(self, crops: torch.Tensor) -> torch.Tensor:
         """Embeddings of unit length of aligned crops `(batch, 3, size, size)`, RGB in `[0, 1]`."""
         pixels = crops.flip(1) if self.bgr else crops
-        return F.normalize(self.network((pixels - self.mean) / self.std), dim=-1)
+        return self.relative(self.network((pixels - self.mean) / self.std))
+
+    def relative(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Embeddings `(batch, dim)` as the network gives them, relative to the center, of unit length."""
+        return F.normalize(embeds if self.center is None else embeds - self.center.to(embeds.dtype), dim=-1)
+
+
+def load_recogniser(config: RecogniserConfig) -> FaceRecogniser:
+    """Makes what a config describes. Raises [`InputError`] or [`MissingDependencyError`] where it cannot be loaded."""
+    options = asdict(config)
+    network, path = load_network(options.pop("network")), options.pop("center")
+    if path is None:
+        return FaceRecogniser(network, **options)
+    try:
+        center = torch.from_numpy(np.load(Path(path).expanduser())).float()
+    except (OSError, ValueError) as error:
+        raise InputError(f"recogniser.center {path!r} cannot be read ({error}); name a .npy file") from error
+    if center.ndim != 1:
+        raise InputError(f"recogniser.center {path!r} must have shape (dim,), got {tuple(center.shape)}")
+    return FaceRecogniser(network, **options, center=center)
 
 
 def load_network(name: str) -> nn.Module:

@@ -31,7 +31,7 @@ from .data import RunOrder, TrainingSamples, collate
 from .latents import CropLatents
 from .objective import Objective
 from .optimizers import create_optimizer
-from .recogniser import FaceRecogniser, load_network
+from .recogniser import load_recogniser
 from .shards import PreparedFaces
 from .validation import to_device, validation_losses, validation_sheet
 
@@ -67,8 +67,7 @@ class Trainer:
         self.pipeline = load_pipeline(config).to(self.accelerator.device)
         recogniser = None
         if config.identity_loss.weight > 0 and config.identity_loss.recogniser is not None:
-            options = dataclasses.asdict(config.identity_loss.recogniser)
-            recogniser = FaceRecogniser(load_network(options.pop("network")), **options).to(self.accelerator.device)
+            recogniser = load_recogniser(config.identity_loss.recogniser).to(self.accelerator.device)
         self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recogniser)
         self.faces = self._read_faces(config.data.shards)
         self.samples = self._samples(self.faces, config.dropout, config.seed, self.objective.extras)
