@@ -26,7 +26,7 @@ class DlibNetwork(nn.Module):
     Metric Learning"). Its batch normalisations are plain scales and offsets.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.stem = _Convolution(3, 32, 7, stride=2)
         widths = [32, *_BLOCKS]
