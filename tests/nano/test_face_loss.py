@@ -84,11 +84,10 @@ def test_the_adapters_loss_is_that_of_its_predictions(pictures, landmarks):
         latents = objective.encode_images(pictures, torch.zeros(3, 16, 16, 16))
         timesteps = torch.tensor([100, 200, 300])
         batch = {"timestep": timesteps, "detected": landmarks}
-        found = adapter_loss(
-            objective=objective, batch=batch, latents=latents, predicted_latents=0.9 * latents, step=0
-        )
+        others = latents.roll(1, 0)
+        found = adapter_loss(objective=objective, batch=batch, latents=latents, predicted_latents=others, step=0)
         signal = pipe.scheduler.alphas_cumprod[timesteps]
         factor = pipe.vae.config.scaling_factor
-        pair = (pipe.vae.decode(part / factor).sample for part in (0.9 * latents, latents))
+        pair = (pipe.vae.decode(part / factor).sample for part in (others, latents))
         expected = ADAPTER_WEIGHT * (signal * FaceLoss()(*pair, landmarks)).mean()
-    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)
+    torch.testing.assert_close(found, expected, rtol=3e-2, atol=0)  # in bfloat16, where the processor has it
