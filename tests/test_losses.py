@@ -18,15 +18,17 @@ from torch import nn
 from facesnap_diffusers import FaceSnapPipeline
 from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.faces.alignment import five_points
+from facesnap_diffusers.faces.analyzers.dlib import dlib_models
 from facesnap_diffusers.training.alignment import align_faces
 from facesnap_diffusers.training.config import IdentityLossConfig, LossConfig, RecogniserConfig
-from facesnap_diffusers.training.dlib_network import installed_file, load_dlib_network
+from facesnap_diffusers.training.dlib_network import load_dlib_network
 from facesnap_diffusers.training.losses import NoiseSchedule, face_weights, identity_distance
 from facesnap_diffusers.training.objective import Objective
 from facesnap_diffusers.training.recogniser import FaceRecogniser, load_network, load_recogniser
 
 
 PHOTOS = Path(__file__).parents[2] / "shared/data/photos"
+DLIB_NETWORK = "dlib_face_recognition_resnet_model_v1.dat"
 needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the test photos in ../shared/data/photos")
 
 
@@ -380,7 +382,7 @@ class TestRecogniser:
         """On any chip, against dlib's own implementation."""
         dlib = pytest.importorskip("dlib")
         network = load_network("facesnap_diffusers.training.dlib_network:load_dlib_network")
-        own = dlib.face_recognition_model_v1(str(installed_file()))
+        own = dlib.face_recognition_model_v1(str(dlib_models() / DLIB_NETWORK))
         photo = skimage.data.astronaut()
         chips = np.stack([photo[40:190, 150:300], photo[200:350, 100:250], photo[0:300:2, 0:300:2]])
         expected = np.array([own.compute_face_descriptor(np.ascontiguousarray(chip)) for chip in chips])
@@ -393,7 +395,9 @@ class TestRecogniser:
 
     def test_another_file_is_not_dlibs_network(self, tmp_path):
         pytest.importorskip("dlib")
-        for content in (b"nonsense", installed_file().read_bytes()[:100_000], installed_file().read_bytes()[100_000:]):
+        whole = (dlib_models() / DLIB_NETWORK).read_bytes()
+        within_sizes = whole.index(b"con_4") + 8
+        for content in (b"nonsense", whole[:100_000], whole[100_000:], whole[:within_sizes]):
             (tmp_path / "network.dat").write_bytes(content)
             with pytest.raises(InputError, match="is not dlib's recogniser"):
                 load_dlib_network(tmp_path / "network.dat")

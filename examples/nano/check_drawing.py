@@ -30,15 +30,15 @@ class Faces:
 
     def __init__(self, work_dir: Path, count: int):
         shards = [Shard.load(path) for path in shard_paths(work_dir, "test")]
-        views = [np.concatenate([shard.images[:, view] for shard in shards])[:count] for view in (0, 1)]
+        pictures = [np.concatenate([shard.images[:, view] for shard in shards])[:count] for view in (0, 1)]
         points = [np.concatenate([shard.landmarks[:, view] for shard in shards])[:count] for view in (0, 1)]
         self.network = load_dlib_network()
-        self.pictures, self.landmarks = to_tensor(views[1]), torch.from_numpy(points[1]).float() + TO_PACKAGE
-        self.captions = [caption(views[1]) for shard in shards for views in shard.attributes][:count]
-        self.others = self._embed(to_tensor(views[0]), torch.from_numpy(points[0]).float() + TO_PACKAGE)
+        self.pictures, self.landmarks = to_tensor(pictures[1]), torch.from_numpy(points[1]).float() + TO_PACKAGE
+        self.captions = [caption(person[1]) for shard in shards for person in shard.attributes][:count]
+        self.others = self._embed(to_tensor(pictures[0]), torch.from_numpy(points[0]).float() + TO_PACKAGE)
 
     def distance(self, pictures: torch.Tensor) -> float:
-        """Median distance of the pictures, drawn in place of the first view, from the other view of the same people."""
+        """Median distance of pictures of what `pictures` show from the other view of the same people."""
         return float((self._embed(pictures, self.landmarks) - self.others).norm(dim=1).median())
 
     def _embed(self, pictures: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:

@@ -6,21 +6,20 @@ python check_people.py --people 60 --views 4
 from __future__ import annotations
 
 import argparse
-import importlib.util
-from pathlib import Path
 
 import dlib
 import numpy as np
 from dataset import Shard, shard_paths
 from workspace import add_work_dir
 
+from facesnap_diffusers.faces.analyzers.dlib import dlib_models
+
 
 class DlibFaces:
     """dlib's frontal detector (one doubling in size) and its 128-d recogniser."""
 
     def __init__(self):
-        # importing face_recognition_models needs pkg_resources; its files are enough
-        folder = Path(importlib.util.find_spec("face_recognition_models").origin).parent / "models"
+        folder = dlib_models()
         self.detector = dlib.get_frontal_face_detector()
         self.landmarks = dlib.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat"))
         self.recogniser = dlib.face_recognition_model_v1(str(folder / "dlib_face_recognition_resnet_model_v1.dat"))

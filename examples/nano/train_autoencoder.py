@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -32,10 +33,29 @@ WHITENING = 0.65
 CROP = 64
 FEATURE_WEIGHT = 5.0
 BATCH = 20
-LEARNING_RATE = 1.5e-3
 FACES_BATCH = 8  # whole pictures
-FACES_LEARNING_RATE = 4e-4
 FACE_WEIGHT = 0.02
+
+
+@dataclass
+class Phase:
+    """One of the runs; it starts from the first of its folders that there is, else from the data's components."""
+
+    output: str
+    learning_rate: float
+    starts: tuple[str, ...] = ()
+
+    @property
+    def keeps_encoder(self) -> bool:
+        return bool(self.starts)
+
+
+# by the names of their checkpoints
+PHASES = {
+    "joint": Phase("joint", 1.5e-3),
+    "decoder": Phase("final", 1.5e-3, starts=("joint",)),
+    "faces": Phase("final", 4e-4, starts=("final", "joint")),
+}
 
 
 def to_tensor(images: np.ndarray) -> torch.Tensor:
@@ -142,9 +162,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
     parser.add_argument("--steps", type=int, default=3000)
-    phase = parser.add_mutually_exclusive_group()
-    phase.add_argument("--decoder-only", action="store_true", help="keep the trained encoder, train its decoder on")
-    phase.add_argument("--faces", action="store_true", help="the same on whole pictures, with the face loss besides")
+    parser.set_defaults(phase="joint")
+    others = parser.add_mutually_exclusive_group()
+    choice = {"dest": "phase", "action": "store_const"}
+    others.add_argument(
+        "--decoder-only", const="decoder", help="keep the trained encoder, train its decoder on", **choice
+    )
+    others.add_argument(
+        "--faces", const="faces", help="the same on whole pictures, with the face loss besides", **choice
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -156,24 +182,22 @@ def main():
     weights = [feature_weights(points, 128, FEATURE_WEIGHT) for points in held_out.landmarks[0][:96]]
     validation_weights = torch.from_numpy(np.stack(weights))
 
-    vae = AutoencoderPatch(scaling_factor=1 / LATENT_STD)
-    checkpoint = folder / ("faces.pt" if args.faces else "decoder.pt" if args.decoder_only else "joint.pt")
-    highest_rate = FACES_LEARNING_RATE if args.faces else LEARNING_RATE
-    keeps_encoder = args.faces or args.decoder_only
-    if keeps_encoder:
-        start = folder / "final" if args.faces and (folder / "final").exists() else folder / "joint"
-        vae = AutoencoderPatch.from_pretrained(start)
+    phase = PHASES[args.phase]
+    if phase.keeps_encoder:
+        start = next((name for name in phase.starts if (folder / name).exists()), phase.starts[-1])
+        vae = AutoencoderPatch.from_pretrained(folder / start)
         vae.encoder.requires_grad_(False)
         trained = vae.decoder
     else:
+        trained = vae = AutoencoderPatch(scaling_factor=1 / LATENT_STD)
         start_from_components(
             vae, to_tensor(np.concatenate([x[::5] for x in train.images[:15]])), LATENT_STD, WHITENING
         )
-        trained = vae
     vae.to(memory_format=torch.channels_last)
-    face_loss = FaceLoss() if args.faces else None
+    face_loss = FaceLoss() if args.phase == "faces" else None
     average = Average(trained, 0.998)
-    optimizer = torch.optim.AdamW(trained.parameters(), highest_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(trained.parameters(), phase.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    checkpoint = folder / f"{args.phase}.pt"
     step = load_checkpoint(checkpoint, trained, average, optimizer, rng)
     print(
         f"{sum(p.numel() for p in vae.parameters()) / 1e6:.2f} M parameters, step {step}, {len(train)} pictures",
@@ -190,14 +214,14 @@ def main():
     started, saved, first = time.time(), time.time(), step
     while step < args.steps:
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(highest_rate, step, args.steps)
+            group["lr"] = learning_rate(phase.learning_rate, step, args.steps)
         if face_loss is None:
             target, weight = train.crops(BATCH, rng)
         else:
             target, weight, landmarks = train.whole(FACES_BATCH, rng)
         target = target.contiguous(memory_format=torch.channels_last)
         with mixed_precision():
-            with torch.set_grad_enabled(not keeps_encoder):
+            with torch.set_grad_enabled(not phase.keeps_encoder):
                 latents = vae.encode(target).latent_dist.mean.float()
             noisy = latents + 0.04 * LATENT_STD * torch.randn_like(latents)
             output = vae.decode(noisy).sample.float()
@@ -207,7 +231,7 @@ def main():
         # the pipelines scale latents but do not shift them
         balance = latents.mean((0, 2, 3)).square().mean() + (latents.square().mean().sqrt() - LATENT_STD).square()
         optimizer.zero_grad()
-        (loss if keeps_encoder else loss + 0.1 * balance).backward()
+        (loss if phase.keeps_encoder else loss + 0.1 * balance).backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 0.5)
         optimizer.step()
         average.update(step)
@@ -227,7 +251,7 @@ def main():
             train.refresh()
     # only when done: the base model must not meet latents that still change
     with average:
-        vae.save_pretrained(folder / ("final" if keeps_encoder else "joint"))
+        vae.save_pretrained(folder / phase.output)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 
@@ -11,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError
+from ..faces.analyzers.dlib import dlib_models
 
 
 # Channels of its residual blocks in order; a block halves the resolution where the channels change.
@@ -102,7 +102,7 @@ def load_dlib_network(path: str | Path | None = None) -> DlibNetwork:
         InputError: The file is not that network's.
         MissingDependencyError: No path is given, and the package is not installed.
     """
-    path = Path(path or installed_file())
+    path = Path(path or dlib_models() / "dlib_face_recognition_resnet_model_v1.dat")
     network = DlibNetwork()
     try:
         reader = _ParameterReader(path.read_bytes())
@@ -113,7 +113,7 @@ def load_dlib_network(path: str | Path | None = None) -> DlibNetwork:
         transposed = torch.empty(256, 128)
         reader.read("fc_2", transposed, sizes_before=2)
         network.embedding.weight.data.copy_(transposed.T)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, IndexError) as error:  # the last where the file is cut off
         raise InputError(
             f"{path} is not dlib's recogniser ({error}); name dlib_face_recognition_resnet_model_v1.dat"
         ) from error
@@ -148,12 +148,3 @@ class _ParameterReader:
         size = self._content[self._position]
         start, self._position = self._position + 1, self._position + 1 + size
         return int.from_bytes(self._content[start : self._position], "little")
-
-
-def installed_file() -> Path:
-    """Where the package `face-recognition-models` has the network. Raises [`MissingDependencyError`]."""
-    # importing face_recognition_models needs pkg_resources; its files are enough
-    spec = importlib.util.find_spec("face_recognition_models")
-    if spec is None or spec.origin is None:
-        raise MissingDependencyError('dlib\'s network needs its file: pip install "facesnap-diffusers[dlib]"')
-    return Path(spec.origin).parent / "models/dlib_face_recognition_resnet_model_v1.dat"

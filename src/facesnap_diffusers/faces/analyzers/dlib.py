@@ -22,6 +22,18 @@ ANY_POSE_SIDE = 360  # MMOD: 1/4.5, in 0.7 s.
 CROP_SIDE = 256
 
 
+_MISSING = 'dlib and its models are not installed: pip install "facesnap-diffusers[dlib]"'
+
+
+def dlib_models() -> Path:
+    """The folder of dlib's models in the package `face-recognition-models`. Raises `MissingDependencyError`."""
+    # The package imports pkg_resources, which newer setuptools lack: only its location is needed.
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError(_MISSING)
+    return Path(spec.origin).parent / "models"
+
+
 class DlibFaceAnalyzer:
     """
     Faces by dlib's detectors, 68-point shape predictor and 128-d face recognition network (King 2009,
@@ -42,15 +54,11 @@ class DlibFaceAnalyzer:
     embedding_dim: int = 128
 
     def __init__(self) -> None:
-        # The models' own package imports pkg_resources, which newer setuptools lack: only its location is needed.
-        spec = importlib.util.find_spec("face_recognition_models")
-        if spec is None or spec.origin is None or importlib.util.find_spec("dlib") is None:
-            raise MissingDependencyError(
-                'DlibFaceAnalyzer needs dlib and its models: pip install "facesnap-diffusers[dlib]".'
-            )
+        models = dlib_models()
+        if importlib.util.find_spec("dlib") is None:
+            raise MissingDependencyError(_MISSING)
         import dlib
 
-        models = Path(spec.origin).parent / "models"
         self._frontal_detector = dlib.get_frontal_face_detector()
         self._any_pose_detector = dlib.cnn_face_detection_model_v1(str(models / "mmod_human_face_detector.dat"))
         self._shape_predictor = dlib.shape_predictor(str(models / "shape_predictor_68_face_landmarks.dat"))
