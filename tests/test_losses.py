@@ -245,7 +245,7 @@ class TestObjective:
         def identity_loss():
             conditions = objective.encode_conditions(batch)
             if mode["mode"] == "few_step":
-                return objective._identity_of_sample(conditions, batch)[0]
+                return objective._identity_of_sample(objective.sample(batch["start_noise"], conditions), batch)[0]
             noisy = objective.schedule.add_noise(batch["latents"], batch["noise"], batch["timestep"])
             predicted = objective.predict(noisy, batch["timestep"], conditions)
             return objective._identity_of_prediction(noisy, predicted, batch["timestep"], batch)[0]
@@ -296,6 +296,31 @@ class TestObjective:
                 sample = step.prev_sample
         assert torch.allclose(ours, step.pred_original_sample, rtol=1e-4, atol=1e-5)
         assert not torch.allclose(ours, batch["start_noise"], atol=0.1)
+
+    def test_samples_at_no_known_place_do_not_count(self):
+        """Without landmarks nobody knows where the face is, and without an identity whose it should be."""
+        objective, batch = self.objective(mode="few_step", steps=2), self.batch()
+        with torch.no_grad(), objective.attached():
+            sampled = objective.sample(batch["start_noise"], objective.encode_conditions(batch))
+            both, share = objective._identity_of_sample(sampled, batch)
+            assert share == 1 and both > 0
+            found = []
+            for left_out in ("without_landmarks", "without_identity"):
+                changed = {**batch, left_out: torch.tensor([True, False])}
+                loss, share = objective._identity_of_sample(sampled, changed)
+                assert share == 0.5 and 0 < loss < both
+                found.append(loss)
+            assert found[0] == found[1]
+            nobody = {**batch, "without_landmarks": torch.tensor([True, True])}
+            assert objective._identity_of_sample(sampled, nobody) == (0, 0)
+
+    def test_few_steps_need_ffrnet(self):
+        objective = self.objective()
+        pipe = objective.pipeline
+        pipe.ffrnet = None
+        config = IdentityLossConfig(weight=1.0, mode="few_step")
+        with pytest.raises(InputError, match="few_step looks for faces where FFRNet puts them"):
+            Objective(pipe, ["mixer"], LossConfig(), config, objective.recogniser)
 
     def test_stored_embeddings_are_relative_to_the_recognisers_center(self):
         objective, batch = self.objective(), self.batch()

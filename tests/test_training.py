@@ -393,7 +393,10 @@ class TestOptions:
     @pytest.mark.parametrize(
         "changes",
         [
-            {"identity_loss": {"mode": "few_step", "every": 1, "steps": 3, "gradient_steps": 2}},
+            {
+                "identity_loss": {"mode": "few_step", "every": 2, "steps": 3, "gradient_steps": 2},
+                "loss": {"extra": "test_training:extra_loss"},
+            },
             {"identity_loss": {"reference": "photo"}},
             {"identity_loss": {"weight": 0.0, "recogniser": None}},
             {"gradient_checkpointing": True},
@@ -503,10 +506,14 @@ def test_command_publishes_the_adapter(base, faces, hub, tmp_path, monkeypatch):
 EXTRA = 0.25
 
 
-def extra_loss(objective, batch, identity_tokens, text_embeds, latents, predicted_latents, step):
+def extra_loss(objective, batch, identity_tokens, text_embeds, latents, predicted_latents, sampled_latents, step):
     assert identity_tokens.shape[0] == text_embeds.shape[0] == len(batch["caption"]) and step >= 0
     pictures = objective.decode_latents(torch.stack([latents, predicted_latents]).flatten(0, 1))
     assert len(pictures) == 2 * len(batch["caption"]) and torch.isfinite(pictures).all()
+    few_step = objective.identity_loss.mode == "few_step"
+    assert (sampled_latents is not None) == (few_step and step % objective.identity_loss.every == 0)
+    if few_step and sampled_latents is not None:
+        assert sampled_latents.requires_grad and sampled_latents.shape == latents.shape
     return 0 * identity_tokens.mean() + EXTRA
 
 

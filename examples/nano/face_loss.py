@@ -20,6 +20,9 @@ EMBEDDING_WEIGHT = 4.0
 FACES = 16  # of how many pictures of a batch it is taken at most
 LEAST_SIGNAL = 0.1  # with less, a predicted picture is a blur
 ADAPTER_WEIGHT = 0.1
+SAMPLE_FACE_WEIGHT = 0.05
+SAMPLE_COLOR_WEIGHT = 0.2
+COLOR_PATCH = 8  # pixels; what is smaller differs with the noise
 
 
 class FaceLoss(nn.Module):
@@ -86,8 +89,28 @@ def drawn_faces_loss(
     return (signal[chosen] * loss).mean()
 
 
-def adapter_loss(objective, batch: dict, latents: torch.Tensor, predicted_latents: torch.Tensor, **_) -> torch.Tensor:
-    """The same for `loss.extra` of `facesnap train`."""
+def sample_loss(drawn: torch.Tensor, truth: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+    """
+    How far sampled pictures are from the true ones of the same person and scene: their faces to dlib's network, and the
+    colours of small patches, which dlib does not mind: of hair, skin and background.
+
+    Args:
+        drawn, truth: pictures (N, 3, 128, 128) in -1 to 1.
+        landmarks: (N, 72, 2) of both, in the package's pixels.
+    """
+    colors = F.avg_pool2d(drawn - truth, COLOR_PATCH).abs().mean()
+    return SAMPLE_FACE_WEIGHT * shared_face_loss()(drawn, truth, landmarks).mean() + SAMPLE_COLOR_WEIGHT * colors
+
+
+def adapter_loss(
+    objective,
+    batch: dict,
+    latents: torch.Tensor,
+    predicted_latents: torch.Tensor,
+    sampled_latents: torch.Tensor | None,
+    **_,
+) -> torch.Tensor:
+    """Both for `loss.extra` of `facesnap train`, the second of the samples that the identity loss takes."""
     snr = objective.schedule.snr(batch["timestep"])
 
     def decode(latents: torch.Tensor) -> torch.Tensor:
@@ -95,4 +118,11 @@ def adapter_loss(objective, batch: dict, latents: torch.Tensor, predicted_latent
 
     with torch.autocast(latents.device.type, enabled=False):
         signal = (snr / (1 + snr)).float()
-        return ADAPTER_WEIGHT * drawn_faces_loss(decode, predicted_latents, latents, batch["detected"], signal)
+        loss = ADAPTER_WEIGHT * drawn_faces_loss(decode, predicted_latents, latents, batch["detected"], signal)
+        told = ~(batch["without_text"] | batch["without_identity"] | batch["without_landmarks"])
+        if sampled_latents is None or not told.any():
+            return loss
+        with torch.no_grad():
+            truth = decode(latents[told])
+        of_sample = sample_loss(decode(sampled_latents[told]), truth, batch["detected"][told])
+        return loss + objective.identity_loss.every * of_sample

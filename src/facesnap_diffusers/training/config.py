@@ -138,7 +138,9 @@ class LossConfig:
         extra (`str`, *optional*): `package.module:function` of a further loss, called with the keyword arguments
             `objective` (the [`Objective`], which decodes latents and knows the noise schedule), `batch`,
             `identity_tokens` and `text_embeds` (both `(batch, tokens, width)`), `latents` and `predicted_latents` (the
-            clean ones, and those that the prediction amounts to) and `step`; it returns a scalar that is added.
+            clean ones, and those that the prediction amounts to), `sampled_latents` (those that a few steps make of
+            `batch["start_noise"]`; `None` where no such sample is due for the identity loss) and `step`; it returns a
+            scalar that is added.
     """
 
     min_snr_gamma: Positive | None = 5.0

@@ -42,6 +42,11 @@ class Objective(nn.Module):
         super().__init__()
         if identity_loss.weight > 0 and recogniser is None:
             raise InputError("identity_loss.weight is not 0 but there is no recogniser; give one, or set it to 0")
+        if identity_loss.weight > 0 and identity_loss.mode == "few_step" and pipeline.ffrnet is None:
+            raise InputError(
+                "identity_loss.mode few_step looks for faces where FFRNet puts them, and there is none; add it to"
+                " adapter.parts, or use prediction"
+            )
         self.parts = nn.ModuleDict({part: getattr(pipeline, part) for part in parts})
         self.parts.requires_grad_(True)
         self.loss = loss
@@ -114,12 +119,14 @@ class Objective(nn.Module):
         total = error.mean()
         losses["diffusion"] = total.detach()
 
+        sampled = None
         if self._identity_due(step):
             if self.identity_loss.mode == "prediction":
                 identity, share = self._identity_of_prediction(noisy, predicted, timesteps, batch)
                 weight = self.identity_loss.weight
             else:
-                identity, share = self._identity_of_sample(conditions, batch)
+                sampled = self.sample(batch["start_noise"], conditions)
+                identity, share = self._identity_of_sample(sampled, batch)
                 weight = self.identity_loss.weight * self.identity_loss.every
             total = total + weight * identity
             losses["identity"], losses["identity_share"] = identity.detach(), share
@@ -132,6 +139,7 @@ class Objective(nn.Module):
                 text_embeds=text,
                 latents=clean,
                 predicted_latents=self.schedule.clean(noisy, predicted, timesteps),
+                sampled_latents=sampled,
                 step=step,
             )
             total = total + extra
@@ -254,16 +262,13 @@ class Objective(nn.Module):
         clean = self.schedule.clean(noisy[usable], predicted[usable], timesteps[usable])
         return self._distance(clean, batch, usable).sum() / len(usable), share
 
-    def _identity_of_sample(
-        self, conditions: dict[str, Any], batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_id on images sampled from pure noise, of samples that show someone."""
-        clean = self.sample(batch["start_noise"], conditions)
-        usable = ~batch["without_identity"]
+    def _identity_of_sample(self, sampled: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """L_id on sampled latents, of samples that show someone at a known place."""
+        usable = ~batch["without_identity"] & ~batch["without_landmarks"]
         share = usable.float().mean()
         if not usable.any():
-            return clean.sum() * 0.0, share
-        return self._distance(clean[usable], batch, usable).sum() / len(usable), share
+            return sampled.sum() * 0.0, share
+        return self._distance(sampled[usable], batch, usable).sum() / len(usable), share
 
     def _distance(self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor) -> torch.Tensor:
         recogniser = self.recogniser
