@@ -88,7 +88,7 @@ def test_base_pictures_are_those_of_the_stock_pipeline(shown, nano):
     stock = StableDiffusionPipeline.from_pretrained(nano / "base", safety_checker=None)
     image = stock(
         "a photo of a person, smiling, facing forward, white shirt, blue background",
-        num_inference_steps=2,
+        num_inference_steps=20,
         guidance_scale=2.0,
         generator=torch.Generator().manual_seed(1),
     ).images[0]
@@ -140,7 +140,7 @@ def test_an_installation_without_the_model(nano, tmp_path, monkeypatch):
 
 def test_the_shipped_model_keeps_people_apart(tmp_path):
     """To dlib, pictures are nearer to their own person's reference than to those of the others, by and large."""
-    run("-o", tmp_path, "--people", 3, steps=10)
+    run("-o", tmp_path, "--people", 3, steps=4)
     people, analyzer = nano_people()[:3], DlibFaceAnalyzer()
     references = np.stack([person.identity.face_embeds.numpy() for person in people])
     distances = []
@@ -152,7 +152,7 @@ def test_the_shipped_model_keeps_people_apart(tmp_path):
         embeds = np.stack([face.embedding for face in found])
         distances.append(np.median(np.linalg.norm(embeds[:, None] - references, axis=2), axis=0))
     same = np.eye(3, dtype=bool)
-    assert np.mean(np.array(distances)[same]) < np.mean(np.array(distances)[~same]) - 0.03
+    assert np.mean(np.array(distances)[same]) < np.mean(np.array(distances)[~same]) - 0.1
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,22 @@ class TestMixer:
         with torch.no_grad():
             torch.testing.assert_close(mixer(face, image), expected, atol=1e-5, rtol=0)
 
+    def test_shortcut_adds_a_linear_map_of_the_face_embeddings_tokens(self):
+        plain, mixer = self.mixer(), self.mixer(face_shortcut=True)
+        assert set(mixer.load_state_dict(plain.state_dict(), strict=False).missing_keys) == {
+            "shortcut.weight",
+            "shortcut.bias",
+        }
+        face, image = torch.randn(3, 10), torch.randn(3, 7, 12)
+        with torch.no_grad():
+            assert torch.equal(mixer(face, image), plain(face, image))  # at first
+            mixer.shortcut.weight.normal_()
+            mixer.shortcut.bias.normal_()
+            plain.norm_out = mixer.norm_out = torch.nn.Identity()
+            id_tokens = plain.face_norm(plain.face_proj(face).reshape(3, 4, 16)).reshape(3, 64)
+            added = (id_tokens @ mixer.shortcut.weight.T + mixer.shortcut.bias).reshape(3, NUM_TOKENS, 20)
+            torch.testing.assert_close(mixer(face, image), plain(face, image) + added)
+
     def test_unconditional_samples_get_the_learned_tokens(self):
         mixer = self.mixer()
         face, image = torch.randn(2, 10), torch.randn(2, 7, 12)
@@ -101,7 +117,14 @@ class TestMixer:
         with pytest.raises(InputError, match=message):
             self.mixer()(face, image)
 
-    @pytest.mark.parametrize("changes", [{"face_embed_dim": None, "image_embed_dim": None}, {"hidden_size": 12}])
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"face_embed_dim": None, "image_embed_dim": None},
+            {"hidden_size": 12},
+            {"face_embed_dim": None, "face_shortcut": True},
+        ],
+    )
     def test_wrong_sizes(self, changes):
         with pytest.raises(InputError):
             self.mixer(**changes)

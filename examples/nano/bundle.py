@@ -47,7 +47,7 @@ from facesnap_diffusers import load_nano_pipeline, nano_people
 pipe = load_nano_pipeline()
 person = nano_people()[0]
 prompt = "a photo of a person, laughing, facing forward, blue shirt, pink background"
-image = pipe(prompt, identity=person.identity, num_inference_steps=20, guidance_scale=2.0).images[0]
+image = pipe(prompt, identity=person.identity, num_inference_steps=4, guidance_scale=1.0).images[0]
 ```
 
 ## Training data

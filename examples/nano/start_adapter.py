@@ -124,7 +124,7 @@ def main():
         license="apache-2.0",
     )
     image_parts = {"image_encoder": encoder, "image_processor": processor} if sees_image else {}
-    pipe.init_facesnap_adapter(config, mixer=MIXER, **image_parts)
+    pipe.init_facesnap_adapter(config, mixer={**MIXER, "face_shortcut": sees_face}, **image_parts)
     if not args.without_ffrnet:
         # a landmark image of 128 px needs no more channels than these
         pipe.ffrnet = FFRNet.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32, 64))

@@ -12,7 +12,7 @@ pytest.importorskip("dlib")
 pytest.importorskip("cv2")
 pytest.importorskip("scipy")
 
-from face_loss import ADAPTER_WEIGHT, LEAST_SIGNAL, FaceLoss, adapter_loss, drawn_faces_loss  # noqa: E402
+from face_loss import LEAST_SIGNAL, PATCH, FaceLoss, drawn_faces_loss, edge_strength, sample_loss  # noqa: E402
 from train_autoencoder import to_tensor  # noqa: E402
 from train_base import BaseModel  # noqa: E402
 
@@ -77,17 +77,33 @@ def test_faces_are_judged_where_there_is_signal(pictures, landmarks):
         assert loss_of(wrong, torch.zeros(3)) == 0
 
 
-def test_the_adapters_loss_is_that_of_its_predictions(pictures, landmarks):
-    pipe = load_nano_pipeline()
-    objective = Objective(pipe, ["mixer"], LossConfig(), IdentityLossConfig())
+def test_edge_strength():
+    stripes = torch.tensor([-1.0, 1.0]).repeat(PATCH).expand(1, 3, 2 * PATCH, 2 * PATCH)
+    # the last pixel of a row has no neighbour
+    expected = torch.tensor([2, 2 * ((PATCH - 1) / PATCH) ** 0.5]).expand(1, 3, 2, 2)
+    for pictures, found in ((stripes, expected), (stripes.mT, expected.mT)):
+        torch.testing.assert_close(edge_strength(pictures), found, atol=1e-3, rtol=0)
+
+
+def test_samples_are_compared_with_the_true_pictures(pictures, landmarks):
+    objective = Objective(load_nano_pipeline(), ["mixer"], LossConfig(), IdentityLossConfig(every=2))
+    everybody = torch.zeros(3, dtype=torch.bool)
+    batch = {"detected": landmarks, "without_text": everybody, "without_identity": everybody}
+    batch["without_landmarks"] = torch.tensor([True, False, False])
     with torch.no_grad():
         latents = objective.encode_images(pictures, torch.zeros(3, 16, 16, 16))
-        timesteps = torch.tensor([100, 200, 300])
-        batch = {"timestep": timesteps, "detected": landmarks}
-        others = latents.roll(1, 0)
-        found = adapter_loss(objective=objective, batch=batch, latents=latents, predicted_latents=others, step=0)
-        signal = pipe.scheduler.alphas_cumprod[timesteps]
-        factor = pipe.vae.config.scaling_factor
-        pair = (pipe.vae.decode(part / factor).sample for part in (others, latents))
-        expected = ADAPTER_WEIGHT * (signal * FaceLoss()(*pair, landmarks)).mean()
-    torch.testing.assert_close(found, expected, rtol=3e-2, atol=0)  # in bfloat16, where the processor has it
+    blurred = F.interpolate(F.avg_pool2d(latents, 2), scale_factor=2, mode="bilinear")
+
+    def loss_of(sampled):
+        return sample_loss(objective=objective, batch=batch, latents=latents, sampled_latents=sampled, step=0)
+
+    others = latents.roll(1, 0).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss_of(others), others)
+    # nobody knows where the face of the first one should be
+    assert gradient[1].any() and gradient[2].any() and not gradient[0].any()
+    assert loss_of(None) == 0
+    with torch.no_grad():
+        assert loss_of(latents) < 1e-4 < loss_of(blurred) < loss_of(others)
+        assert loss_of(torch.cat([others[:1], latents[1:]])) < 1e-4
+        nobody = {**batch, "without_identity": ~everybody}
+        assert sample_loss(objective=objective, batch=nobody, latents=latents, sampled_latents=others) == 0

@@ -19,7 +19,7 @@ def demo(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("outputs/demo"),
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    steps: Annotated[int, typer.Option(help="Denoising steps with FaceSnap.")] = 4,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
     model: Annotated[
         Path | None, typer.Option(help="Folder of another nano model than the one in this package.")

@@ -34,6 +34,9 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
         hidden_size (`int`): Inner width.
         num_layers (`int`): Decoder layers.
         attention_head_dim (`int`): Channels of an attention head.
+        face_shortcut (`bool`): Adds `Linear(id_tokens)`, of all of them together, to the identity tokens, so that what
+            tells people apart need not pass through attention (as the shortcut of IP-Adapter's FaceID Plus v2). It
+            starts at zero.
     """
 
     @register_to_config
@@ -47,10 +50,13 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
         hidden_size: int = 768,
         num_layers: int = 4,
         attention_head_dim: int = 64,
+        face_shortcut: bool = False,
     ):
         super().__init__()
         if face_embed_dim is None and image_embed_dim is None:
             raise InputError("face_embed_dim and image_embed_dim are both None; give at least one of them")
+        if face_shortcut and face_embed_dim is None:
+            raise InputError("face_shortcut needs a face embedding; set face_embed_dim, or leave the shortcut out")
         sizes = {"num_tokens": num_tokens, "num_face_tokens": num_face_tokens, "num_layers": num_layers}
         sizes |= {"hidden_size": hidden_size, "attention_head_dim": attention_head_dim}
         for name, size in sizes.items():
@@ -65,6 +71,10 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
         if face_embed_dim is not None:
             self.face_proj = nn.Linear(face_embed_dim, num_face_tokens * hidden_size)
             self.face_norm = nn.LayerNorm(hidden_size)
+        if face_shortcut:
+            self.shortcut = nn.Linear(num_face_tokens * hidden_size, num_tokens * cross_attention_dim)
+            nn.init.zeros_(self.shortcut.weight)
+            nn.init.zeros_(self.shortcut.bias)
         if image_embed_dim is not None:
             self.image_proj = nn.Linear(image_embed_dim, hidden_size)
             self.image_norm = nn.LayerNorm(hidden_size)
@@ -102,17 +112,23 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
         Raises:
             InputError: A feature that this mixer was built for is missing, or has another shape.
         """
-        context = self._fuse(face_embeds, image_hidden_states)
+        face_tokens, context = self._fuse(face_embeds, image_hidden_states)
 
         hidden_states = self.queries.expand(context.shape[0], -1, -1).to(context.dtype)
         for layer in self.layers:
             hidden_states = layer(hidden_states, encoder_hidden_states=context)
         tokens = self.proj_out(hidden_states)
+        if self.config.face_shortcut:
+            tokens = tokens + self.shortcut(face_tokens.flatten(1)).unflatten(-1, (self.config.num_tokens, -1))
         if unconditional is not None:
             tokens = torch.where(unconditional[:, None, None], self.unconditional_tokens.to(tokens.dtype), tokens)
         return self.norm_out(tokens)
 
-    def _fuse(self, face_embeds: torch.Tensor | None, image_hidden_states: torch.Tensor | None) -> torch.Tensor:
+    def _fuse(
+        self, face_embeds: torch.Tensor | None, image_hidden_states: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """The face embedding's tokens, and what the decoder attends to."""
+        face_tokens = None
         face_embed_dim, image_embed_dim = self.config.face_embed_dim, self.config.image_embed_dim
         if face_embed_dim is not None:
             check_face_embeds(face_embeds, face_embed_dim)
@@ -123,11 +139,11 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
             image_tokens = self.image_norm(self.image_proj(image_hidden_states))
 
         if image_embed_dim is None:
-            return face_tokens
+            return face_tokens, face_tokens
         if face_embed_dim is None:
-            return image_tokens
+            return face_tokens, image_tokens
         context = torch.cat([face_tokens, image_tokens], dim=1)
-        return self.fusion(face_tokens, encoder_hidden_states=context)
+        return face_tokens, self.fusion(face_tokens, encoder_hidden_states=context)
 
 
 def check_face_embeds(face_embeds: torch.Tensor | None, width: int) -> None:
