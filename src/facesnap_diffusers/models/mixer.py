@@ -118,7 +118,7 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
         for layer in self.layers:
             hidden_states = layer(hidden_states, encoder_hidden_states=context)
         tokens = self.proj_out(hidden_states)
-        if self.config.face_shortcut:
+        if self.config.face_shortcut and face_tokens is not None:
             tokens = tokens + self.shortcut(face_tokens.flatten(1)).unflatten(-1, (self.config.num_tokens, -1))
         if unconditional is not None:
             tokens = torch.where(unconditional[:, None, None], self.unconditional_tokens.to(tokens.dtype), tokens)
