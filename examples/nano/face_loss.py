@@ -1,4 +1,4 @@
-"""How far a drawn face is from the true one to a network for faces: what pixels and velocities do not tell."""
+"""How far drawn pictures are from the true ones, to a network for faces above all: what velocities do not tell."""
 
 from __future__ import annotations
 

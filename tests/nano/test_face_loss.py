@@ -87,8 +87,8 @@ def test_edge_strength():
 
 def test_samples_are_compared_with_the_true_pictures(pictures, landmarks):
     objective = Objective(load_nano_pipeline(), ["mixer"], LossConfig(), IdentityLossConfig(every=2))
-    everybody = torch.zeros(3, dtype=torch.bool)
-    batch = {"detected": landmarks, "without_text": everybody, "without_identity": everybody}
+    left_out = torch.zeros(3, dtype=torch.bool)
+    batch = {"detected": landmarks, "without_text": left_out, "without_identity": left_out}
     batch["without_landmarks"] = torch.tensor([True, False, False])
     with torch.no_grad():
         latents = objective.encode_images(pictures, torch.zeros(3, 16, 16, 16))
@@ -105,5 +105,5 @@ def test_samples_are_compared_with_the_true_pictures(pictures, landmarks):
     with torch.no_grad():
         assert loss_of(latents) < 1e-4 < loss_of(blurred) < loss_of(others)
         assert loss_of(torch.cat([others[:1], latents[1:]])) < 1e-4
-        nobody = {**batch, "without_identity": ~everybody}
+        nobody = {**batch, "without_identity": ~left_out}
         assert sample_loss(objective=objective, batch=nobody, latents=latents, sampled_latents=others) == 0

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 FRONTAL_SIDE = 640  # HOG: 1/8 of the photo's longer side, in 0.03 s.
 ANY_POSE_SIDE = 360  # MMOD: 1/4.5, in 0.7 s.
 CROP_SIDE = 256
+RECOGNISER_FILE = "dlib_face_recognition_resnet_model_v1.dat"
 
 
 _MISSING = 'dlib and its models are not installed: pip install "facesnap-diffusers[dlib]"'
@@ -62,7 +63,7 @@ class DlibFaceAnalyzer:
         self._frontal_detector = dlib.get_frontal_face_detector()
         self._any_pose_detector = dlib.cnn_face_detection_model_v1(str(models / "mmod_human_face_detector.dat"))
         self._shape_predictor = dlib.shape_predictor(str(models / "shape_predictor_68_face_landmarks.dat"))
-        self._recogniser = dlib.face_recognition_model_v1(str(models / "dlib_face_recognition_resnet_model_v1.dat"))
+        self._recogniser = dlib.face_recognition_model_v1(str(models / RECOGNISER_FILE))
 
     def analyze(self, image: np.ndarray) -> list[Face]:
         """Returns all faces in an upright photo, `(H, W, 3)`, `uint8`, RGB; landmarks are `(68, 2)`."""
