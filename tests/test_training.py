@@ -547,6 +547,7 @@ class TestConfig:
         config = load_config(path, ["optimizer.learning_rate=1e-5", "data.zoom=[1, 2]", "identity_loss.weight=0"])
         assert config.optimizer.learning_rate == 1e-5 and config.data.zoom == (1, 2)
         assert parse_config(yaml.safe_load(config.to_yaml())) == config
+        assert load_config(path, ["mixed_precision=no"]).mixed_precision == "no"
 
     @pytest.mark.parametrize(
         ("override", "message"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from ..errors import InputError
@@ -21,6 +21,8 @@ Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 Part = Literal["mixer", "ffrnet", "identity_attention"]
+# YAML reads a bare no as False
+Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
 
 @dataclass(config=_STRICT)
@@ -284,7 +286,7 @@ class TrainingConfig:
     batch_size: Count = 4
     gradient_accumulation: Count = 1
     seed: int = 0
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
+    mixed_precision: Precision = "no"
     gradient_checkpointing: bool = False
     allow_tf32: bool = True
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
