@@ -56,13 +56,13 @@ class FaceLoss(nn.Module):
 
     def _states(self, pictures: torch.Tensor, landmarks: torch.Tensor) -> list[torch.Tensor]:
         crops = align_faces(pictures, landmarks, "dlib").contiguous(memory_format=torch.channels_last)
-        with mixed_precision():
+        with mixed_precision(crops.device.type):
             return [states.float() for states in self.network.hidden_states(crops)]
 
 
 @cache
-def shared_face_loss() -> FaceLoss:
-    return FaceLoss()
+def shared_face_loss(device: torch.device) -> FaceLoss:
+    return FaceLoss().to(device)
 
 
 def drawn_faces_loss(
@@ -86,7 +86,7 @@ def drawn_faces_loss(
         return predicted.sum() * 0.0
     with torch.no_grad():
         truth = decode(latents[chosen])
-    loss = shared_face_loss()(decode(predicted[chosen]), truth, landmarks[chosen])
+    loss = shared_face_loss(predicted.device)(decode(predicted[chosen]), truth, landmarks[chosen])
     return (signal[chosen] * loss).mean()
 
 
@@ -105,7 +105,7 @@ def sample_loss(
         with torch.no_grad():
             truth = objective.decode_latents(latents[told]) * 2 - 1
         drawn = objective.decode_latents(sampled_latents[told]) * 2 - 1
-        faces = shared_face_loss()(drawn, truth, batch["detected"][told]).mean()
+        faces = shared_face_loss(drawn.device)(drawn, truth, batch["detected"][told]).mean()
         colors = F.avg_pool2d(drawn - truth, PATCH).abs().mean()
         edges = (edge_strength(drawn) - edge_strength(truth)).abs().mean()
     loss = SAMPLE_FACE_WEIGHT * faces + SAMPLE_COLOR_WEIGHT * colors + SAMPLE_EDGE_WEIGHT * edges

@@ -1,4 +1,4 @@
-"""Training in bfloat16 on processors that multiply it in hardware (AMX, AVX-512), twice as fast; in float32 on others."""
+"""Training in bfloat16 where it is multiplied in hardware (GPUs, processors with AMX or AVX-512), twice as fast; else in float32."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from torch import nn
 from transformers import CLIPTextModel
 
 
-def mixed_precision() -> torch.autocast:
+def mixed_precision(device_type: str = "cpu") -> torch.autocast:
     """Weights, normalisations and losses stay in float32."""
+    if device_type != "cpu":
+        return torch.autocast(device_type, torch.bfloat16)
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
     return torch.autocast("cpu", torch.bfloat16, enabled=any(map(capabilities.get, ("amx_bf16", "avx512_bf16"))))
 
