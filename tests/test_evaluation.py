@@ -903,7 +903,7 @@ class TestCommand:
         path = Path(__file__).parents[1] / "examples/nano/eval.yaml"
         config = EvalConfig.from_dict(read_yaml(path), str(path))
         names = [make_method(method).name for method in config.methods]
-        assert names[0] == "text only" and names[-1] == "the true picture" and len(names) == 10
+        assert names[0] == "text only" and names[-1] == "the true picture" and len(names) == 11
 
     @pytest.mark.parametrize(
         ("text", "message"),
