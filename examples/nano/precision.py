@@ -1,4 +1,4 @@
-"""Training in bfloat16 where it is multiplied in hardware (GPUs, processors with AMX or AVX-512), twice as fast; else in float32."""
+"""Training in bfloat16 where hardware multiplies it: on processors with AMX or AVX-512 that is twice as fast."""
 
 from __future__ import annotations
 
