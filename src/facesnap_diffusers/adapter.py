@@ -14,8 +14,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .config import DEFAULT_ADAPTERS, PARTS, FaceSnapConfig, base_family, check_parts
-from .errors import AdapterError, InputError, check_path, check_text
-from .hub import IMAGE_ENCODER_FOLDER, first_line, resolve_adapter_folder, upload_adapter_folder
+from .errors import AdapterError, InputError, check_path, check_text, one_line
+from .hub import IMAGE_ENCODER_FOLDER, resolve_adapter_folder, upload_adapter_folder
 from .interop.loading import finish_foreign, is_foreign, load_foreign
 from .interop.mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
 from .model_card import write_model_card
@@ -208,7 +208,7 @@ class FaceSnapAdapterMixin(_Pipeline):
                 }
             )
         except TypeError as error:
-            message = f"mixer: {first_line(error)}; see FacialAttributeMixer for the sizes that it has"
+            message = f"mixer: {one_line(error)}; see FacialAttributeMixer for the sizes that it has"
             raise InputError(message) from None
         modules["mixer"] = fresh_mixer if self.unet.dtype == torch.float32 else fresh_mixer.to(self.unet.dtype)
         if "identity_attention" in config.parts:
@@ -405,7 +405,7 @@ def load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) 
         )
     except Exception as error:
         raise AdapterError(
-            f"{part} cannot be loaded from {folder} ({first_line(error)}); download or save it again"
+            f"{part} cannot be loaded from {folder} ({one_line(error)}); download or save it again"
         ) from error
     wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
     if wrong:
@@ -448,7 +448,7 @@ def load_image_encoder(
             )
     except Exception as error:
         raise AdapterError(
-            f"the adapter's image encoder {source!r} cannot be loaded ({first_line(error)});"
+            f"the adapter's image encoder {source!r} cannot be loaded ({one_line(error)});"
             " pass it as image_encoder=, or make it reachable"
         ) from error
     return {"face_image_encoder": image_encoder, "face_image_processor": image_processor}

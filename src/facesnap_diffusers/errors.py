@@ -42,3 +42,8 @@ def check_text(name: str, value: Any) -> None:
     """Raises [`InputError`] unless `value` is a string, or `None`."""
     if value is not None and not isinstance(value, str):
         raise InputError(f"{name} must be a str, got {type(value).__name__}")
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, in one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

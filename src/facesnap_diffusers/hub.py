@@ -6,7 +6,7 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from .config import CONFIG_NAME, PARTS
-from .errors import AdapterError
+from .errors import AdapterError, one_line
 
 
 #: Folder of the CLIP image encoder, in adapters that bring their own.
@@ -43,7 +43,7 @@ def resolve_adapter_folder(
             raise AdapterError(f"{name!r} is neither a folder nor the name of a Hub repo (owner/name)") from None
         except Exception as error:
             raise AdapterError(
-                f"adapter {name!r} is no local folder and cannot be had from the Hub ({first_line(error)});"
+                f"adapter {name!r} is no local folder and cannot be had from the Hub ({one_line(error)});"
                 " check the name and the connection"
             ) from error
     return folder / subfolder if subfolder else folder
@@ -71,16 +71,10 @@ def upload_adapter_folder(
         )
     except Exception as error:
         raise AdapterError(
-            f"the adapter is saved in {folder}, but cannot be uploaded as {repo_id!r} ({first_line(error)});"
+            f"the adapter is saved in {folder}, but cannot be uploaded as {repo_id!r} ({one_line(error)});"
             " check repo_id, token and the connection"
         ) from error
     return commit.commit_url
-
-
-def first_line(error: Exception) -> str:
-    """What an error of another library says, in one line."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _file_patterns(subfolder: str | None, variant: str | None) -> list[str]:

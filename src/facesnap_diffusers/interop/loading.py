@@ -11,8 +11,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from huggingface_hub import hf_hub_download
 
 from ..config import CONFIG_NAME, FaceSnapConfig, check_parts
-from ..errors import AdapterError, InputError
-from ..hub import first_line
+from ..errors import AdapterError, InputError, one_line
 from .checkpoint import Checkpoint, read_checkpoint
 from .conversion import convert_checkpoint
 from .mixers import FaceIDPlusMixer
@@ -102,7 +101,7 @@ def _fetch(name: str | Path, subfolder: str | None, file_name: str, hub_argument
         return Path(hf_hub_download(str(name), file_name, subfolder=subfolder, **hub_arguments))
     except Exception as error:
         raise AdapterError(
-            f"{file_name} of {str(name)!r} is in no local folder and cannot be had from the Hub ({first_line(error)});"
+            f"{file_name} of {str(name)!r} is in no local folder and cannot be had from the Hub ({one_line(error)});"
             " check names and connection"
         ) from error
 
@@ -119,5 +118,5 @@ def _load_controlnet(name: str | Path, subfolder: str | None, hub_arguments: Map
         return ControlNetModel.from_pretrained(config.parent, use_safetensors=True, local_files_only=True)
     except Exception as error:
         raise AdapterError(
-            f"InstantID's ControlNet cannot be loaded from {config.parent} ({first_line(error)}); download it again"
+            f"InstantID's ControlNet cannot be loaded from {config.parent} ({one_line(error)}); download it again"
         ) from error
