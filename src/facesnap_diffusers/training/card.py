@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from .config import TrainingConfig
+from .training_config import TrainingConfig
 
 
-def training_section(config: TrainingConfig, step: int, photos: int, people: int, results: dict[str, float]) -> str:
-    """What an adapter was trained on, for how long, what came of it, and with which config, as Markdown."""
+def describe_training(config: TrainingConfig, step: int, photos: int, people: int, results: dict[str, float]) -> str:
+    """What an adapter was trained on, for how long, with which losses and config, as Markdown."""
     statement = config.data_statement or (
         "No statement about the origin of the photos, or about the consent of the people in them, was given."
     )

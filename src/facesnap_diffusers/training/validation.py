@@ -10,9 +10,9 @@ import torch
 
 from ..faces.drawing import draw_landmarks
 from ..identity import FaceIdentity
-from .config import ValidationConfig
-from .data import TrainingSamples, collate
 from .objective import Objective
+from .samples import TrainingSamples, collate
+from .training_config import ValidationConfig
 
 
 @torch.no_grad()
@@ -59,7 +59,7 @@ def validation_sheet(
             generator=torch.Generator().manual_seed(seed + position),
             output_type="np",
         )
-        reference = PIL.Image.fromarray(_to_uint8(batch["reference_face"][0])).resize((width, height))
+        reference = PIL.Image.fromarray(_to_uint8(batch["recognition_crop"][0])).resize((width, height))
         drawn = draw_landmarks(batch["landmarks"], height, width)[0]
         generated = (output.images[0] * 255).round().astype(np.uint8)
         row = [np.array(reference), _to_uint8(drawn), generated, _to_uint8(pixels / 2 + 0.5)]
@@ -79,8 +79,8 @@ def _identity(pipeline: Any, batch: dict[str, Any], device: torch.device) -> Fac
     states = None
     if pipeline.face_image_encoder is not None:
         encoder = pipeline.face_image_encoder
-        head = batch["head"].to(device, encoder.dtype)
-        states = encoder(head, output_hidden_states=True).hidden_states[-2][0].float().cpu()
+        clip_crop = batch["clip_crop"].to(device, encoder.dtype)
+        states = encoder(clip_crop, output_hidden_states=True).hidden_states[-2][0].float().cpu()
     return FaceIdentity(
         face_embeds=batch["face_embeds"][0],
         face_encoder=config.face_encoder,
