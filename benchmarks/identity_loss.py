@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import tiny_training  # noqa: E402
 
-from facesnap_diffusers.training.samples import collate  # noqa: E402
 from facesnap_diffusers.training.recognizer import FaceRecognizer  # noqa: E402
+from facesnap_diffusers.training.samples import collate  # noqa: E402
 from facesnap_diffusers.training.trainer import Trainer  # noqa: E402
 
 

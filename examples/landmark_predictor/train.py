@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ict import LandmarkModel, load_landmark_model, mirror_shape_basis
+from landmark_model import LandmarkModel, load_landmark_model, mirror_shape_basis
 from safetensors.torch import load_file, save_file
 from synthetic import Faces, FaceSampler, interocular, join, swap_sides
 
