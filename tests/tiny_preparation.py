@@ -28,6 +28,9 @@ class MarkedFaces:
     encoder = "test/marked"
     embedding_dim = 3
 
+    def __init__(self, normalize=False):
+        self.normalize = normalize
+
     def analyze(self, image):
         if image.mean() < 5:
             return []
@@ -36,7 +39,10 @@ class MarkedFaces:
         height, width = image.shape[:2]
         landmarks = frontal_points() * min(height, width) / 100
         box = np.array([*landmarks.min(axis=0), *landmarks.max(axis=0)])
-        return [Face(image, box, landmarks, image.mean(axis=(0, 1)) + 1, 1.0, self.encoder)]
+        embedding = image.mean(axis=(0, 1)) + 1
+        if self.normalize:
+            embedding = embedding / np.linalg.norm(embedding)
+        return [Face(image, box, landmarks, embedding, 1.0, self.encoder)]
 
 
 def frontal_points():

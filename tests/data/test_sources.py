@@ -82,7 +82,7 @@ class TestSources:
         assert [record.reason for record in records] == ["kept", "unreadable", "unreadable"]
 
     def test_errors(self, tmp_path):
-        with pytest.raises(InputError, match="no folder, list"):
+        with pytest.raises(InputError, match="is not a folder, list"):
             open_source(str(tmp_path / "none"))
-        with pytest.raises(InputError, match="is no file"):
+        with pytest.raises(InputError, match="is not a file"):
             list(open_source(str(tmp_path / "none-{0..1}.tar")))

@@ -15,7 +15,7 @@ from facesnap_diffusers.training.recognizer import FaceRecognizer, load_network,
 from facesnap_diffusers.training.training_config import RecognizerConfig
 
 
-class TestRecogniser:
+class TestRecognizer:
     def test_convention_and_frozen(self):
         recognizer = FaceRecognizer(SmoothRecognizer(), size=32, bgr=True)
         recognizer.train()
@@ -100,9 +100,9 @@ class TestRecogniser:
         [
             ("missing.onnx", "neither a file nor"),
             ("no_such_module:function", "cannot be imported"),
-            ("test_losses:samples", "must return"),
+            ("tiny_training:normal_samples", "must return"),
             ("notes.txt", "ends in none of"),
-            ("broken.pt2", "cannot be loaded"),
+            ("broken.pt2", "could not be loaded"),
         ],
     )
     def test_errors(self, name, reason, tmp_path, monkeypatch):

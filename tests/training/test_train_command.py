@@ -24,7 +24,7 @@ def test_command_publishes_the_adapter(base, faces, hub, tmp_path, monkeypatch):
 
     files = hub.files("someone/faces", hub.resolve("someone/faces", "main"))
     card = files["README.md"].decode()
-    for text in ("Coloured shapes, of nobody.", "12 photos of 4 labelled people; 2 steps", "| validation/identity |"):
+    for text in ("Coloured shapes, of nobody.", "12 photos of 4 labeled people; 2 steps", "| validation/identity |"):
         assert text in card
     # the config in the card is the run's
     assert (

@@ -161,7 +161,7 @@ class TestOptions:
         assert 0 < trainer.results["validation/mse"] < 3
         assert (tmp_path / "validation/step-0000004.png").is_file()
         card = (tmp_path / "adapter/README.md").read_text()
-        assert "Colours." in card and "12 photos of 4 labelled people; 4 steps" in card
+        assert "Colours." in card and "12 photos of 4 labeled people; 4 steps" in card
         assert "validation/mse" in card and "min_snr_gamma: 5.0" in card
         pipe = FaceSnapPipeline.from_pretrained(base, safety_checker=None)
         pipe.load_facesnap_adapter(tmp_path / "adapter")

@@ -37,7 +37,7 @@ class TestConfig:
             ("dropout.text=0.96", "add up to more than 1"),
             ("identity_loss.recognizer=null", "identity_loss.recognizer"),
             ("optimizer.learning_rate={mixer: 1e-4}", "learning_rate has no value for"),
-            ("data.zoom=[2, 1]", "data.zoom"),
+            ("data.zoom=[2, 1]", "data: zoom has its larger value first"),
             ("steps", "no ="),
             ("steps.x=1", "not a section"),
             ("adapter.num_tokens=true", "adapter.num_tokens is True"),

@@ -134,4 +134,4 @@ def _show(folder: str) -> None:
     table.add_section()
     table.add_row("all", f"{counts['photos']:,}", "")
     Console().print(table)
-    Console().print(f"{counts['people']:,} labelled people in {counts['shards']:,} shards; each photo: manifest.jsonl")
+    Console().print(f"{counts['people']:,} labeled people in {counts['shards']:,} shards; each photo: manifest.jsonl")

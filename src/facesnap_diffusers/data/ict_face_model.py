@@ -61,7 +61,7 @@ class IctFaceModel:
                 wrote, or its folder.
 
         Raises:
-            InputError: There is no such model, or not all of it.
+            InputError: There is no model at `path`, or a part of it is missing.
         """
         path = Path(path)
         if (path / PACKED_FILE).is_file():

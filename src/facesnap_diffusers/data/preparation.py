@@ -120,7 +120,7 @@ def _start_process(preparer: PhotoPreparer) -> None:
     global _preparer
     import torch
 
-    # one process a core is fastest; more threads would only fight
+    # one process per core is fastest; more threads would compete for the cores
     torch.set_num_threads(1)
     _preparer = preparer
 
@@ -131,7 +131,7 @@ def _prepare_in_process(item: Item) -> tuple[PhotoRecord, PreparedFace | None]:
 
 
 def _with_processes(items: Iterable[Item], preparer: PhotoPreparer, processes: int) -> Iterator[Result]:
-    """In order, with a bounded number of photos underway. A photo that kills its process is found and reported."""
+    """In order, with a bounded number of photos underway. A photo that kills its process is identified and recorded."""
 
     def start(count: int) -> ProcessPoolExecutor:
         context = get_context("spawn")  # CUDA, ONNX Runtime and threads do not survive a fork

@@ -141,8 +141,8 @@ def make_face(
         embedding (`np.ndarray`): `(dim,)`, of the face encoder.
         predictor ([`LandmarkPredictor`]): Gives the coefficients; see [`load_landmark_predictor`].
         settings ([`ShardSettings`]): Of the shards that it is for: which crops it has, and how long its embedding is.
-        coefficients ([`FaceCoefficients`], *optional*): A batch of one, of this predictor, in pixels of `image`; what the
-            predictor makes of `landmarks` by default, which is what the pipelines will make of a photo.
+        coefficients ([`FaceCoefficients`], *optional*): A batch of one, of this predictor, in pixels of `image`; by default
+            the predictor's for `landmarks`, as in the pipelines.
         info (`dict`, *optional*): As in [`PreparedFace`]. `image_format` decides whether `image` becomes a `"jpg"` or `"png"`.
         max_side (`int`, *optional*): A larger picture is scaled down to it, in pixels.
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError, one_line
 from ..files import atomic_file
@@ -170,8 +171,8 @@ class ShardWriter:
         self._shard.close()
 
 
-def _flat(settings: dict) -> dict:
-    return {**settings, **settings["preparation"]}
+def _flat(settings: dict[str, Any]) -> dict[str, Any]:
+    return {**{name: value for name, value in settings.items() if name != "preparation"}, **settings["preparation"]}
 
 
 def read_records(folder: str | Path) -> Iterator[PhotoRecord]:

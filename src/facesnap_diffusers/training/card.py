@@ -12,10 +12,10 @@ def describe_training(config: TrainingConfig, step: int, photos: int, people: in
     )
     rows = "\n".join(f"| {name} | {value:.4f} |" for name, value in sorted(results.items()))
     table = f"| measure | value |\n|---|---|\n{rows}" if rows else "Nothing was measured during training."
-    labelled = f" of {people:,} labelled people" if people else ", without identity labels"
+    shown = f" of {people:,} labeled people" if people else ", without identity labels"
     return f"""{statement}
 
-{photos:,} photos{labelled}; {step:,} steps.
+{photos:,} photos{shown}; {step:,} steps.
 
 Losses at the end of training, on the samples that the run itself set aside or, where the name has no `validation`, on its
 training samples:

@@ -133,7 +133,7 @@ class _ParameterReader:
 
     @torch.no_grad()
     def read(self, name: str, *parameters: torch.Tensor, sizes_before: int = 0) -> None:
-        """Fills the parameters with those of the next layer of that name. Raises `ValueError` where there are no such."""
+        """Fills the parameters with those of the next layer of that name. Raises `ValueError` where there is no such layer."""
         self._position = self._content.index(name.encode(), self._position) + len(name)
         version, *sizes = [self._integer() for _ in range(sizes_before + 5)][sizes_before:]
         count = sum(parameter.numel() for parameter in parameters)

@@ -51,7 +51,7 @@ class CropLatents:
 
         Args:
             encode (function): Latents `(numbers, channels, height, width)` of crops by their numbers.
-            batch_size (`int`): Crops that it is asked for at once.
+            batch_size (`int`): Crops that are encoded at once.
             rank (`int`), world_size (`int`): This process, and how many there are.
 
         Raises:

@@ -145,7 +145,7 @@ def _from_onnx(path: Path) -> nn.Module:
 
 def _from_export(path: Path) -> nn.Module:
     network = torch.export.load(path).module()
-    # it has one mode, the exported one, and raises where it is asked for another
+    # it has one mode, the exported one, and raises when another is set
     network.train = network.eval = lambda mode=True: network
     return network
 

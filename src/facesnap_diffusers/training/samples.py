@@ -242,7 +242,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def _random_crop(
     target: PreparedFace, config: DataConfig, random: np.random.Generator, mirrored: bool | None = None
 ) -> Crop:
-    """A square that shows the face; mirrored as asked for, or in a share of `config.flip`."""
+    """A square that shows the face; `mirrored`, or by default in a share of `config.flip`."""
     width, height = PIL.Image.open(io.BytesIO(target.image)).size
     side = min(width, height) / random.uniform(*config.zoom)
     left, top = (

@@ -87,10 +87,10 @@ class Trainer:
             self.samples.latents = CropLatents(self.folder / "latents", count, self._latent_settings())
         self.validation_samples = None
         if validation_faces is not None:
-            nothing = DropoutConfig(text=0, identity=0, both=0, landmarks=0)
+            no_dropout = DropoutConfig(text=0, identity=0, both=0, landmarks=0)
             # validation images have the reference's recognition crop beside them
             extras = self.objective.extras | ({"recognition_crop"} if config.validation.images else set())
-            self.validation_samples = self._samples(validation_faces, nothing, 0, extras)
+            self.validation_samples = self._samples(validation_faces, no_dropout, 0, extras)
             self.validation_samples.config = dataclasses.replace(
                 config.data, flip=0.0, crops=None, reference_flip=0.0, reference_jitter=0.0
             )

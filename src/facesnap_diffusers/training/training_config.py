@@ -99,9 +99,9 @@ class DataConfig:
         zoom (`tuple[float, float]`): The target is cropped from the photo scaled to cover the image, times a number
             from this range.
         flip (`float`): Share of targets that are mirrored.
-        crops (`int`, *optional*): Only so many crops are made of each photo. Their latents are computed once, before the
+        crops (`int`, *optional*): Number of crops of each photo. Their latents are computed once, before the
             first step, and kept in `output_dir/latents` (in float16, drawn once where the VAE has a distribution): steps
-            neither decode photos nor need the VAE's encoder. A new crop every time by default.
+            neither decode photos nor need the VAE's encoder. By default every sample has a new crop.
         reference_flip (`float`), reference_jitter (`float`): Share of reference crops that are mirrored, and how far
             brightness, contrast and saturation of them change. They keep the image encoder from copying.
         landmarks (`str`): `"retargeted"`: the reference's proportions in the target's pose and expression, as the
@@ -135,7 +135,7 @@ class DropoutConfig:
     Attributes:
         text (`float`), identity (`float`): Only the one is left out.
         both (`float`): Text and identity are left out.
-        landmarks (`float`): FFRNet is left out, independently of the others.
+        landmarks (`float`): FFRNet is left out, independently of text and identity.
     """
 
     text: Share = 0.05
@@ -294,7 +294,7 @@ class TrainingConfig:
         mixed_precision (`str`): `"no"`, `"fp16"` or `"bf16"`.
         gradient_checkpointing (`bool`): Computes activations twice, to save memory.
         allow_tf32 (`bool`): Faster, less exact float32 on NVIDIA GPUs.
-        ema_decay (`float`): Of the averaged weights; 0 averages nothing.
+        ema_decay (`float`): Of the averaged weights; 0 switches averaging off.
         checkpoint_every (`int`), keep_checkpoints (`int`): Steps between checkpoints, and how many are kept.
         log_every (`int`): Steps over which the logged losses are averaged.
         resume (`bool`): Continues from the last checkpoint in `output_dir` if there is one.
