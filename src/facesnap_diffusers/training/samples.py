@@ -118,20 +118,20 @@ class TrainingSamples(Dataset):
             number = index * self.crops + (position // len(self.faces) + index) % self.crops
             crop = self.fixed_crop(number, target)
         if self.latents is None:
-            sample["pixel_values"] = crop.pixels(_decode(target.image), config.resolution)
+            sample["pixel_values"] = crop.pixels(_decode(target.image), config.resolution)  # (3, height, width)
         else:
-            sample["latents"] = self.latents[number]
+            sample["latents"] = self.latents[number]  # (channels, height, width)
         landmarks = target.landmarks if config.landmarks == "detected" else self._retarget(target, reference)
         mirror = self.predictor.config.mirror
         sample |= {
-            "landmarks": crop.points(landmarks, config.resolution, mirror),
-            "detected": crop.points(target.landmarks, config.resolution, mirror),
-            "sizes": crop.sizes(config.resolution),
-            "face_embeds": torch.from_numpy(reference.embedding),
+            "landmarks": crop.points(landmarks, config.resolution, mirror),  # (72, 2)
+            "detected": crop.points(target.landmarks, config.resolution, mirror),  # (72, 2)
+            "sizes": crop.sizes(config.resolution),  # (6,)
+            "face_embeds": torch.from_numpy(reference.embedding),  # (dim,)
             "caption": target.info.get("caption") or config.caption,
             **self._left_out(random),
             "timestep": torch.tensor(int(random.integers(self.num_timesteps))),
-            "noise": self._noise(random),
+            "noise": self._noise(random),  # as latents
         }
         if self.latents is None:
             sample["encoder_noise"] = self._noise(random)
@@ -139,10 +139,12 @@ class TrainingSamples(Dataset):
             sample["start_noise"] = self._noise(random)
         if "recognition_crop" in self.extras:
             assert reference.recognition_crop is not None, "check_shards refuses shards without it"
-            sample["recognition_crop"] = _to_tensor(_decode(reference.recognition_crop))
+            sample["recognition_crop"] = _to_tensor(_decode(reference.recognition_crop))  # (3, size, size) in [0, 1]
         if self.image_processor is not None:
             clip_crop = self._clip_crop(reference, random)
-            sample["clip_crop"] = self.image_processor(clip_crop, return_tensors="pt").pixel_values[0]
+            sample["clip_crop"] = self.image_processor(clip_crop, return_tensors="pt").pixel_values[
+                0
+            ]  # (3, size, size)
         return sample
 
     @property

@@ -68,11 +68,10 @@ class Trainer:
             torch.backends.cuda.matmul.allow_tf32 = True
         set_seed(config.seed)
 
-        self.faces = PreparedFaces(config.data.shards)
-        validation_faces = PreparedFaces(config.data.validation) if config.data.validation else None
         adapter = adapter_config(config)
         if adapter is not None:
             self._check_shards(adapter)
+        self.faces = PreparedFaces(config.data.shards)
         self.pipeline = load_pipeline(config).to(self.accelerator.device)
         if adapter is None:
             self._check_shards(self.pipeline.facesnap_config)
@@ -86,7 +85,8 @@ class Trainer:
             count = len(self.faces) * config.data.crops
             self.samples.latents = CropLatents(self.folder / "latents", count, self._latent_settings())
         self.validation_samples = None
-        if validation_faces is not None:
+        if config.data.validation:
+            validation_faces = PreparedFaces(config.data.validation)
             no_dropout = DropoutConfig(text=0, identity=0, both=0, landmarks=0)
             # validation images have the reference's recognition crop beside them
             extras = self.objective.extras | ({"recognition_crop"} if config.validation.images else set())
