@@ -6,7 +6,7 @@ import pytest
 import tiny
 import tiny_training
 
-from facesnap_diffusers.config import FaceSnapConfig
+from facesnap_diffusers.adapter.config import FaceSnapConfig
 from facesnap_diffusers.data.shard_settings import ShardSettings
 from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.training import trainer
@@ -15,7 +15,7 @@ from facesnap_diffusers.training.trainer import Trainer
 from facesnap_diffusers.training.training_config import RecognizerConfig
 
 
-ADAPTER = FaceSnapConfig(face_encoder="a/b")
+ADAPTER = FaceSnapConfig(face_encoder_id="a/b")
 SETTINGS = ShardSettings("a/b", recognition_crop="dlib", recognition_crop_size=64)
 RECOGNIZER = RecognizerConfig("module:function", crop="dlib", size=64)
 
@@ -31,7 +31,7 @@ def check(adapter=None, settings=None, recognizer=RECOGNIZER, shows_reference=Tr
 
 
 WRONG = [
-    ({"face_encoder": "c/d"}, {}, "has embeddings of a/b, the adapter is for c/d"),
+    ({"face_encoder_id": "c/d"}, {}, "has embeddings of a/b, the adapter is for c/d"),
     ({"normalized_embeds": False}, {}, "embeddings of unit length, .* the face encoder's own length; .* --raw-embeds"),
     ({}, {"normalized_embeds": False}, "the face encoder's own length, .* unit length; .* --normalized-embeds"),
     ({"image_crop": "arcface"}, {}, "crop 'head' .* for 'arcface'; prepare it with --image-crop arcface"),
@@ -61,7 +61,7 @@ def test_shards_that_do_not_fit_are_refused_in_one_line(adapter, settings, messa
 def test_what_an_adapter_does_not_take_need_not_fit():
     other_face = {"face_encoder_id": "c/d", "normalized_embeds": False}
     check({"face_embed_dim": None}, other_face)
-    check({"image_encoder": None}, {"image_crop": "arcface"})
+    check({"image_encoder_id": None}, {"image_crop": "arcface"})
     no_crops = {"recognition_crop": None, "recognition_crop_size": None}
     check({}, no_crops, recognizer=None, shows_reference=False)
     with pytest.raises(InputError, match="which validation images show"):
@@ -113,7 +113,7 @@ class TestTrainer:
         [
             ({"image_crop": "arcface"}, "crop 'head'"),
             ({"normalized_embeds": False}, "embeddings of unit length"),
-            ({"face_encoder": "somebody/else"}, "has embeddings of dlib"),
+            ({"face_encoder_id": "somebody/else"}, "has embeddings of dlib"),
         ],
     )
     def test_an_adapter_that_is_trained_further(self, base, faces, tmp_path, change, message):

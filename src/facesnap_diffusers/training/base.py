@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from ..config import CONFIG_NAME, FaceSnapConfig
+from ..adapter.config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, FaceSnapConfig
+from ..adapter.hub import resolve_adapter_folder
 from ..errors import InputError, one_line
-from ..hub import IMAGE_ENCODER_FOLDER, resolve_adapter_folder
 from .training_config import TrainingConfig
 
 
@@ -83,9 +83,9 @@ def adapter_config(config: TrainingConfig) -> FaceSnapConfig | None:
         return FaceSnapConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
     is_public = "/" in config.base.model and not Path(config.base.model).exists()
     return FaceSnapConfig(
-        face_encoder=adapter.face_encoder_id,
+        face_encoder_id=adapter.face_encoder_id,
         face_embed_dim=adapter.face_embed_dim,
-        image_encoder=IMAGE_ENCODER_FOLDER if adapter.bundle_image_encoder else adapter.image_encoder_id,
+        image_encoder_id=IMAGE_ENCODER_FOLDER if adapter.bundle_image_encoder else adapter.image_encoder_id,
         normalized_embeds=adapter.normalized_embeds,
         image_crop=adapter.image_crop,
         landmark_style=adapter.landmark_style,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..config import FaceSnapConfig
+from ..adapter.config import FaceSnapConfig
 from ..data.shard_settings import RECOGNITION_CROP_SIZES, ShardSettings
 from ..errors import InputError
 from .training_config import RecognizerConfig
@@ -31,9 +31,9 @@ def check_shards(
             the image encoder show something else, or the recognition crop is missing or another one.
     """
     if adapter.face_embed_dim is not None:
-        if settings.face_encoder_id != adapter.face_encoder:
+        if settings.face_encoder_id != adapter.face_encoder_id:
             raise InputError(
-                f"data: {folder} has embeddings of {settings.face_encoder_id}, the adapter is for {adapter.face_encoder};"
+                f"data: {folder} has embeddings of {settings.face_encoder_id}, the adapter is for {adapter.face_encoder_id};"
                 " prepare it with that face encoder"
             )
         if settings.normalized_embeds != adapter.normalized_embeds:
@@ -43,7 +43,7 @@ def check_shards(
                 f" {lengths[adapter.normalized_embeds]}; prepare it with"
                 f" {'--normalized-embeds' if adapter.normalized_embeds else '--raw-embeds'}"
             )
-    if adapter.image_encoder is not None and settings.image_crop != adapter.image_crop:
+    if adapter.image_encoder_id is not None and settings.image_crop != adapter.image_crop:
         raise InputError(
             f"data: {folder} has the crop {settings.image_crop!r} for the image encoder, the adapter is for"
             f" {adapter.image_crop!r}; prepare it with --image-crop {adapter.image_crop}"

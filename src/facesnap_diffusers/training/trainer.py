@@ -20,10 +20,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..config import FaceSnapConfig
+from ..adapter.config import FaceSnapConfig
+from ..adapter.model_card import write_model_card
 from ..data.shards import PreparedFaces, read_settings
 from ..files import atomic_file
-from ..model_card import write_model_card
 from ..models.landmark_predictor import load_landmark_predictor
 from ..settings import dump_settings
 from .base import adapter_config, load_pipeline
@@ -311,7 +311,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _push(self) -> None:
-        from ..hub import upload_adapter_folder
+        from ..adapter.hub import upload_adapter_folder
 
         name = self.config.hub.repo_id or self.folder.resolve().name
         upload_adapter_folder(self.folder / "adapter", name, private=self.config.hub.private)
