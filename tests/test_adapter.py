@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from facesnap_diffusers import AdapterError, FaceSnapPipeline, FaceSnapXLPipeline
-from facesnap_diffusers.adapter.folder import ADAPTER_COMPONENTS
 from facesnap_diffusers.adapter.config import PARTS
+from facesnap_diffusers.adapter.folder import ADAPTER_COMPONENTS
 
 
 STEPS = {"num_inference_steps": 2, "output_type": "pt", "height": tiny.SIZE, "width": tiny.SIZE}

@@ -201,17 +201,17 @@ def test_encode_face(pipe, arguments, error, message):
 
 #: arguments of set_facesnap_scale, what the message says
 SCALES = [
-    ({"identity": -1}, "identity must be a number"),
-    ({"identity": "strong"}, "identity must be a number"),
-    ({"identity": float("nan")}, "identity must be a number"),
-    ({"identity": True}, "identity must be a number"),
-    ({"identity": {"mid_block": -1}}, "identity"),
-    ({"identity": {"middle": 1}}, "no attention layer begins with 'middle'"),
-    ({"identity": {3: 1.0}}, "identity must name layers by strings"),
-    ({"identity": [1.0]}, "identity must be a number"),
-    ({"landmarks": float("inf")}, "landmarks must be a number"),
-    ({"landmarks": {"mid_block": 1}}, "landmarks must be a number"),
-    ({"identity": 0.5, "landmarks": -1}, "landmarks must be a number"),
+    ({"identity_scale": -1}, "identity_scale must be a number"),
+    ({"identity_scale": "strong"}, "identity_scale must be a number"),
+    ({"identity_scale": float("nan")}, "identity_scale must be a number"),
+    ({"identity_scale": True}, "identity_scale must be a number"),
+    ({"identity_scale": {"mid_block": -1}}, "identity_scale"),
+    ({"identity_scale": {"middle": 1}}, "no attention layer begins with 'middle'"),
+    ({"identity_scale": {3: 1.0}}, "identity_scale must name layers by strings"),
+    ({"identity_scale": [1.0]}, "identity_scale must be a number"),
+    ({"landmark_scale": float("inf")}, "landmark_scale must be a number"),
+    ({"landmark_scale": {"mid_block": 1}}, "landmark_scale must be a number"),
+    ({"identity_scale": 0.5, "landmark_scale": -1}, "landmark_scale must be a number"),
 ]
 
 
@@ -338,7 +338,10 @@ FRESH = [
     ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"size": 3}}, "mixer"),
     ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"hidden_size": 20}}, "hidden_size"),
     ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"num_tokens": 3}}, "mixer gives 3 tokens"),
-    ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"num_layers": 0}}, "num_layers must be an integer ≥ 1"),
+    (
+        {"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"num_layers": 0}},
+        "num_layers must be an integer ≥ 1",
+    ),
     ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": "large"}, "mixer"),
     ({"config": FaceSnapConfig(image_encoder_id="image_encoder"), "image_encoder": 5}, "image_encoder must be"),
     ({"config": FaceSnapConfig(image_encoder_id=None, face_embed_dim=None)}, "both None"),
@@ -386,8 +389,8 @@ def test_identities(values, message):
 def test_identity_files(tmp_path):
     for content, message in [
         (None, "is not a file"),
-        (b"", "no readable safetensors"),
-        (b"\xff" * 100, "no readable safetensors"),
+        (b"", "not a readable safetensors"),
+        (b"\xff" * 100, "not a readable safetensors"),
     ]:
         path = tmp_path / "identity.safetensors"
         if content is not None:
@@ -397,7 +400,7 @@ def test_identity_files(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"face_embeds": EMBEDDING}, path)
-    with pytest.raises(InputError, match="holds no FaceSnap identity"):
+    with pytest.raises(InputError, match="does not hold a FaceSnap identity"):
         FaceIdentity.load(path)
     with pytest.raises(FaceEncoderMismatchError, match="different encoders"):
         FaceIdentity.fuse([PERSON, identity_of(face_encoder_id="somebody/else")])

@@ -168,9 +168,7 @@ class TestIdentityAttention:
 
         context = identity_attention.context(unet, NUM_TOKENS, scale=0.7)
         with torch.no_grad():
-            ours = unet(
-                sample, 500, torch.cat([text, tokens], 1), cross_attention_kwargs=context.as_kwargs()
-            ).sample
+            ours = unet(sample, 500, torch.cat([text, tokens], 1), cross_attention_kwargs=context.as_kwargs()).sample
             theirs = reference(sample, 500, text).sample
             plain = tiny_forward_without_identity(unet, sample, text)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)

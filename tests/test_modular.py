@@ -81,7 +81,7 @@ def test_saved_and_loaded_with_its_blocks(pipe, adapter, tmp_path):
     modular = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
     call = {"prompt": "a cat", "identity": tiny.identity(), "output": "images", **SIZE, **CALL}
     expected = modular(generator=tiny.seeded(), **call)
-    modular.save_pretrained(tmp_path)
+    modular.save_pretrained(str(tmp_path), overwrite_modular_index=True)
     again = ModularPipeline.from_pretrained(tmp_path)
     again.load_components()
     again.set_progress_bar_config(disable=True)

@@ -45,11 +45,6 @@ from .pipelines.mixin import append_tokens
 from .steering import Steering
 
 
-def load_facesnap_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """As [`~FaceSnapAdapterMixin.load_facesnap_adapter`]."""
-        load_facesnap_adapter(self, *args, **kwargs)
-
-
 def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: Any, **kwargs: Any) -> None:
     """As [`~FaceSnapAdapterMixin.load_facesnap_adapter`], onto any modular pipeline with FaceSnap's blocks."""
     config, modules = read_adapter(AdapterSource(*args, **kwargs), components.unet)

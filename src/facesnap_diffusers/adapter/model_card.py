@@ -101,7 +101,7 @@ def write_model_card(
     ).save(path)
 
 
-def training_section(path: Path) -> str | None:
+def read_training_section(path: Path) -> str | None:
     """What an adapter's model card says of its training, to be kept in a new one; `None` without a card of ours."""
     text = path.read_text() if path.is_file() else ""
     _, found, after = text.partition(f"{_TRAINING_HEADING}\n")

@@ -9,9 +9,9 @@ import PIL.Image
 import torch
 
 from ..identity import FaceIdentity
-from .config import ValidationConfig
-from .data import TrainingSamples, collate
 from .objective import Objective
+from .samples import TrainingSamples, collate
+from .training_config import ValidationConfig
 
 
 @torch.no_grad()
@@ -57,7 +57,7 @@ def validation_sheet(
             generator=torch.Generator().manual_seed(seed + position),
             output_type="np",
         )
-        reference = PIL.Image.fromarray(_to_uint8(batch["reference_face"][0])).resize((width, height))
+        reference = PIL.Image.fromarray(_to_uint8(batch["recognition_crop"][0])).resize((width, height))
         drawn = objective.conditioner.landmark_picture(batch["landmarks"], height, width)[0]
         generated = (output.images[0] * 255).round().astype(np.uint8)
         row = [np.array(reference), _to_uint8(drawn), generated, _to_uint8(pixels / 2 + 0.5)]
@@ -74,7 +74,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def _identity(objective: Objective, batch: dict[str, Any]) -> FaceIdentity:
     conditioner = objective.conditioner
-    states = conditioner.image_states(batch["head"]) if "head" in batch else None
+    states = conditioner.image_states(batch["clip_crop"]) if "clip_crop" in batch else None
     return FaceIdentity(
         face_embeds=batch["face_embeds"][0],
         face_encoder_id=conditioner.config.face_encoder_id,

@@ -1,4 +1,4 @@
-"""Face recognisers as differentiable torch modules, for the identity loss."""
+"""Face recognizers as differentiable torch modules, for the identity loss."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import InputError, MissingDependencyError
-from .alignment import CROP_TEMPLATES, align_faces
-from .config import RecogniserConfig
+from ..data.recognition_crop import align_faces
+from ..data.shard_settings import RECOGNITION_CROP_SIZES
+from ..errors import InputError, MissingDependencyError, one_line
+from .training_config import RecognizerConfig
 
 
-class FaceRecogniser(nn.Module):
+class FaceRecognizer(nn.Module):
     r"""
     A frozen recognition network with the crop that it takes.
 
@@ -24,10 +25,10 @@ class FaceRecogniser(nn.Module):
         network (`nn.Module`): Crops `(batch, 3, size, size)` to embeddings `(batch, dim)`.
         crop (`str`): Alignment of its crops, `"arcface"` or `"dlib"`.
         size (`int`, *optional*): Side of its crops; the template's usual one by default.
-        mean (`float`), std (`float`): It takes pixels in `[0, 1]` as `(pixel - mean) / std`; InsightFace's 0.5 and 0.5.
+        mean (`float`), std (`float`): It takes `(pixel - mean) / std` of pixels in `[0, 1]`; InsightFace's 0.5 and 0.5.
         bgr (`bool`): It takes blue first.
         center (`torch.Tensor` of shape `(dim,)`, *optional*): Mean embedding of many people. Embeddings are compared
-            relative to it: for networks such as dlib's, whose embeddings of any two people have most in common.
+            relative to it: for networks such as dlib's, whose embeddings of any two people have a large part in common.
     """
 
     def __init__(
@@ -44,10 +45,10 @@ class FaceRecogniser(nn.Module):
         self.register_buffer("center", center, persistent=False)
         self.network = network.eval().requires_grad_(False)
         self.crop = crop
-        self.size = size or CROP_TEMPLATES[crop].size
+        self.size = size or RECOGNITION_CROP_SIZES[crop]
         self.mean, self.std, self.bgr = mean, std, bgr
 
-    def train(self, mode: bool = True) -> FaceRecogniser:
+    def train(self, mode: bool = True) -> FaceRecognizer:
         """Stays in evaluation mode: its batch statistics are those it was trained with."""
         return super().train(False)
 
@@ -72,19 +73,19 @@ class FaceRecogniser(nn.Module):
         return F.normalize(embeds if self.center is None else embeds - self.center.to(embeds.dtype), dim=-1)
 
 
-def load_recogniser(config: RecogniserConfig) -> FaceRecogniser:
-    """Makes what a config describes. Raises [`InputError`] or [`MissingDependencyError`] where it cannot be loaded."""
+def load_recognizer(config: RecognizerConfig) -> FaceRecognizer:
+    """Loads what a config describes. Raises [`InputError`] or [`MissingDependencyError`] where it cannot be loaded."""
     options = asdict(config)
     network, path = load_network(options.pop("network")), options.pop("center")
     if path is None:
-        return FaceRecogniser(network, **options)
+        return FaceRecognizer(network, **options)
     try:
         center = torch.from_numpy(np.load(Path(path).expanduser())).float()
     except (OSError, ValueError) as error:
-        raise InputError(f"recogniser.center {path!r} cannot be read ({error}); name a .npy file") from error
+        raise InputError(f"recognizer.center {path!r} cannot be read ({one_line(error)}); name a .npy file") from error
     if center.ndim != 1:
-        raise InputError(f"recogniser.center {path!r} must have shape (dim,), got {tuple(center.shape)}")
-    return FaceRecogniser(network, **options, center=center)
+        raise InputError(f"recognizer.center {path!r} must have shape (dim,), got {tuple(center.shape)}")
+    return FaceRecognizer(network, **options, center=center)
 
 
 def load_network(name: str) -> nn.Module:
@@ -107,26 +108,27 @@ def load_network(name: str) -> nn.Module:
     if not path.is_file() and colon and module.replace(".", "").isidentifier():
         return _from_function(name, module, function)
     if not path.is_file():
-        raise InputError(f"recogniser {name!r} is neither a file nor package.module:function; name one of the two")
+        raise InputError(f"recognizer {name!r} is neither a file nor package.module:function; name one of the two")
     loaders = {".onnx": _from_onnx, ".pt2": _from_export, ".pt": _from_script, ".pth": _from_script}
     if path.suffix not in loaders:
-        raise InputError(f"recogniser {name!r} ends in none of {', '.join(loaders)}; convert it to one of them")
+        raise InputError(f"recognizer {name!r} ends in none of {', '.join(loaders)}; convert it to one of them")
     try:
         return loaders[path.suffix](path)
     except (InputError, MissingDependencyError):
         raise
     except Exception as error:  # onnx, onnx2torch and torch raise many kinds for damaged and unknown content
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"recogniser {name!r} cannot be loaded ({reason}); use another file") from error
+        raise InputError(f"recognizer {name!r} could not be loaded ({one_line(error)}); use another file") from error
 
 
 def _from_function(name: str, module: str, function: str) -> nn.Module:
     try:
         network = getattr(import_module(module), function)()
     except (ImportError, AttributeError) as error:
-        raise InputError(f"recogniser {name!r} cannot be imported ({error}); name package.module:function") from error
+        raise InputError(
+            f"recognizer {name!r} cannot be imported ({one_line(error)}); name package.module:function"
+        ) from error
     if not isinstance(network, nn.Module):
-        raise InputError(f"recogniser {name!r} returned {type(network).__name__}; it must return a torch.nn.Module")
+        raise InputError(f"recognizer {name!r} returned {type(network).__name__}; it must return a torch.nn.Module")
     return network
 
 
@@ -136,14 +138,14 @@ def _from_onnx(path: Path) -> nn.Module:
         import onnx2torch
     except ImportError as error:
         raise MissingDependencyError(
-            f'an ONNX recogniser needs onnx2torch ({error}): pip install "facesnap-diffusers[train]"'
+            f'an ONNX recognizer needs onnx2torch ({one_line(error)}): pip install "facesnap-diffusers[train]"'
         ) from error
     return onnx2torch.convert(onnx.load(str(path))).eval()
 
 
 def _from_export(path: Path) -> nn.Module:
     network = torch.export.load(path).module()
-    # it has one mode, the exported one, and raises where it is asked for another
+    # it has one mode, the exported one, and raises when another is set
     network.train = network.eval = lambda mode=True: network
     return network
 

@@ -19,7 +19,7 @@ class Item:
 
     Attributes:
         source (`str`): Its name, which no other photo of the input has.
-        photo (`str` or `bytes`, *optional*): Path, or the encoded image; `None` where the input has nothing.
+        photo (`str` or `bytes`, *optional*): Path, or the encoded image; `None` where the input has neither.
         identity (`str`, *optional*): Who it shows.
         caption (`str`, *optional*): What it shows.
     """
@@ -70,7 +70,7 @@ def open_source(name: str, columns: Columns | None = None, split: str = "train")
         return _folder(path)
     if path.suffix in (".txt", ".csv", ".jsonl") and path.is_file():
         return _list(path, columns)
-    raise InputError(f"input {name!r} is no folder, list (.txt, .csv, .jsonl), .tar or hf:owner/name; correct it")
+    raise InputError(f"input {name!r} is not a folder, list (.txt, .csv, .jsonl), .tar or hf:owner/name; correct it")
 
 
 def count(name: str) -> int | None:
@@ -166,7 +166,7 @@ def _web_data_set(name: str, columns: Columns) -> Iterator[Item]:
 
     for shard in expand_urls(name):
         if not Path(shard).is_file():
-            raise InputError(f"input {shard!r} is no file; correct the name of the shards")
+            raise InputError(f"input {shard!r} is not a file; correct the name of the shards")
     samples = webdataset.WebDataset(name, shardshuffle=False, nodesplitter=None, empty_check=False)
     for sample in samples:
         image = next((sample[key] for key in sample if f".{key.rpartition('.')[2].lower()}" in _IMAGE_SUFFIXES), None)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic.dataclasses import dataclass
+from pydantic import BeforeValidator, Field
 
+from ..data.shard_settings import CropSize, ImageCrop, RecognitionCrop
 from ..errors import InputError
+from ..settings import dump_settings, override, parse_settings, read_yaml, strict_dataclass
 
 
-_STRICT = ConfigDict(extra="forbid")
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -25,7 +24,7 @@ Part = Literal["mixer", "ffrnet", "identity_attention"]
 Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
 
 
-@dataclass(config=_STRICT)
+@strict_dataclass()
 class BaseConfig:
     r"""
     The frozen base model.
@@ -47,20 +46,21 @@ class BaseConfig:
     imports: list[str] = field(default_factory=list)
 
 
-@dataclass(config=_STRICT)
+@strict_dataclass()
 class AdapterConfig:
     r"""
     The adapter that is trained.
 
     Attributes:
-        start_from (`str`, *optional*): Adapter folder or Hub repo to go on with. A fresh one by default, and what
-            follows describes it.
-        train (`list[str]`): The parts that are trained, of `mixer`, `ffrnet` and `identity_attention`. Others that
-            the adapter has stay as they are.
+        start_from (`str`, *optional*): Adapter folder or Hub repo to continue with. A fresh one by default, which the
+            settings below describe.
+        train (`list[str]`): The parts that are trained, of `mixer`, `ffrnet` and `identity_attention`. Further parts of
+            the adapter stay as they are.
         parts (`list[str]`): The parts of a fresh adapter.
-        face_encoder (`str`), face_embed_dim (`int`, *optional*), image_encoder (`str`, *optional*),
-            num_tokens (`int`): As in [`FaceSnapConfig`].
-        bundle_image_encoder (`bool`): `image_encoder` is a local folder that becomes a part of the adapter.
+        face_encoder_id (`str`), face_embed_dim (`int`, *optional*), image_encoder_id (`str`, *optional*),
+            normalized_embeds (`bool`), image_crop (`str`), landmark_style (`str`), num_tokens (`int`): Of a fresh adapter,
+            as in [`FaceSnapConfig`]. The shards must give what they say.
+        bundle_image_encoder (`bool`): `image_encoder_id` is a local folder that becomes a part of the adapter.
         mixer (`dict`): Sizes of the mixer that differ from its defaults.
         license (`str`, *optional*): Of the trained weights, for the model card.
     """
@@ -68,16 +68,26 @@ class AdapterConfig:
     start_from: str | None = None
     train: list[Part] = field(default_factory=lambda: ["mixer", "ffrnet", "identity_attention"])
     parts: list[Part] = field(default_factory=lambda: ["mixer", "ffrnet", "identity_attention"])
-    face_encoder: str = "insightface/w600k_r50"
+    face_encoder_id: str = "insightface/w600k_r50"
     face_embed_dim: Count | None = 512
-    image_encoder: str | None = "openai/clip-vit-large-patch14"
+    image_encoder_id: str | None = "openai/clip-vit-large-patch14"
     bundle_image_encoder: bool = False
+    normalized_embeds: bool = True
+    image_crop: ImageCrop = "head"
+    landmark_style: Literal["facesnap72", "instantid5"] = "facesnap72"
     num_tokens: Count = 16
     mixer: dict[str, Any] = field(default_factory=dict)
     license: str | None = None
 
+    def __post_init__(self) -> None:
+        if not self.train:
+            raise InputError("train is empty; name the parts to train")
+        unknown = sorted(set(self.train) - set(self.parts))
+        if self.start_from is None and unknown:
+            raise InputError(f"train has {unknown}, which parts does not contain; add them there")
 
-@dataclass(config=_STRICT)
+
+@strict_dataclass()
 class DataConfig:
     r"""
     What is trained on.
@@ -89,9 +99,9 @@ class DataConfig:
         zoom (`tuple[float, float]`): The target is cropped from the photo scaled to cover the image, times a number
             from this range.
         flip (`float`): Share of targets that are mirrored.
-        crops (`int`, *optional*): Only so many crops are made of each photo. Their latents are computed once, before the
+        crops (`int`, *optional*): Number of crops of each photo. Their latents are computed once, before the
             first step, and kept in `output_dir/latents` (in float16, drawn once where the VAE has a distribution): steps
-            neither decode photos nor need the VAE's encoder. A new crop every time by default.
+            neither decode photos nor need the VAE's encoder. By default every sample has a new crop.
         reference_flip (`float`), reference_jitter (`float`): Share of reference crops that are mirrored, and how far
             brightness, contrast and saturation of them change. They keep the image encoder from copying.
         landmarks (`str`): `"retargeted"`: the reference's proportions in the target's pose and expression, as the
@@ -112,15 +122,20 @@ class DataConfig:
     caption: str = "a photo of a person"
     workers: Annotated[int, Field(ge=0)] = 4
 
+    def __post_init__(self) -> None:
+        if self.zoom[0] > self.zoom[1]:
+            raise InputError("zoom has its larger value first; write the smaller one first")
 
-@dataclass(config=_STRICT)
+
+@strict_dataclass()
 class DropoutConfig:
-    """Shares of the samples in which a condition is left out, for classifier-free guidance and for robustness.
+    r"""
+    Shares of the samples in which a condition is left out, for classifier-free guidance and for robustness.
 
     Attributes:
         text (`float`), identity (`float`): Only the one is left out.
         both (`float`): Text and identity are left out.
-        landmarks (`float`): FFRNet is left out, independently of the others.
+        landmarks (`float`): FFRNet is left out, independently of text and identity.
     """
 
     text: Share = 0.05
@@ -128,20 +143,24 @@ class DropoutConfig:
     both: Share = 0.05
     landmarks: Share = 0.1
 
+    def __post_init__(self) -> None:
+        if self.text + self.identity + self.both > 1:
+            raise InputError("text, identity and both add up to more than 1; lower them")
 
-@dataclass(config=_STRICT)
+
+@strict_dataclass()
 class LossConfig:
     r"""
     The diffusion loss.
 
     Attributes:
-        min_snr_gamma (`float`, *optional*): Of the min-SNR weighting; without it all timesteps weigh the same.
-        face_weight (`float`): Weight of the face's place in the image; 1: all places weigh the same.
+        min_snr_gamma (`float`, *optional*): Of the min-SNR weighting; without it all timesteps count the same.
+        face_weight (`float`): Weight of the face's place in the image; 1: all places count the same.
         extra (`str`, *optional*): `package.module:function` of a further loss, called with the keyword arguments
             `objective` (the [`Objective`], which decodes latents and knows the noise schedule), `batch`,
             `identity_tokens` and `text_embeds` (both `(batch, tokens, width)`), `latents` and `predicted_latents` (the
-            clean ones, and those that the prediction amounts to), `sampled_latents` (those that a few steps make of
-            `batch["start_noise"]`; `None` where no such sample is due for the identity loss) and `step`; it returns a
+            clean ones, and those implied by the prediction), `sampled_latents` (those that a few steps make of
+            `batch["start_noise"]`; `None` where the identity loss takes no such sample) and `step`; it returns a
             scalar that is added.
     """
 
@@ -150,42 +169,43 @@ class LossConfig:
     extra: str | None = None
 
 
-@dataclass(config=_STRICT)
-class RecogniserConfig:
+@strict_dataclass()
+class RecognizerConfig:
     r"""
-    The recogniser of the identity loss; see [`load_network`] and [`FaceRecogniser`]. The defaults are InsightFace's.
+    The recognizer of the identity loss; see [`load_network`] and [`FaceRecognizer`]. The defaults are InsightFace's.
 
     Attributes:
         network (`str`): ONNX file, exported program, or `package.module:function`.
-        crop (`str`): `"arcface"` or `"dlib"`.
-        size (`int`, *optional*), mean (`float`), std (`float`), bgr (`bool`): What it takes.
+        crop (`str`), size (`int`, *optional*): The crop that it takes, `"arcface"` or `"dlib"`, and its side in pixels; 112
+            for ArcFace, 150 for dlib by default.
+        mean (`float`), std (`float`), bgr (`bool`): The pixels that it takes.
         center (`str`, *optional*): NumPy file of the mean embedding of many people.
     """
 
     network: str
-    crop: Literal["arcface", "dlib"] = "arcface"
-    size: Count | None = None
+    crop: RecognitionCrop = "arcface"
+    size: CropSize | None = None
     mean: float = 0.5
     std: Positive = 0.5
     bgr: bool = False
     center: str | None = None
 
 
-@dataclass(config=_STRICT)
+@strict_dataclass()
 class IdentityLossConfig:
     r"""
     L_id, `1 - cos` of face embeddings of the generated image and the reference.
 
     Attributes:
         weight (`float`): λ_id; 0 switches it off.
-        recogniser ([`RecogniserConfig`], *optional*): Needed where the weight is not 0.
-        reference (`str`): `"embedding"`: compares with the reference's embedding in the shards, for a recogniser that
-            is the adapter's face encoder or imitates it; `"photo"`: with the recogniser's own embedding of the
+        recognizer ([`RecognizerConfig`], *optional*): Needed where the weight is not 0.
+        reference (`str`): `"embedding"`: compares with the reference's embedding in the shards, for a recognizer that
+            is the adapter's face encoder or imitates it; `"photo"`: with the recognizer's own embedding of the
             reference, for any other.
-        mode (`str`): `"prediction"`: on the clean image that the prediction for one noisy sample amounts to;
+        mode (`str`): `"prediction"`: on the clean image implied by the prediction for one noisy sample;
             `"few_step"`: on an accurate sample of a few steps from pure noise (the "lightning" branch of PuLID, Guo
             et al. 2024, arXiv 2404.16022, section 3.2), which is slower.
-        min_snr (`float`): `"prediction"`: timesteps with a smaller signal-to-noise ratio are left out, for there the
+        min_snr (`float`): `"prediction"`: timesteps with a smaller signal-to-noise ratio are left out, where the
             predicted image is a blur.
         every (`int`): `"few_step"`: at every so many steps, with `every` times the weight.
         steps (`int`), gradient_steps (`int`): `"few_step"`: sampling steps (DDIM), and through how many of them, the
@@ -194,7 +214,7 @@ class IdentityLossConfig:
     """
 
     weight: NotNegative = 0.0
-    recogniser: RecogniserConfig | None = None
+    recognizer: RecognizerConfig | None = None
     reference: Literal["embedding", "photo"] = "embedding"
     mode: Literal["prediction", "few_step"] = "prediction"
     min_snr: Positive = 1.0
@@ -203,15 +223,19 @@ class IdentityLossConfig:
     gradient_steps: Count = 1
     start_step: Annotated[int, Field(ge=0)] = 0
 
+    def __post_init__(self) -> None:
+        if self.gradient_steps > self.steps:
+            raise InputError("gradient_steps is more than steps; lower it")
 
-@dataclass(config=_STRICT)
+
+@strict_dataclass()
 class OptimizerConfig:
     r"""
     Attributes:
         name (`str`): `adamw`, `adamw_fused` (one kernel a step), `adamw_8bit` (bitsandbytes) or `adafactor`.
         learning_rate (`float` or `dict`): One, or one for each part: `{mixer: 1e-4, ffrnet: 1e-5, ...}`.
         betas (`tuple[float, float]`), epsilon (`float`), weight_decay (`float`): Of AdamW.
-        schedule (`str`): As in `diffusers.optimization.get_scheduler`.
+        lr_scheduler (`str`): As in `diffusers.optimization.get_scheduler`.
         warmup_steps (`int`): Steps in which the learning rate rises.
         max_grad_norm (`float`, *optional*): Gradients are scaled down to this norm.
     """
@@ -221,15 +245,15 @@ class OptimizerConfig:
     betas: tuple[Share, Share] = (0.9, 0.999)
     epsilon: Positive = 1e-8
     weight_decay: NotNegative = 1e-2
-    schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
     warmup_steps: Annotated[int, Field(ge=0)] = 500
     max_grad_norm: Positive | None = 1.0
 
 
-@dataclass(config=_STRICT)
+@strict_dataclass()
 class ValidationConfig:
     r"""
-    What is looked at during training, always the same: losses on fixed noise, and images.
+    What is measured and shown during training, always the same: losses on fixed noise, and images.
 
     Attributes:
         every (`int`): Steps between.
@@ -247,16 +271,16 @@ class ValidationConfig:
     prompt: str | None = None
 
 
-@dataclass(config=_STRICT)
+@strict_dataclass()
 class HubConfig:
-    """Where the finished adapter goes; `repo_id` is its name on the Hub, `push` uploads it."""
+    """Where the finished adapter goes: `push` uploads it to the Hub as `repo_id`."""
 
     push: bool = False
     repo_id: str | None = None
     private: bool = False
 
 
-@dataclass(config=_STRICT)
+@strict_dataclass()
 class TrainingConfig:
     r"""
     A training run.
@@ -266,14 +290,14 @@ class TrainingConfig:
         steps (`int`): Optimizer steps.
         batch_size (`int`): Samples of one process in one forward pass.
         gradient_accumulation (`int`): Forward passes to an optimizer step.
-        seed (`int`): Decides about everything that is random: two runs of one config are the same.
+        seed (`int`): Of everything that is random: two runs of one config are the same.
         mixed_precision (`str`): `"no"`, `"fp16"` or `"bf16"`.
         gradient_checkpointing (`bool`): Computes activations twice, to save memory.
         allow_tf32 (`bool`): Faster, less exact float32 on NVIDIA GPUs.
-        ema_decay (`float`): Of the averaged weights; 0 averages nothing.
+        ema_decay (`float`): Of the averaged weights; 0 switches averaging off.
         checkpoint_every (`int`), keep_checkpoints (`int`): Steps between checkpoints, and how many are kept.
         log_every (`int`): Steps over which the logged losses are averaged.
-        resume (`bool`): Goes on from the last checkpoint in `output_dir` if there is one.
+        resume (`bool`): Continues from the last checkpoint in `output_dir` if there is one.
         trackers (`list[str]`): Of accelerate: `tensorboard`, `wandb`, ...
         data_statement (`str`, *optional*): What the data are and by what right they are used, for the model card.
     """
@@ -303,12 +327,16 @@ class TrainingConfig:
     data_statement: str | None = None
     hub: HubConfig = field(default_factory=HubConfig)
 
-    def to_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+    def __post_init__(self) -> None:
+        if self.identity_loss.weight > 0 and self.identity_loss.recognizer is None:
+            raise InputError("identity_loss.weight is not 0; name identity_loss.recognizer.network, or set it to 0")
+        rates = self.optimizer.learning_rate
+        missing = set(self.adapter.train) - set(rates) if isinstance(rates, dict) else set()
+        if missing:
+            raise InputError(f"optimizer.learning_rate has no value for {sorted(missing)}; add them")
 
     def to_yaml(self) -> str:
-        values = TypeAdapter(TrainingConfig).dump_python(self, mode="json")
-        return yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        return yaml.safe_dump(dump_settings(self), sort_keys=False, allow_unicode=True)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConfig:
@@ -322,65 +350,4 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainingConf
     Raises:
         InputError: The file cannot be read, or a key or value is wrong; names the key.
     """
-    try:
-        values = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise InputError(f"config {path} cannot be read ({error.strerror}); name a YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} is no YAML ({' '.join(str(error).split())[:150]}); correct it") from None
-    if not isinstance(values, dict):
-        raise InputError(f"config {path} holds {type(values).__name__} instead of names and values")
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise InputError(f"override {override!r} has no =; write key=value, e.g. optimizer.learning_rate=1e-5")
-        *sections, name = key.strip().split(".")
-        section = values
-        for step in sections:
-            section = section.setdefault(step, {}) if isinstance(section, dict) else None
-        if not isinstance(section, dict):
-            raise InputError(f"override {override!r}: {'.'.join(sections)} is no section of the config")
-        try:
-            section[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"override {override!r}: {text!r} is no YAML value") from None
-    return parse_config(values)
-
-
-def parse_config(values: dict[str, Any]) -> TrainingConfig:
-    """Makes a config from plain values. Raises [`InputError`] that names the first wrong key."""
-    try:
-        config = TypeAdapter(TrainingConfig).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(step) for step in first["loc"])
-        if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-            raise InputError(f"config has an unknown key {key}; see TrainingConfig for those that it takes") from None
-        if first["type"] in ("missing", "missing_argument"):
-            raise InputError(f"config lacks {key}; add it") from None
-        raise InputError(f"config: {key} is {first['input']!r}: {first['msg']}") from None
-    _check(config)
-    return config
-
-
-def _check(config: TrainingConfig) -> None:
-    if config.identity_loss.weight > 0 and config.identity_loss.recogniser is None:
-        raise InputError(
-            "config: identity_loss.weight is not 0; name identity_loss.recogniser.network, or set it to 0"
-        )
-    if config.identity_loss.gradient_steps > config.identity_loss.steps:
-        raise InputError("config: identity_loss.gradient_steps is more than identity_loss.steps; lower it")
-    dropout = config.dropout
-    if dropout.text + dropout.identity + dropout.both > 1:
-        raise InputError("config: dropout.text, dropout.identity and dropout.both add up to more than 1; lower them")
-    if not config.adapter.train:
-        raise InputError("config: adapter.train is empty; name the parts to train")
-    untrained = set(config.adapter.train) - set(config.adapter.parts)
-    if config.adapter.start_from is None and untrained:
-        raise InputError(f"config: adapter.train has {sorted(untrained)}, which adapter.parts has not; add them there")
-    if config.data.zoom[0] > config.data.zoom[1]:
-        raise InputError("config: data.zoom has its larger value first; write the smaller one first")
-    if isinstance(config.optimizer.learning_rate, dict):
-        missing = set(config.adapter.train) - set(config.optimizer.learning_rate)
-        if missing:
-            raise InputError(f"config: optimizer.learning_rate has no value for {sorted(missing)}; add them")
+    return parse_settings(TrainingConfig, override(read_yaml(path), overrides), f"config {path}")

@@ -1,4 +1,4 @@
-"""Prepares an input of any size: photo by photo, in several processes, going on where it was stopped."""
+"""Prepares an input of any size: photo by photo, in several processes, continuing where it was stopped."""
 
 from __future__ import annotations
 
@@ -15,13 +15,15 @@ from tqdm.auto import tqdm
 
 from ..errors import MissingDependencyError
 from ..faces.analyzers import FaceAnalyzer
-from ..training.shards import Fate, PreparedFace, ShardWriter, read_fates
 from .duplicates import DuplicateFinder
-from .photo import PhotoPreparer, PrepareConfig
+from .photo_preparation import PhotoPreparer
+from .prepared_face import PreparedFace
+from .shard_settings import PrepareConfig
+from .shards import PhotoRecord, ShardWriter, read_records
 from .sources import Item
 
 
-Result = tuple[Item, Fate, PreparedFace | None]
+Result = tuple[Item, PhotoRecord, PreparedFace | None]
 
 
 def prepare(
@@ -35,10 +37,10 @@ def prepare(
     shard_bytes: int = 500_000_000,
     analyzer: Callable[[], FaceAnalyzer] | None = None,
     progress: bool = True,
-) -> list[Fate]:
+) -> list[PhotoRecord]:
     r"""
     Prepares photos into a folder of shards. Results come in the order of the input whatever the number of processes, so
-    the same input gives the same shards. A photo whose fate is in the manifest is not prepared again.
+    the same input gives the same shards. A photo that has a record in the manifest is not prepared again.
 
     Args:
         items (iterable of [`Item`]): The photos; see [`open_source`].
@@ -46,25 +48,25 @@ def prepare(
         config ([`PrepareConfig`], *optional*): How.
         processes (`int`): On this machine; 1 works in this process.
         ray (`bool`): Uses the machines of a Ray cluster in place of processes; `processes` is the number of workers.
-        total (`int`, *optional*): Photos in all, for the remaining time.
+        total (`int`, *optional*): Number of all photos, for the remaining time.
         shard_bytes (`int`): A shard that has reached this size is closed.
         analyzer (function, *optional*): Makes the face analyzer, see [`PhotoPreparer`].
         progress (`bool`): Shows a progress bar.
 
     Returns:
-        `list[Fate]`: What became of each photo, those of former runs included.
+        `list[PhotoRecord]`: What became of each photo, those of former runs included.
 
     Raises:
         InputError: The folder was prepared with other settings.
     """
     config = config or PrepareConfig()
     preparer = PhotoPreparer(config, analyzer)
-    with ShardWriter(output, config.settings(), shard_bytes) as writer:
+    with ShardWriter(output, config.shard_settings(), shard_bytes) as writer:
         duplicates = DuplicateFinder(config.duplicate_bits)
-        done = {fate.source for fate in writer.fates}
-        for fate in writer.fates:
-            if fate.phash is not None:
-                duplicates.add(fate.phash, fate.source)
+        done = {record.source for record in writer.records}
+        for record in writer.records:
+            if record.phash is not None:
+                duplicates.add(record.phash, record.source)
 
         todo = (item for item in items if item.source not in done)
         if ray:
@@ -74,16 +76,19 @@ def prepare(
         else:
             results = ((item, *preparer(item)) for item in todo)
         bar = tqdm(results, initial=len(done), total=total, unit="photo", disable=not progress, smoothing=0.05)
-        for item, fate, sample in bar:
-            if fate.phash is not None:
-                twin = duplicates.find(fate.phash)
+        for item, record, sample in bar:
+            if record.phash is not None:
+                twin = duplicates.find(record.phash)
                 if twin is None:
-                    duplicates.add(fate.phash, fate.source)
+                    duplicates.add(record.phash, record.source)
                 else:
-                    fate, sample = Fate(fate.source, False, "duplicate", f"of {twin}", identity=fate.identity), None
-            writer.write(fate, sample)
+                    record, sample = (
+                        PhotoRecord(record.source, False, "duplicate", f"of {twin}", identity=record.identity),
+                        None,
+                    )
+            writer.write(record, sample)
             bar.set_postfix(kept=writer.count)
-        return writer.fates
+        return writer.records
 
 
 def statistics(folder: str | Path) -> dict[str, Any]:
@@ -91,14 +96,14 @@ def statistics(folder: str | Path) -> dict[str, Any]:
     reasons: dict[str, int] = {}
     people, shards = set(), set()
     photos = kept = 0
-    for fate in read_fates(folder):
+    for record in read_records(folder):
         photos += 1
-        if fate.kept:
+        if record.kept:
             kept += 1
-            shards.add(fate.shard)
-            people.add(fate.identity)
+            shards.add(record.shard)
+            people.add(record.identity)
         else:
-            reasons[fate.reason] = reasons.get(fate.reason, 0) + 1
+            reasons[record.reason] = reasons.get(record.reason, 0) + 1
     return {
         "photos": photos,
         "kept": kept,
@@ -115,18 +120,18 @@ def _start_process(preparer: PhotoPreparer) -> None:
     global _preparer
     import torch
 
-    # one process a core is fastest; more threads would only fight
+    # one process per core is fastest; more threads would compete for the cores
     torch.set_num_threads(1)
     _preparer = preparer
 
 
-def _prepare_in_process(item: Item) -> tuple[Fate, PreparedFace | None]:
+def _prepare_in_process(item: Item) -> tuple[PhotoRecord, PreparedFace | None]:
     assert _preparer is not None
     return _preparer(item)
 
 
 def _with_processes(items: Iterable[Item], preparer: PhotoPreparer, processes: int) -> Iterator[Result]:
-    """In order, with a bounded number of photos underway. A photo that kills its process is found and reported."""
+    """In order, with a bounded number of photos underway. A photo that kills its process is identified and recorded."""
 
     def start(count: int) -> ProcessPoolExecutor:
         context = get_context("spawn")  # CUDA, ONNX Runtime and threads do not survive a fork
@@ -151,7 +156,7 @@ def _with_processes(items: Iterable[Item], preparer: PhotoPreparer, processes: i
                 yield (item, *future.result())
             except BrokenProcessPool:
                 # all that were underway are lost, and one of them is the reason: they go through one by one
-                suspects = [item, *(other for other, _ in underway)]
+                suspects = [item, *(queued for queued, _ in underway)]
                 underway.clear()
                 pool.shutdown(wait=False, cancel_futures=True)
                 pool = start(1)
@@ -159,8 +164,10 @@ def _with_processes(items: Iterable[Item], preparer: PhotoPreparer, processes: i
                     try:
                         yield (suspect, *pool.submit(_prepare_in_process, suspect).result())
                     except BrokenProcessPool:
-                        fate = Fate(suspect.source, False, "crashed", "its process died", identity=suspect.identity)
-                        yield suspect, fate, None
+                        record = PhotoRecord(
+                            suspect.source, False, "crashed", "its process died", identity=suspect.identity
+                        )
+                        yield suspect, record, None
                         pool = start(1)
                 pool.shutdown()
                 pool = start(processes)

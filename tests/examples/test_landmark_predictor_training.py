@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from morphable_model import landmark_arrays, write_checkout, write_packed
 
 from facesnap_diffusers import LandmarkPredictor, load_landmark_predictor
 from facesnap_diffusers.faces.layout import MIRROR, OUTER_EYE_CORNERS
 from facesnap_diffusers.models.landmark_predictor import rotation_matrix
 
 
-ROOT = Path(__file__).resolve().parents[1]
-SCRIPTS = ("ict", "pack", "synthetic", "posterior", "train")
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("landmark_model", "pack", "synthetic", "posterior", "train")
 
 
 @pytest.fixture(scope="module")
@@ -35,106 +36,46 @@ def scripts():
 @pytest.fixture(scope="module")
 def model(scripts):
     """The morphable model that ships with the predictor: 64 modes of the ICT FaceKit's 100."""
-    predictor = load_landmark_predictor()
-    mean, identity, expression = (
-        value.double().numpy() for value in (predictor.mean, predictor.shape_basis, predictor.expression_basis)
-    )
-    return scripts["ict"].LandmarkModel(mean, identity, expression, list(predictor.config.expression_names))
+    return scripts["landmark_model"].LandmarkModel(*landmark_arrays())
 
 
 @pytest.fixture(scope="module")
-def checkout(scripts, model, tmp_path_factory):
-    """Laid out as the public ICT-FaceKit: one .obj mesh for the neutral face, each identity mode and each expression."""
-    folder = tmp_path_factory.mktemp("ICT-FaceKit") / "FaceXModel"
-    folder.mkdir()
-    vertices = scripts["ict"].LANDMARK_VERTICES
-    shift = np.array([0.0, -1.5, 8.0])  # the mesh's origin is inside the head
-
-    def write(name, landmarks):
-        lines = ["v 9.0 9.0 9.0"] * (max(vertices) + 1)
-        for vertex, (x, y, z) in zip(vertices, landmarks + shift):
-            lines[vertex] = f"v {x:.12f} {y:.12f} {z:.12f}"
-        faces = ["vn 0.0 0.0 1.0", "vt 0.5 0.5", "f 1/1/1 2/1/1 3/1/1 4/1/1", "f 4/1/1 3/1/1 2/1/1"]
-        (folder / f"{name}.obj").write_text("\n".join(["mtllib ICTFaceModelMaterial.mtl", *lines, *faces]))
-
-    write("generic_neutral_mesh", model.mean)
-    for number, mode in enumerate(model.identity[:3]):
-        write(f"identity{number:03}", model.mean + mode)
-    for name, blend in zip(model.expression_names, model.expression):
-        write(name, model.mean + blend)
-    write("PupilDilate_L", model.mean)  # the public model has meshes besides that are no expressions
-    return folder.parent
-
-
-@pytest.fixture(scope="module")
-def packed(scripts, model, tmp_path_factory):
-    """The same with all modes in one file."""
+def packed(tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed")
-    vertices = scripts["ict"].LANDMARK_VERTICES
-
-    def scatter(landmarks):
-        mesh = np.zeros((*landmarks.shape[:-2], max(vertices) + 1, 3), dtype=np.float32)
-        mesh[..., vertices, :] = landmarks
-        return mesh
-
-    np.savez(
-        folder / "ict_face_model.npz",
-        landmarks72=vertices,
-        vertices=scatter(model.mean),
-        identity=scatter(model.identity),
-        expression=scatter(model.expression),
-        expression_names=model.expression_names,
-    )
+    write_packed(folder)
     return folder
 
 
-class TestMorphableModel:
-    def test_checkout(self, scripts, model, checkout):
-        for path in (checkout, checkout / "FaceXModel"):
-            loaded = scripts["ict"].load_landmark_model(path)
-            assert loaded.expression_names == model.expression_names
-            np.testing.assert_allclose(loaded.mean, model.mean - model.mean.mean(axis=0), atol=1e-9)
-            np.testing.assert_allclose(loaded.identity, model.identity[:3], atol=1e-9)
-            np.testing.assert_allclose(loaded.expression, model.expression, atol=1e-9)
+def test_landmarks_of_the_morphable_model(scripts, model, packed):
+    loaded = scripts["landmark_model"].load_landmark_model(packed)
+    assert loaded.expression_names == model.expression_names
+    np.testing.assert_allclose(loaded.mean, model.mean - model.mean.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(loaded.identity, model.identity, atol=1e-6)
+    np.testing.assert_allclose(loaded.expression, model.expression, atol=1e-6)
 
-    def test_packed(self, scripts, model, packed):
-        for path in (packed, packed / "ict_face_model.npz"):
-            loaded = scripts["ict"].load_landmark_model(path)
-            assert loaded.expression_names == model.expression_names
-            np.testing.assert_allclose(loaded.mean, model.mean - model.mean.mean(axis=0), atol=1e-6)
-            np.testing.assert_allclose(loaded.identity, model.identity, atol=1e-6)
-            np.testing.assert_allclose(loaded.expression, model.expression, atol=1e-6)
 
-    def test_packing(self, scripts, checkout, tmp_path):
-        scripts["pack"].pack(checkout, tmp_path / "ict_face_model.npz")
-        with np.load(tmp_path / "ict_face_model.npz") as packed:
-            # a quad is two triangles, counted as one polygon
-            np.testing.assert_array_equal(packed["triangles"], [[0, 1, 2], [0, 2, 3], [3, 2, 1]])
-            np.testing.assert_array_equal(packed["triangle_polygon"], [0, 0, 1])
-        loaded, read = map(scripts["ict"].load_landmark_model, (tmp_path, checkout))
-        assert loaded.expression_names == read.expression_names
-        for name in ("mean", "identity", "expression"):
-            np.testing.assert_allclose(getattr(loaded, name), getattr(read, name), atol=2e-3)  # half precision
+def test_packing_script(scripts, tmp_path, monkeypatch):
+    write_checkout(tmp_path)
+    monkeypatch.setattr("sys.argv", ["pack.py", str(tmp_path), str(tmp_path / "out.npz")])
+    scripts["pack"].main()
+    loaded, read = map(scripts["landmark_model"].load_landmark_model, (tmp_path / "out.npz", tmp_path))
+    assert loaded.expression_names == read.expression_names
+    for name in ("mean", "identity", "expression"):
+        np.testing.assert_allclose(getattr(loaded, name), getattr(read, name), atol=2e-3)  # half precision
 
-    def test_incomplete_checkout(self, scripts, checkout, tmp_path):
-        with pytest.raises(FileNotFoundError, match="no generic_neutral_mesh.obj; pass a checkout"):
-            scripts["ict"].load_landmark_model(tmp_path)
-        (tmp_path / "generic_neutral_mesh.obj").symlink_to(checkout / "FaceXModel" / "generic_neutral_mesh.obj")
-        with pytest.raises(FileNotFoundError, match="no browDown_L.obj; pass a complete checkout"):
-            scripts["ict"].load_landmark_model(tmp_path)
 
-    def test_shape_basis_has_the_same_people(self, scripts):
-        """Symmetric and asymmetric components together have the covariance of a population and its mirror images."""
-        identity = np.random.default_rng(0).normal(size=(20, 72, 3))
-        parts = scripts["ict"].mirror_shape_basis(identity, list(MIRROR), 20, 20)
-        found = sum(np.einsum("kpi,kqj->piqj", part, part) for part in parts)
-        mirrored = identity[:, list(MIRROR)] * [-1, 1, 1]
-        expected = sum(np.einsum("kpi,kqj->piqj", part, part) / 2 for part in (identity, mirrored))
-        np.testing.assert_allclose(found, expected, atol=1e-9)
+def test_shape_basis_has_the_same_people(scripts):
+    """Symmetric and asymmetric components together have the covariance of a population and its mirror images."""
+    identity = np.random.default_rng(0).normal(size=(20, 72, 3))
+    parts = scripts["landmark_model"].mirror_shape_basis(identity, list(MIRROR), 20, 20)
+    covariance = sum(np.einsum("kpi,kqj->piqj", part, part) for part in parts)
+    mirrored = identity[:, list(MIRROR)] * [-1, 1, 1]
+    expected = sum(np.einsum("kpi,kqj->piqj", part, part) / 2 for part in (identity, mirrored))
+    np.testing.assert_allclose(covariance, expected, atol=1e-9)
 
 
 def test_training_script(scripts, packed, tmp_path, monkeypatch):
-    """From the morphable model to a folder that loads; training goes on from a checkpoint."""
+    """From the morphable model to a folder that loads; training continues from a checkpoint."""
     arguments = ["--model", packed, "--output", tmp_path / "out", "--checkpoint", tmp_path / "state"]
     arguments += ["--batch", 24, "--hidden-size", 8, "--layers", 1, "--stages", 1, "--stage-batches", 2]
 
@@ -148,7 +89,7 @@ def test_training_script(scripts, packed, tmp_path, monkeypatch):
     torch.testing.assert_close(trained.mean, shipped.mean - shipped.mean.mean(0), atol=1e-5, rtol=0)
     torch.testing.assert_close(trained.expression_basis, shipped.expression_basis, atol=1e-5, rtol=0)
     # Its linear stages alone, fitted to a few thousand faces, are better than the driving face's own landmarks.
-    sampler = scripts["synthetic"].FaceSampler(scripts["ict"].load_landmark_model(packed), seed=9)
+    sampler = scripts["synthetic"].FaceSampler(scripts["landmark_model"].load_landmark_model(packed), seed=9)
     with torch.no_grad():
         errors = [scripts["train"].loss_of(predictor, sampler, 600, 2)[1].item() for predictor in (trained, shipped)]
     assert errors[1] < errors[0] < 0.055
@@ -204,7 +145,7 @@ class TestPosterior:
     def test_expressions_are_drawn_from_their_posterior(self, scripts, model):
         """One expression, everything else known: the frequencies of the draws, against a sum over a grid."""
         index = model.expression_names.index("jawOpen")
-        alone = scripts["ict"].LandmarkModel(
+        alone = scripts["landmark_model"].LandmarkModel(
             model.mean, 1e-6 * model.identity[:1], 0.05 * model.expression[[index]], ["jawOpen"]
         )
         sampler = scripts["synthetic"].FaceSampler(alone, seed=4, dtype=torch.float64)
@@ -246,7 +187,7 @@ class TestPosterior:
 
     def test_walk_finds_the_posterior(self, scripts, model):
         """Yaw of a rigid head, against a sum over a grid; the chains start far away."""
-        rigid = scripts["ict"].LandmarkModel(
+        rigid = scripts["landmark_model"].LandmarkModel(
             model.mean, 1e-6 * model.identity[:1], 0 * model.expression[:1], ["jawOpen"]
         )
         sampler = scripts["synthetic"].FaceSampler(rigid, seed=6, dtype=torch.float64)

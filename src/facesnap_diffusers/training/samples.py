@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ import torch
 from torch.utils.data import Dataset, Sampler
 from transformers import CLIPImageProcessor
 
-from ..models.landmark_predictor import FaceCoefficients, LandmarkPredictor
-from .config import DataConfig, DropoutConfig
+from ..data.prepared_face import PreparedFace, resize_points
+from ..data.shards import PreparedFaces
+from ..models.landmark_predictor import LandmarkPredictor
 from .latents import CropLatents
-from .shards import PreparedFace, PreparedFaces
+from .training_config import DataConfig, DropoutConfig
 
 
 @dataclass(frozen=True)
@@ -35,19 +37,19 @@ class Crop:
         box = (self.left, self.top, self.left + self.side, self.top + self.side)
         if image.size != (resolution, resolution) or box != (0, 0, resolution, resolution):
             image = image.resize((resolution, resolution), PIL.Image.Resampling.LANCZOS, box=box)
-        pixels = _to_tensor(image) * 2 - 1
+        pixels = 2 * _to_tensor(image) - 1
         return pixels.flip(-1) if self.mirrored else pixels
 
     def points(self, points: np.ndarray, resolution: int, mirror: list[int]) -> torch.Tensor:
-        """Landmarks of the photo `(72, 2)` in the crop's pixels."""
-        points = (points + 0.5 - (self.left, self.top)) * (resolution / self.side) - 0.5  # Centres are whole numbers.
+        """Landmarks of the photo `(72, 2)` in the crop's pixels, in which the center of the top left one is at (0, 0)."""
+        points = resize_points(points, resolution / self.side, (self.left, self.top))
         if self.mirrored:
             points = points[mirror]
             points[:, 0] = resolution - 1 - points[:, 0]
         return torch.from_numpy(points.astype(np.float32))
 
     def sizes(self, resolution: int) -> torch.Tensor:
-        """What SDXL is told of an image: its size before cropping, the crop's corner and its size, height first."""
+        """SDXL's size conditions: the size before cropping, the crop's corner and its size, height first."""
         scale = resolution / self.side
         (width, height), top, left = self.size, self.top, self.left
         return torch.tensor([round(value * scale) for value in (height, width, top, left)] + [resolution, resolution])
@@ -57,18 +59,19 @@ class TrainingSamples(Dataset):
     r"""
     Training samples by their position in the run. The photo, its crop, its noise, its timestep and what is left out all
     follow from the seed and the position: batches are the same however many processes share them, and a run that is
-    resumed goes on with the samples that it would have seen.
+    resumed continues with the samples that it would have seen.
 
     Args:
         faces ([`PreparedFaces`]): The photos.
         config ([`DataConfig`]), dropout ([`DropoutConfig`]): How they become samples.
         predictor ([`LandmarkPredictor`]): Re-targets the landmarks.
-        image_processor (`CLIPImageProcessor`, *optional*): Of the image encoder; without one there are no head crops.
-        head_size (`int`): Side of the image encoder's images.
+        image_processor (`CLIPImageProcessor`, *optional*): Of the image encoder; without one there are no clip crops.
+        image_size (`int`): Side of the image encoder's images, in pixels.
         num_timesteps (`int`): Of the noise schedule.
         latent_shape (`tuple[int, int, int]`): Of one sample.
         seed (`int`): Of everything.
-        extras (collection of `str`): What is made besides, of `reference_face` and `start_noise`; see [`Objective.extras`].
+        extras (collection of `str`): Further keys of a sample, of `recognition_crop` and `start_noise`; see
+            [`Objective.extras`].
         latents ([`CropLatents`], *optional*): In place of the images and of the noise that the VAE's encoder takes. Only
             with `config.crops`.
     """
@@ -80,11 +83,11 @@ class TrainingSamples(Dataset):
         dropout: DropoutConfig,
         predictor: LandmarkPredictor,
         image_processor: CLIPImageProcessor | None,
-        head_size: int,
+        image_size: int,
         num_timesteps: int,
         latent_shape: tuple[int, int, int],
         seed: int = 0,
-        extras: Collection[str] = ("reference_face", "start_noise"),
+        extras: Collection[str] = ("recognition_crop", "start_noise"),
         latents: CropLatents | None = None,
     ):
         self.faces = faces
@@ -92,7 +95,7 @@ class TrainingSamples(Dataset):
         self.dropout = dropout
         self.predictor = predictor
         self.image_processor = image_processor
-        self.head_size = head_size
+        self.image_size = image_size
         self.num_timesteps = num_timesteps
         self.latent_shape = latent_shape
         self.seed = seed
@@ -105,8 +108,8 @@ class TrainingSamples(Dataset):
         random = np.random.default_rng([self.seed, position])
         index = self._index(position)
         target = self.faces[index]
-        others = self.faces.others(index)
-        reference = self.faces[others[random.integers(len(others))]] if others else target
+        photos = self.faces.same_person(index)
+        reference = self.faces[photos[random.integers(len(photos))]] if photos else target
 
         sample: dict[str, Any] = {}
         if config.crops is None:
@@ -115,30 +118,33 @@ class TrainingSamples(Dataset):
             number = index * self.crops + (position // len(self.faces) + index) % self.crops
             crop = self.fixed_crop(number, target)
         if self.latents is None:
-            sample["pixel_values"] = crop.pixels(_decode(target.image), config.resolution)
+            sample["pixel_values"] = crop.pixels(_decode(target.image), config.resolution)  # (3, height, width)
         else:
-            sample["latents"] = self.latents[number]
-        drawn = target.landmarks if config.landmarks == "detected" else self._retarget(target, reference)
+            sample["latents"] = self.latents[number]  # (channels, height, width)
+        landmarks = target.landmarks if config.landmarks == "detected" else self._retarget(target, reference)
         mirror = self.predictor.config.mirror
         sample |= {
-            "landmarks": crop.points(drawn, config.resolution, mirror),
-            "detected": crop.points(target.landmarks, config.resolution, mirror),
-            "sizes": crop.sizes(config.resolution),
-            "face_embeds": torch.from_numpy(reference.embedding),
+            "landmarks": crop.points(landmarks, config.resolution, mirror),  # (72, 2)
+            "detected": crop.points(target.landmarks, config.resolution, mirror),  # (72, 2)
+            "sizes": crop.sizes(config.resolution),  # (6,)
+            "face_embeds": torch.from_numpy(reference.embedding),  # (dim,)
             "caption": target.info.get("caption") or config.caption,
             **self._left_out(random),
             "timestep": torch.tensor(int(random.integers(self.num_timesteps))),
-            "noise": self._noise(random),
+            "noise": self._noise(random),  # as latents
         }
         if self.latents is None:
             sample["encoder_noise"] = self._noise(random)
         if "start_noise" in self.extras:
             sample["start_noise"] = self._noise(random)
-        if "reference_face" in self.extras:
-            sample["reference_face"] = _to_tensor(_decode(reference.face))
+        if "recognition_crop" in self.extras:
+            assert reference.recognition_crop is not None, "check_shards refuses shards without it"
+            sample["recognition_crop"] = _to_tensor(_decode(reference.recognition_crop))  # (3, size, size) in [0, 1]
         if self.image_processor is not None:
-            head = self._reference_head(reference, random)
-            sample["head"] = self.image_processor(head, return_tensors="pt").pixel_values[0]
+            clip_crop = self._clip_crop(reference, random)
+            sample["clip_crop"] = self.image_processor(clip_crop, return_tensors="pt").pixel_values[
+                0
+            ]  # (3, size, size)
         return sample
 
     @property
@@ -162,9 +168,6 @@ class TrainingSamples(Dataset):
             images.append(self.fixed_crop(number, target).pixels(_decode(target.image), self.config.resolution))
         return torch.stack(images)
 
-    def identity_of(self, position: int) -> str | None:
-        return self.faces.person[self._index(position)]
-
     def _index(self, position: int) -> int:
         """Every photo comes once in each epoch."""
         epoch, place = divmod(position, len(self.faces))
@@ -175,19 +178,20 @@ class TrainingSamples(Dataset):
 
     @torch.no_grad()
     def _retarget(self, target: PreparedFace, reference: PreparedFace) -> np.ndarray:
-        values = [reference.shape, target.expression, target.rotation, target.scale, target.translation]
-        return self.predictor.decode(FaceCoefficients(*(torch.from_numpy(value)[None] for value in values)))[0].numpy()
+        """The reference's proportions in the target's expression and pose, `(72, 2)` in pixels of the target."""
+        coefficients = dataclasses.replace(target.coefficients, shape=reference.coefficients.shape)
+        return self.predictor.decode(coefficients)[0].numpy()
 
-    def _reference_head(self, reference: PreparedFace, random: np.random.Generator) -> PIL.Image.Image:
-        head = _decode(reference.head)
-        if head.size != (self.head_size, self.head_size):
-            head = head.resize((self.head_size, self.head_size), PIL.Image.Resampling.LANCZOS)
+    def _clip_crop(self, reference: PreparedFace, random: np.random.Generator) -> PIL.Image.Image:
+        crop = _decode(reference.clip_crop)
+        if crop.size != (self.image_size, self.image_size):
+            crop = crop.resize((self.image_size, self.image_size), PIL.Image.Resampling.LANCZOS)
         if random.random() < self.config.reference_flip:
-            head = head.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+            crop = crop.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
         jitter = self.config.reference_jitter
         for enhance in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
-            head = enhance(head).enhance(random.uniform(1 - jitter, 1 + jitter))
-        return head
+            crop = enhance(crop).enhance(random.uniform(1 - jitter, 1 + jitter))
+        return crop
 
     def _left_out(self, random: np.random.Generator) -> dict[str, torch.Tensor]:
         choice, dropout = random.random(), self.dropout
@@ -204,7 +208,7 @@ class TrainingSamples(Dataset):
         return torch.from_numpy(random.standard_normal(self.latent_shape, dtype=np.float32))
 
 
-class RunOrder(Sampler[list[int]]):
+class ResumableBatchSampler(Sampler[list[int]]):
     r"""
     The positions of one process's batches, from a step of the run to its end.
 
@@ -240,7 +244,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 def _random_crop(
     target: PreparedFace, config: DataConfig, random: np.random.Generator, mirrored: bool | None = None
 ) -> Crop:
-    """A square that shows the face; mirrored as asked for, or in a share of `config.flip`."""
+    """A square that shows the face; `mirrored`, or by default in a share of `config.flip`."""
     width, height = PIL.Image.open(io.BytesIO(target.image)).size
     side = min(width, height) / random.uniform(*config.zoom)
     left, top = (
@@ -254,7 +258,7 @@ def _random_crop(
 def _crop_start(points: np.ndarray, side: float, length: int, random: np.random.Generator) -> float:
     """A random start of a crop along one axis, from those that keep the face inside."""
     low, high = max(0.0, points.max() - side), min(length - side, points.min())
-    if low > high:  # The face is larger than the crop or cut off: around its middle.
+    if low > high:  # the face is larger than the crop or cut off: around its middle
         return float(np.clip((points.min() + points.max() - side) / 2, 0, length - side))
     return float(random.uniform(low, high))
 

@@ -1,4 +1,4 @@
-"""The crop that a face recogniser takes, as a differentiable function of the picture."""
+"""The crop that a face recognizer takes, as a differentiable function of the picture."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import torch.nn.functional as F
 
 from ..errors import InputError
 from ..faces.alignment import TEMPLATES
+from .shard_settings import RECOGNITION_CROP_SIZES
 
 
 @dataclass(frozen=True)
 class CropTemplate:
     r"""
-    Where a recogniser wants the points of a face.
+    Where a recognizer expects the points of a face.
 
     Attributes:
         points (`tuple` of pairs): Where they lie in a crop of side 1, measured from its top left corner.
@@ -22,16 +23,14 @@ class CropTemplate:
             [`~faces.alignment.five_points`].
         fit_to_image (`bool`): The least-squares similarity takes the template to the image (dlib) and not the image to
             the template (InsightFace). Both are the same for points that fit exactly.
-        size (`int`): Usual side of the crop, in pixels.
     """
 
     points: tuple[tuple[float, float], ...]
     indices: tuple[int, ...] | None
     fit_to_image: bool
-    size: int
 
 
-# InsightFace's points are in pixels with the centre of the first one at 0, of a crop of 112.
+# InsightFace's points are in pixels with the center of the first one at 0, of a crop of 112.
 _ARCFACE = tuple((float(x + 0.5) / 112, float(y + 0.5) / 112) for x, y in TEMPLATES["arcface"])
 
 # dlib's mean face (without jaw, brows and lower lip) in its chip with padding 0.25.
@@ -47,8 +46,8 @@ _DLIB = (
 )  # fmt: skip
 
 CROP_TEMPLATES = {
-    "arcface": CropTemplate(_ARCFACE, None, fit_to_image=False, size=112),
-    "dlib": CropTemplate(_DLIB, _DLIB_INDICES, fit_to_image=True, size=150),
+    "arcface": CropTemplate(_ARCFACE, None, fit_to_image=False),
+    "dlib": CropTemplate(_DLIB, _DLIB_INDICES, fit_to_image=True),
 }
 
 
@@ -56,13 +55,13 @@ def align_faces(
     images: torch.Tensor, landmarks: torch.Tensor, template: str = "arcface", size: int | None = None
 ) -> torch.Tensor:
     r"""
-    Crops faces as the recogniser that they are for does: `"arcface"` is InsightFace's `norm_crop`, `"dlib"` is dlib's
+    Crops faces as the recognizer that they are for does: `"arcface"` is InsightFace's `norm_crop`, `"dlib"` is dlib's
     `get_face_chip`, both with bilinear interpolation. (dlib averages beforehand where the chip shrinks the face by more
     than 1.5 or so; this does not.) Differentiable by the images.
 
     Args:
         images (`torch.Tensor` of shape `(batch, channels, height, width)`): Pictures.
-        landmarks (`torch.Tensor` of shape `(batch, 68 or 72, 2)`): In pixels, the centre of the top left one at (0, 0).
+        landmarks (`torch.Tensor` of shape `(batch, 68 or 72, 2)`): In pixels, the center of the top left one at (0, 0).
         template (`str`): `"arcface"` or `"dlib"`.
         size (`int`, *optional*): Side of the crop; 112 for ArcFace, 150 for dlib by default.
 
@@ -79,7 +78,7 @@ def align_faces(
             "images must have shape (batch, channels, height, width) and landmarks (batch, 68 or 72, 2), got"
             f" {tuple(images.shape)} and {tuple(landmarks.shape)}"
         )
-    size = size or CROP_TEMPLATES[template].size
+    size = size or RECOGNITION_CROP_SIZES[template]
     scale, offset = crop_to_image(landmarks[..., :2].to(images.dtype), CROP_TEMPLATES[template], size)
 
     pixels = torch.arange(size, device=images.device, dtype=images.dtype)
