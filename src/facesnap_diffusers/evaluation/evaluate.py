@@ -17,14 +17,16 @@ import torch
 
 from ..errors import InputError, NoFaceFoundError
 from ..faces.analyzers import FaceAnalyzer
-from .cases import Case, Protocol, image_files, safe_id
+from .benchmarks import load_benchmark
+from .benchmarks.base import Benchmark
+from .cases import Case, image_files, safe_id
 from .clip import ClipEncoder
-from .config import EvalConfig, make_sampling
+from .eval_config import EvalConfig
 from .features import FeatureStore, shared_analyzer
-from .methods import Method, Sampling, TextToImage, make_method
-from .protocols import load_protocol
+from .methods import Method, TextToImage, make_method
 from .report import write_report
-from .scoring import Scorer, summarise
+from .sampling import Sampling
+from .scoring import Scorer, summarize
 
 
 logger = logging.getLogger(__name__)
@@ -67,22 +69,22 @@ def evaluate(
     output = Path(config.output)
     sampling = make_sampling(config.sampling)
     methods = [make_method(values) for values in config.methods]
-    protocol = load_protocol(config.protocol, config.data, config.seed)
-    gallery = {case.person: case.reference for case in protocol.cases}
+    benchmark = load_benchmark(config.benchmark, config.data, config.seed)
+    gallery = {case.person: case.reference for case in benchmark.cases}
     if config.limit is not None:
-        protocol = protocol.limit(config.limit)
+        benchmark = benchmark.limit(config.limit)
 
     # what may fail for want of a library or a model fails before hours of sampling
     analyzers = list(face_analyzers or [shared_analyzer(encoder) for encoder in config.face_encoders])
-    clip = _clip_encoder(config, protocol)
+    clip = _clip_encoder(config, benchmark)
     diversity, distance = _set_metrics(config, clip, real_features, perceptual_distance)
     store = FeatureStore(output / "features", analyzers, clip)
-    scorer = Scorer(protocol, store, progress)
+    scorer = Scorer(benchmark, store, progress)
     people_without_face = scorer.read_references(gallery)
-    cases = [case for case in protocol.cases if case.person not in people_without_face]
+    cases = [case for case in benchmark.cases if case.person not in people_without_face]
     if not cases:
         raise InputError("no reference shows a face; check the data, or judge with another face_encoders")
-    protocol = replace(protocol, cases=tuple(cases))
+    benchmark = replace(benchmark, cases=tuple(cases))
     for method in methods:
         method.check(cases)
 
@@ -94,7 +96,7 @@ def evaluate(
     text_only = next((images[method.name] for method in methods if isinstance(method, TextToImage)), None)
 
     results: dict[str, Any] = {
-        "protocol": protocol.name,
+        "benchmark": benchmark.name,
         "cases": len(cases),
         "people": len({case.person for case in cases}),
         "gallery": len(gallery) - len(people_without_face),
@@ -108,7 +110,7 @@ def evaluate(
         rows = scorer.score(method.name, images[method.name], text_only)
         folder = output / safe_id(method.name)
         (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        summary = summarise(rows)
+        summary = summarize(rows)
         for group, metrics in summary.items():
             paths = [
                 images[method.name][case.id]
@@ -121,7 +123,7 @@ def evaluate(
             "encoder_of_training": json.loads((folder / METHOD_FILE).read_text())["face_encoder"],
             "groups": summary,
         }
-    write_report(results, protocol, images, output, config.sheet_rows, scorer)
+    write_report(results, benchmark, images, output, config.sheet_rows, scorer)
     return results
 
 
@@ -203,8 +205,8 @@ def _save(folder: Path, case_id: str, image: PIL.Image.Image | None, fingerprint
     os.replace(temporary, target)
 
 
-def _clip_encoder(config: EvalConfig, protocol: Protocol) -> ClipEncoder | None:
-    name = config.clip_model or (DEFAULT_CLIP_MODEL if protocol.needs_clip else "none")
+def _clip_encoder(config: EvalConfig, benchmark: Benchmark) -> ClipEncoder | None:
+    name = config.clip_model or (DEFAULT_CLIP_MODEL if benchmark.needs_clip else "none")
     return None if name == "none" else ClipEncoder(name, config.device)
 
 

@@ -27,7 +27,7 @@ def cosine_similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def euclidean_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Distance of two embeddings `(D,)`: what dlib's recogniser is trained for (the same person below 0.6)."""
+    """Distance of two embeddings `(D,)`: what dlib's recognizer is trained for (the same person below 0.6)."""
     return float(np.linalg.norm(a - b))
 
 
@@ -45,15 +45,15 @@ def retrieval_rank(embedding: np.ndarray, gallery: np.ndarray, index: int) -> in
     return int((distances <= distances[index]).sum()) - 1
 
 
-def copy_paste(generated: np.ndarray, truth: np.ndarray, reference: np.ndarray) -> float:
+def copy_paste(generated: np.ndarray, ground_truth: np.ndarray, reference: np.ndarray) -> float:
     r"""
     Whether a face is nearer to the reference photo than to the person as asked: 1 for a copy of the reference, -1 for the
-    truth, 0 for neither. `(θ_gt - θ_gr) / θ_tr` with θ the angles between the three embeddings (Xu et al. 2025,
+    ground truth, 0 for neither. `(θ_gt - θ_gr) / θ_tr` with θ the angles between the three embeddings (Xu et al. 2025,
     "WithAnyone", equation 2).
     """
     angles = [
         np.arccos(np.clip(cosine_similarity(a, b), -1, 1))
-        for a, b in ((generated, truth), (generated, reference), (truth, reference))
+        for a, b in ((generated, ground_truth), (generated, reference), (ground_truth, reference))
     ]
     return float((angles[0] - angles[1]) / max(angles[2], 1e-6))
 
@@ -126,11 +126,11 @@ def read_landmarks(predictor: LandmarkPredictor, landmarks: Sequence[np.ndarray]
     return coefficients.rotation.numpy(), posed.cpu().numpy()
 
 
-def pixel_error(image: np.ndarray, truth: np.ndarray) -> float:
-    """Mean absolute difference of two images `(H, W, 3)`, `uint8`, from 0 to 1; the truth is scaled to the image."""
-    if truth.shape != image.shape:
-        truth = cv2.resize(truth, image.shape[1::-1], interpolation=cv2.INTER_AREA)
-    return float(np.abs(image.astype(np.float32) - truth.astype(np.float32)).mean() / 255)
+def pixel_error(image: np.ndarray, ground_truth: np.ndarray) -> float:
+    """Mean absolute difference of two images `(H, W, 3)`, `uint8`, from 0 to 1; the ground truth is scaled to the image."""
+    if ground_truth.shape != image.shape:
+        ground_truth = cv2.resize(ground_truth, image.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return float(np.abs(image.astype(np.float32) - ground_truth.astype(np.float32)).mean() / 255)
 
 
 def background_color(image: np.ndarray, colors: dict[str, tuple[int, int, int]]) -> str:

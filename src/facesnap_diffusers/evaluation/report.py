@@ -15,7 +15,8 @@ import torch
 
 from ..faces.drawing import draw_landmarks
 from ..faces.photo import load_photo
-from .cases import Case, Column, Protocol
+from .benchmarks.base import Benchmark, Column
+from .cases import Case
 from .scoring import Scorer
 
 
@@ -27,7 +28,7 @@ CAPTION = 34
 
 def write_report(
     results: dict[str, Any],
-    protocol: Protocol,
+    benchmark: Benchmark,
     images: Mapping[str, Mapping[str, Path]],
     output: Path,
     sheet_rows: int,
@@ -37,16 +38,18 @@ def write_report(
     packages = ("facesnap-diffusers", "diffusers", "transformers", "torch", "numpy")
     results["versions"] = {name: version(name) for name in packages}
     (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (output / "results.md").write_text(markdown(results, protocol))
+    (output / "results.md").write_text(markdown(results, benchmark))
     if sheet_rows > 0:
-        contact_sheet(protocol, images, scorer, sheet_rows).save(output / "contact_sheet.png")
+        contact_sheet(benchmark, images, scorer, sheet_rows).save(output / "contact_sheet.png")
 
 
-def markdown(results: Mapping[str, Any], protocol: Protocol) -> str:
+def markdown(results: Mapping[str, Any], benchmark: Benchmark) -> str:
     """A table with a row for each method, the best value of each column bold, and notes on how to read it."""
     methods = results["methods"]
     columns = [
-        column for column in protocol.columns if any(_value(method, column) is not None for method in methods.values())
+        column
+        for column in benchmark.columns
+        if any(_value(method, column) is not None for method in methods.values())
     ]
     heads = [
         "method",
@@ -62,7 +65,9 @@ def markdown(results: Mapping[str, Any], protocol: Protocol) -> str:
             is_best = len(methods) > 1 and value is not None and best[column] == round(value, column.digits)
             cells.append(f"**{text}**" if is_best else text)
         lines.append("| " + " | ".join([name.replace("|", "\\|"), *cells]) + " |")
-    return "\n".join([f"# {protocol.name}", "", *lines, "", *(f"- {note}" for note in _notes(results, protocol)), ""])
+    return "\n".join(
+        [f"# {benchmark.name}", "", *lines, "", *(f"- {note}" for note in _notes(results, benchmark)), ""]
+    )
 
 
 def _value(method: Mapping[str, Any], column: Column) -> float | None:
@@ -80,10 +85,10 @@ def _best(methods: Mapping[str, Any], column: Column) -> float | None:
     return round(max(values) if column.better == "higher" else min(values), column.digits)
 
 
-def _notes(results: Mapping[str, Any], protocol: Protocol) -> list[str]:
+def _notes(results: Mapping[str, Any], benchmark: Benchmark) -> list[str]:
     judge = results["face_encoders"][0]
     notes = [
-        *protocol.notes,
+        *benchmark.notes,
         f"{results['cases']} images a method of {results['people']} people, retrieval among {results['gallery']};"
         f" seed {results['config']['seed']}.",
         f"Faces by {judge}" + (f", CLIP by {results['clip_model']}." if results["clip_model"] else "."),
@@ -92,7 +97,7 @@ def _notes(results: Mapping[str, Any], protocol: Protocol) -> list[str]:
     own = [name for name, method in results["methods"].items() if method["encoder_of_training"] == judge]
     if own:
         notes.append(
-            f"{', '.join(own)}: made from embeddings of the very recogniser that judges here, which flatters likeness;"
+            f"{', '.join(own)}: made from embeddings of the very recognizer that judges here, which flatters likeness;"
             " judge with another one too."
         )
     if results["people_without_face"]:
@@ -102,12 +107,12 @@ def _notes(results: Mapping[str, Any], protocol: Protocol) -> list[str]:
 
 
 def contact_sheet(
-    protocol: Protocol, images: Mapping[str, Mapping[str, Path]], scorer: Scorer, rows: int
+    benchmark: Benchmark, images: Mapping[str, Mapping[str, Path]], scorer: Scorer, rows: int
 ) -> PIL.Image.Image:
-    """Cases from all over the protocol: reference, target (the true picture, or the landmarks asked for), each method."""
-    cases = [case for case in protocol.cases if case.person in scorer.references]
+    """Cases from all over the benchmark: reference, target (the true picture, or the landmarks asked for), each method."""
+    cases = [case for case in benchmark.cases if case.person in scorer.references]
     cases = [cases[i * len(cases) // min(rows, len(cases))] for i in range(min(rows, len(cases)))]
-    with_target = any(case.is_steered or case.truth for case in cases)
+    with_target = any(case.is_steered or case.ground_truth for case in cases)
     heads = ["reference", *(["asked"] if with_target else []), *images]
     width = GAP + len(heads) * (CELL + GAP)
     sheet = PIL.Image.new("RGB", (width, HEADER + len(cases) * (CELL + CAPTION + GAP)), "white")
@@ -136,8 +141,8 @@ def contact_sheet(
 
 
 def _asked(case: Case, scorer: Scorer) -> PIL.Image.Image | None:
-    if case.truth is not None:
-        return _open(case.truth)
+    if case.ground_truth is not None:
+        return _open(case.ground_truth)
     if not case.is_steered:
         return None
     target = torch.from_numpy(scorer.target(case, 512, 512))

@@ -1,4 +1,4 @@
-"""Protocols: which images to make, and which figures to print."""
+"""Benchmarks: which images to make, and which figures to print."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ...errors import InputError
-from ..cases import Protocol
+from .base import Benchmark
 from .multi_id_bench import multi_id_bench
 from .nano import nano
 from .unsplash50 import unsplash50
 
 
-PROTOCOLS: dict[str, Callable[[Path, int], Protocol]] = {
+BENCHMARKS: dict[str, Callable[[Path, int], Benchmark]] = {
     "unsplash50": unsplash50,
     "multi_id_bench": multi_id_bench,
     "nano": nano,
 }
 
 
-def load_protocol(name: str, data: str | Path, seed: int = 0) -> Protocol:
+def load_benchmark(name: str, data: str | Path, seed: int = 0) -> Benchmark:
     r"""
-    Lists a protocol's cases.
+    Lists a benchmark's cases.
 
     Args:
         name (`str`): `"unsplash50"`, `"multi_id_bench"` or `"nano"`.
@@ -29,11 +29,11 @@ def load_protocol(name: str, data: str | Path, seed: int = 0) -> Protocol:
         seed (`int`): Of the first image; the others count on from it.
 
     Raises:
-        InputError: There is no such protocol, or the folder does not hold its data.
+        InputError: There is no such benchmark, or the folder does not hold its data.
     """
-    if name not in PROTOCOLS:
-        raise InputError(f"protocol {name!r} is not known; choose one of {', '.join(PROTOCOLS)}")
+    if name not in BENCHMARKS:
+        raise InputError(f"benchmark {name!r} is not known; choose one of {', '.join(BENCHMARKS)}")
     folder = Path(data)
     if not folder.is_dir():
-        raise InputError(f"data {str(folder)!r} is no folder; name the one that holds the protocol's data")
-    return PROTOCOLS[name](folder, seed)
+        raise InputError(f"data {str(folder)!r} is no folder; name the one that holds the benchmark's data")
+    return BENCHMARKS[name](folder, seed)
