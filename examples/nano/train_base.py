@@ -24,9 +24,9 @@ from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import TO_PACKAGE, Shard, shard_paths
 from diffusers import StableDiffusionPipeline
 from face_loss import drawn_faces_loss
+from lr_scheduler import learning_rate
 from people.captions import caption
 from precision import avoid_slow_kernels, mixed_precision
-from schedule import learning_rate
 from torch import nn
 from train_autoencoder import feature_weights, to_tensor
 from workspace import add_work_dir, save_array

@@ -23,21 +23,21 @@ class Case:
     One image to be made and judged.
 
     Attributes:
-        id (`str`): Names the image's file: letters, digits, `.`, `_`, `-`.
-        person (`str`): Who it shall show; cases of one person share the reference.
+        id (`str`): The name of the image's file: letters, digits, `.`, `_`, `-`.
+        person (`str`): Who it should show; cases of one person share the reference.
         reference (`tuple[Path, ...]`): Photos of that person.
         reference_landmarks (`tuple[tuple[float, float], ...]`, *optional*): The 68 or 72 landmarks in the only reference
             photo, in its pixels, where they are known; found by the face analyzer otherwise.
-        prompt (`str`): What it shall show.
+        prompt (`str`): What it should show.
         seed (`int`): Of the initial noise, the same for every method.
-        group (`str`): Part of the benchmark that it belongs to.
-        pose ([`HeadPose`], *optional*): Asked head pose; without one, that of the reference.
-        expression ([`Expression`], *optional*): Asked expression; without one, that of the reference.
-        face_box (`tuple[float, float, float, float]`, *optional*): Where the face shall be, see [`FaceSnapPipeline`].
-        ground_truth (`Path`, *optional*): A true picture of the person as asked.
-        driving_landmarks (`tuple[tuple[float, float], ...]`, *optional*): 72 landmarks of *another* face in the asked
-            pose and expression, in pixels of the generated image: what methods that copy landmarks are given.
-        background (`str`, *optional*): Name of the colour that the prompt asks for behind the person.
+        group (`str`): The part of the benchmark that it belongs to.
+        pose ([`HeadPose`], *optional*): Target head pose; that of the reference by default.
+        expression ([`Expression`], *optional*): Target expression; that of the reference by default.
+        face_box (`tuple[float, float, float, float]`, *optional*): Where the face should be, see [`FaceSnapPipeline`].
+        ground_truth (`Path`, *optional*): A true picture of the person in that pose and expression.
+        driving_landmarks (`tuple[tuple[float, float], ...]`, *optional*): 72 landmarks of *another* face in that
+            pose and expression, in pixels of the generated image: the input of methods that copy landmarks.
+        background (`str`, *optional*): Name of the colour that the prompt describes behind the person.
     """
 
     id: str
@@ -60,11 +60,11 @@ class Case:
         if not self.reference:
             raise InputError(f"case {self.id} has no reference photo; give at least one")
         if self.reference_landmarks is not None and len(self.reference) > 1:
-            raise InputError(f"case {self.id} has landmarks and several reference photos; leave one of them out")
+            raise InputError(f"case {self.id} has landmarks and several reference photos; remove one of them")
 
     @property
     def is_steered(self) -> bool:
-        """Whether a pose or an expression is asked for, so that it can be missed."""
+        """Whether the case has a pose or an expression of its own, which an image can miss."""
         return self.pose is not None or self.expression is not None
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Benchmarks: which images to make, and which figures to print."""
+"""Benchmarks: which images to make, and which scores to print."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def load_benchmark(name: str, data: str | Path, seed: int = 0) -> Benchmark:
     Args:
         name (`str`): `"unsplash50"`, `"multi_id_bench"` or `"nano"`.
         data (`str` or `Path`): The folder with its data; `docs/evaluation.md` says what each expects.
-        seed (`int`): Of the first image; the others count on from it.
+        seed (`int`): Of the first image; the others follow by one each.
 
     Raises:
-        InputError: There is no such benchmark, or the folder does not hold its data.
+        InputError: There is no such benchmark, or the folder does not contain its data.
     """
     if name not in BENCHMARKS:
         raise InputError(f"benchmark {name!r} is not known; choose one of {', '.join(BENCHMARKS)}")
     folder = Path(data)
     if not folder.is_dir():
-        raise InputError(f"data {str(folder)!r} is no folder; name the one that holds the benchmark's data")
+        raise InputError(f"data {str(folder)!r} is not a folder; name the one that contains the benchmark's data")
     return BENCHMARKS[name](folder, seed)

@@ -1,9 +1,9 @@
-"""MultiID-Bench: likeness to a true picture instead of to the reference, and how much of the reference is pasted."""
+"""MultiID-Bench: likeness to a true picture instead of to the reference, and how much of the reference is copied."""
 
 import json
 from pathlib import Path
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ..cases import Case, safe_id
 from .base import Benchmark, Column
 
@@ -38,7 +38,9 @@ def multi_id_bench(folder: Path, seed: int = 0) -> Benchmark:
             f"data {str(folder)!r} lacks {error.filename}; make the folder with MultiID-Bench's hf2bench.py"
         ) from None
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{folder / INDEX} is no index of MultiID-Bench ({type(error).__name__}: {error})") from None
+        raise InputError(
+            f"{folder / INDEX} is not an index of MultiID-Bench ({type(error).__name__}: {one_line(error)})"
+        ) from None
     columns = (
         Column("Sim(GT)", "ground_truth_similarity", better="higher"),
         Column("Sim(Ref)", "face_similarity"),
@@ -50,7 +52,7 @@ def multi_id_bench(folder: Path, seed: int = 0) -> Benchmark:
         Column("KID", "kid", better="lower", digits=4),
     )
     notes = (
-        f"MultiID-Bench, of its {len(cases)} cases with one person; those with several people are not part of this.",
+        f"MultiID-Bench, of its {len(cases)} cases with one person; those with several people are left out.",
         "Copy-Paste is 1 where a face equals the reference, -1 where it equals the true picture.",
         "Its paper averages similarities over ArcFace, FaceNet and AdaFace; these are by the recognizer named here.",
     )

@@ -1,4 +1,4 @@
-"""Rendered people: the one place where the true picture of the person as asked is known."""
+"""Rendered people, of whom the true picture in each pose and expression is known."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...errors import InputError
+from ...errors import InputError, one_line
 from ...faces.expression import Expression
 from ...faces.pose import HeadPose
 from ..cases import Case
@@ -15,14 +15,14 @@ from .base import FACE_COLUMNS, Benchmark, Column
 
 MANIFEST = "manifest.json"
 FORMAT = "facesnap-nano-eval"
-VERSION = 1
+VERSION = 2
 
 
 def nano(folder: Path, seed: int = 0) -> Benchmark:
     """
     Reads a folder of PNGs and a `manifest.json`:
 
-        {"format": "facesnap-nano-eval", "version": 1,
+        {"format": "facesnap-nano-eval", "version": 2,
          "background_colors": {"blue": [66, 118, 206], ...},
          "people": {"0000": {"reference": ["0000/reference.png"], "landmarks": [[48.9, 61.2], ...]}, ...},
          "cases": [{"id": "0000-a", "person": "0000", "prompt": "a photo of a person, smiling, blue background",
@@ -30,8 +30,8 @@ def nano(folder: Path, seed: int = 0) -> Benchmark:
                     "face_box": [0.3, 0.25, 0.7, 0.7], "ground_truth": "0000/a.png", "background": "blue",
                     "driving_landmarks": [[51.2, 60.8], ...], "seed": 17, "group": "steered"}, ...]}
 
-    Paths are relative to the folder. A person's `landmarks`, the 72 points in the one reference picture, spare it a
-    detector made for photos. Of a case, `id`, `person` and `prompt` are needed. `pose` is yaw, pitch and roll in
+    Paths are relative to the folder. A person's `landmarks`, the 72 points in the one reference picture, make a
+    detector for photos unnecessary. Of a case, `id`, `person` and `prompt` are needed. `pose` is yaw, pitch and roll in
     degrees ([`HeadPose`]), `expression` strengths by name ([`Expression`]), `face_box` shares of the image for the
     person's frontal, neutral face, `driving_landmarks` the 72 points of *another* person, rendered with the same pose,
     expression and camera, in pixels of the ground truth. Without `seed` the cases are numbered; the
@@ -43,9 +43,9 @@ def nano(folder: Path, seed: int = 0) -> Benchmark:
     except FileNotFoundError:
         raise InputError(f"data {str(folder)!r} has no {MANIFEST}; make the folder with examples/nano") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read ({error}); make the folder again") from None
+        raise InputError(f"{path} cannot be read ({one_line(error)}); make the folder again") from None
     if not isinstance(manifest, dict) or (manifest.get("format"), manifest.get("version")) != (FORMAT, VERSION):
-        raise InputError(f"{path} is no manifest of format {FORMAT!r}, version {VERSION}; make the folder again")
+        raise InputError(f"{path} is not a manifest of format {FORMAT!r}, version {VERSION}; make the folder again")
 
     for name, kind in (("people", dict), ("cases", list)):
         if not isinstance(manifest.get(name), kind):
@@ -57,7 +57,7 @@ def nano(folder: Path, seed: int = 0) -> Benchmark:
         except InputError as error:
             raise InputError(f"{path}: case {number}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: case {number} is damaged ({type(error).__name__}: {error})") from None
+            raise InputError(f"{path}: case {number} is damaged ({type(error).__name__}: {one_line(error)})") from None
     columns = (
         *FACE_COLUMNS,
         Column("NME to ground truth", "ground_truth_nme", better="lower"),

@@ -1,4 +1,4 @@
-"""PuLID's benchmark: a likeness prompt and twenty editing prompts, four images for each person and prompt."""
+"""PuLID's evaluation: a likeness prompt and twenty editing prompts, four images for each person and prompt."""
 
 from pathlib import Path
 
