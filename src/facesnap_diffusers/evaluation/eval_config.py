@@ -40,11 +40,9 @@ class EvalConfig:
     benchmark: str
     data: str
     output: str
-    methods: Annotated[list[str | dict[str, Any]], Field(min_length=1)]
+    methods: list[str | dict[str, Any]]
     sampling: Sampling = field(default_factory=Sampling)
-    face_encoder_ids: Annotated[list[str], Field(min_length=1)] = field(
-        default_factory=lambda: ["dlib/face_recognition_resnet_model_v1"]
-    )
+    face_encoder_ids: list[str] = field(default_factory=lambda: ["dlib/face_recognition_resnet_model_v1"])
     clip_model_id: str | None = None
     diversity: bool = False
     real: str | None = None
@@ -56,6 +54,10 @@ class EvalConfig:
     sheet_rows: Annotated[int, Field(ge=0)] = 8
 
     def __post_init__(self) -> None:
+        if not self.methods:
+            raise InputError("methods is empty; name at least one, e.g. facesnap")
+        if not self.face_encoder_ids:
+            raise InputError("face_encoder_ids is empty; name at least one")
         names = [make_method(method).name for method in self.methods]
         repeated = [name for name in names if names.count(name) > 1]
         if repeated:
