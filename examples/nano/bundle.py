@@ -60,7 +60,7 @@ recogniser, which was trained on photos. The people in `people/` are rendered to
 
 To see how the method works, to test software that uses it, and to compare methods under equal conditions. It draws rendered
 people, understands the words of its captions only (hair, skin, eyes, beard, glasses, expression, direction, shirt and background
-colours), and is no measure of what an adapter for a full-size model can do.
+colours), and is not a measure of what an adapter for a full-size model can do.
 """
 
 

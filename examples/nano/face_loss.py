@@ -79,7 +79,7 @@ def drawn_faces_loss(
         decode: latents to pictures in -1 to 1.
         predicted, latents: (N, 16, 16, 16), predicted and true.
         landmarks: (N, 72, 2) in the package's pixels.
-        signal: (N,), which share of the noisy latents' variance was signal; it weighs the pictures.
+        signal: (N,), which share of the noisy latents' variance was signal; it scales the pictures' losses.
     """
     chosen = (signal > LEAST_SIGNAL).nonzero()[:FACES, 0]
     if not len(chosen):

@@ -141,7 +141,7 @@ class BaseModel(nn.Module):
         return self.text_encoder(tokens.input_ids)[0]
 
     def losses(self, latents, weights, captions, timesteps, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The training loss, the plain error of the predicted velocity, and the clean latents that it amounts to.
+        """The training loss, the plain error of the predicted velocity, and the clean latents implied by it.
 
         Min-SNR weighting (Hang et al. 2023, arXiv 2303.09556) for a velocity: min(SNR, limit) / (SNR + 1).
         """

@@ -34,8 +34,8 @@ def test_every_caption_word_is_one_token(tmp_path):
 
 
 def test_tokens_have_the_same_numbers_every_time():
-    first, *others = (create_tokenizer().get_vocab() for _ in range(5))
-    assert all(vocab == first for vocab in others)
+    first, *other_vocabularies = (create_tokenizer().get_vocab() for _ in range(5))
+    assert all(vocab == first for vocab in other_vocabularies)
 
 
 def test_renumbered_tokens_mean_the_same():

@@ -26,13 +26,13 @@ class ClipEncoder:
     """
 
     def __init__(self, model_id: str = "openai/clip-vit-large-patch14", device: str = "cpu"):
-        self.name = str(model_id)
+        self.model_id = str(model_id)
         try:
             self.model = CLIPModel.from_pretrained(model_id).eval().requires_grad_(False).to(device)
             self.processor = CLIPProcessor.from_pretrained(model_id)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"clip_model_id {self.name!r} could not be loaded ({one_line(error)}); name a folder or Hub repo of a"
+                f"clip_model_id {self.model_id!r} could not be loaded ({one_line(error)}); name a folder or Hub repo of a"
                 " CLIPModel, or leave CLIP metrics out with clip_model_id: none"
             ) from None
 

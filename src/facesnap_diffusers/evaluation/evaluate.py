@@ -106,7 +106,7 @@ def evaluate(
         "gallery": len(gallery) - len(people_without_face),
         "people_without_face": sorted(people_without_face),
         "face_encoder_ids": [analyzer.encoder for analyzer in analyzers],
-        "clip_model_id": clip.name if clip else None,
+        "clip_model_id": clip.model_id if clip else None,
         "config": dump_settings(config),
         "methods": {},
     }
@@ -165,7 +165,7 @@ def generate(
     if not missing:
         return
     method.load(sampling, device)
-    about = {"settings": json.loads(settings), "trained_with_face_encoder_id": method.trained_with}
+    about = {"settings": json.loads(settings), "trained_with_face_encoder_id": method.trained_with_face_encoder_id}
     _write_text(folder / METHOD_FILE, json.dumps(about, indent=2) + "\n")
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     for batch in progress(batches, f"{method.name}: images", len(batches)) if progress else batches:

@@ -77,13 +77,13 @@ class FeatureStore:
         stored = self.folder / f"{digest}{'-photo' if is_photo else ''}.npz"
         arrays = _read(stored)
         missing = [analyzer for analyzer in self.analyzers if f"found/{analyzer.encoder}" not in arrays]
-        missing_clip = self.clip is not None and f"clip/{self.clip.name}" not in arrays
+        missing_clip = self.clip is not None and f"clip/{self.clip.model_id}" not in arrays
         if missing or missing_clip:
             image = load_photo(path, str(path))
             for analyzer in missing:
                 arrays |= _face_arrays(_find(image, analyzer, is_photo), analyzer.encoder)
             if self.clip is not None and missing_clip:
-                arrays[f"clip/{self.clip.name}"] = self.clip.encode_images([image])[0]
+                arrays[f"clip/{self.clip.model_id}"] = self.clip.encode_images([image])[0]
             _write(stored, arrays)
 
         faces = {}
@@ -93,7 +93,7 @@ class FeatureStore:
                 faces[encoder_id] = FoundFace(
                     arrays[f"landmarks/{encoder_id}"], arrays[f"embedding/{encoder_id}"], (height, width)
                 )
-        return Features(faces, arrays[f"clip/{self.clip.name}"] if self.clip is not None else None)
+        return Features(faces, arrays[f"clip/{self.clip.model_id}"] if self.clip is not None else None)
 
 
 def _find(image: np.ndarray, analyzer: FaceAnalyzer, is_photo: bool) -> Face | None:

@@ -35,7 +35,7 @@ class Method(ABC):
         self.name = self.name or self.kind
 
     @property
-    def trained_with(self) -> str | None:
+    def trained_with_face_encoder_id(self) -> str | None:
         """Id of the face encoder that tells the method who a person is, once it is loaded."""
         return None
 

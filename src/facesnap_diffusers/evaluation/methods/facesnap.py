@@ -55,7 +55,7 @@ class FaceSnap(DiffusionMethod):
         return pipe
 
     @property
-    def trained_with(self) -> str | None:
+    def trained_with_face_encoder_id(self) -> str | None:
         config = self.pipe.facesnap_config
         return None if config.face_embed_dim is None else config.face_encoder
 

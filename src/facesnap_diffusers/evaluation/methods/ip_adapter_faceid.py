@@ -78,7 +78,7 @@ class IPAdapterFaceID(DiffusionMethod):
         return pipe
 
     @property
-    def trained_with(self) -> str | None:
+    def trained_with_face_encoder_id(self) -> str | None:
         return self.face_encoder_id
 
     def add_image_encoder(self, pipe: DiffusionPipeline) -> None:
