@@ -1,4 +1,6 @@
-"""What a base leaves of a person when it draws a true picture again, from some noise on. Prints dlib's distances.
+"""What a base leaves of a person when it draws a true picture again, from some noise on.
+
+Prints dlib's distances.
 
 python check_drawing.py ~/.cache/facesnap-nano/export ../../src/facesnap_diffusers/assets/nano/base
 """

@@ -1,4 +1,6 @@
-"""Trains the autoencoder: 128 px pictures to 16x16 latents of 16 channels and back. Run again to go on.
+"""Trains the autoencoder: 128 px pictures to 16x16 latents of 16 channels and back.
+
+Run again to continue.
 
     python train_autoencoder.py --steps 4000                  # encoder and decoder
     python train_autoencoder.py --decoder-only --steps 20000  # later: a better decoder for the same latents

@@ -1,4 +1,6 @@
-"""Trains the text-to-image base on the latents of a trained autoencoder. Run again to go on.
+"""Trains the text-to-image base on the latents of a trained autoencoder.
+
+Run again to continue.
 
     python train_base.py --images 1500000
     python train_base.py --images 50000 --faces --learning-rate 3e-4     # a finished one, see restore.py

@@ -1,4 +1,6 @@
-"""A tiny CLIP of rendered people: the adapter's image encoder, and the judge of prompts. Run again to go on.
+"""A tiny CLIP of rendered people: the adapter's image encoder, and the judge of prompts.
+
+Run again to continue.
 
     python train_image_encoder.py --steps 2000
 
