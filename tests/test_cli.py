@@ -4,8 +4,10 @@ import re
 import subprocess
 import sys
 
+import PIL.Image
 import pytest
 import torch
+from skimage.data import astronaut
 
 from facesnap_diffusers import __version__
 from facesnap_diffusers.cli import EXTRAS, main
@@ -70,18 +72,17 @@ def test_an_output_without_permission(monkeypatch, tmp_path):
 
 
 def test_a_disk_that_is_full(monkeypatch, tmp_path):
-    """Wherever it happens: no traceback."""
+    """While the result is written: one line, and nothing is left behind."""
 
-    def fail(*_, **__):
-        raise OSError(28, "No space left on device", str(tmp_path / "sheet.png"))
+    def fail(source, target):
+        raise OSError(28, "No space left on device", str(target))
 
-    monkeypatch.setattr("facesnap_diffusers.nano.demo.draw_sheet", fail)
-    monkeypatch.setattr("facesnap_diffusers.nano.demo._portraits", lambda *_: ([], []))
-    monkeypatch.setattr("facesnap_diffusers.nano.demo._sample", lambda *_, **__: [])
-    monkeypatch.setattr("facesnap_diffusers.nano.demo._save", lambda *_: None)
-    monkeypatch.setattr("facesnap_diffusers.nano.demo._row", lambda *_: [])
-    message = message_of(monkeypatch, "demo", "--output", tmp_path)
-    assert "No space left on device" in message and "sheet.png" in message
+    PIL.Image.fromarray(astronaut()).save(tmp_path / "photo.png")
+    monkeypatch.setattr("facesnap_diffusers.files.os.replace", fail)
+    arguments = [tmp_path / "photo.png", "--analyzer", "dlib", "--output", tmp_path / "out.png"]
+    message = message_of(monkeypatch, "landmarks", *arguments)
+    assert "No space left on device" in message and "out.png" in message
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
 def test_a_missing_extra(monkeypatch, tmp_path):
