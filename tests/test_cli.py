@@ -19,7 +19,8 @@ def message_of(monkeypatch, *arguments) -> str:
     with pytest.raises(SystemExit) as raised:
         main()
     message = str(raised.value)
-    assert message.startswith("facesnap: ") and "\n" not in message
+    assert message.startswith("facesnap: ")
+    assert "\n" not in message
     return message
 
 
@@ -81,7 +82,8 @@ def test_a_disk_that_is_full(monkeypatch, tmp_path):
     monkeypatch.setattr("facesnap_diffusers.files.os.replace", fail)
     arguments = [tmp_path / "photo.png", "--analyzer", "dlib", "--output", tmp_path / "out.png"]
     message = message_of(monkeypatch, "landmarks", *arguments)
-    assert "No space left on device" in message and "out.png" in message
+    assert "No space left on device" in message
+    assert "out.png" in message
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 

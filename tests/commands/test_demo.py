@@ -69,7 +69,8 @@ def test_sheet_has_sixteen_columns_and_two_rows_a_person(shown, nano, tmp_path):
     two = PIL.Image.open(shown / "sheet.png").size
     run("--model", nano, "-o", tmp_path, "--people", 1)
     one = PIL.Image.open(tmp_path / "sheet.png").size
-    assert two[0] == one[0] and 16 * 128 < two[0] < 18 * 128
+    assert two[0] == one[0]
+    assert 16 * 128 < two[0] < 18 * 128
     assert 2 * 128 < two[1] - one[1] < 2 * 128 + 40
     assert not (tmp_path / "bob").exists()
     for path in (tmp_path / "ann").iterdir():
@@ -106,8 +107,10 @@ def test_landmarks_turn_the_way_the_labels_say(shown):
 
     nose = [centre(name, (0, 255, 0)) for name in PICTURES[4:9]]
     jaw = [centre(name, (255, 255, 255)) for name in PICTURES[4:9]]
-    assert np.all(np.diff(nose) > 8) and np.all(np.diff(jaw) > 0)
-    assert nose[0] < jaw[0] - 5 and nose[4] > jaw[4] + 5
+    assert np.all(np.diff(nose) > 8)
+    assert np.all(np.diff(jaw) > 0)
+    assert nose[0] < jaw[0] - 5
+    assert nose[4] > jaw[4] + 5
 
 
 def test_a_photo_gets_an_avatar(nano, tmp_path):
@@ -129,7 +132,8 @@ def test_a_photo_without_dlib(nano, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["facesnap", "demo", "--model", str(nano), "--face", "photo.jpg"])
     with pytest.raises(SystemExit) as raised:
         main()
-    assert "\n" not in str(raised.value) and 'pip install "facesnap-diffusers[dlib]"' in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert 'pip install "facesnap-diffusers[dlib]"' in str(raised.value)
 
 
 def test_an_installation_without_the_model(nano, tmp_path, monkeypatch):

@@ -23,7 +23,8 @@ class TestCommand:
             "--benchmark", "nano", "--data", astronaut, "--output", tmp_path, "--method", "reference", "--limit", 2
         )
         assert result.exit_code == 0, result.output
-        assert "| reference |" in result.output and (tmp_path / "contact_sheet.png").is_file()
+        assert "| reference |" in result.output
+        assert (tmp_path / "contact_sheet.png").is_file()
 
     def test_config_file(self, astronaut, models, tmp_path):
         config = tmp_path / "eval.yaml"
@@ -43,13 +44,16 @@ class TestCommand:
         settings = results["methods"]["facesnap"]["settings"]
         assert (settings["landmark_scale"], settings["num_inference_steps"], settings["height"]) == (0.5, 1, 64)
         # the recognizer that judges is the one that the adapter was trained with
-        assert "flatters" in result.output and not (tmp_path / "out" / "contact_sheet.png").exists()
+        assert "flatters" in result.output
+        assert not (tmp_path / "out" / "contact_sheet.png").exists()
 
     def test_example(self):
         path = Path(__file__).parents[2] / "examples/nano/eval.yaml"
         config = parse_settings(EvalConfig, read_yaml(path), str(path))
         names = [make_method(method).name for method in config.methods]
-        assert names[0] == "text only" and names[-1] == "the true picture" and len(names) == 11
+        assert names[0] == "text only"
+        assert names[-1] == "the true picture"
+        assert len(names) == 11
 
     @pytest.mark.parametrize(
         ("text", "message"),
@@ -71,5 +75,6 @@ class TestCommand:
     def test_errors(self, tmp_path, text, message):
         (tmp_path / "eval.yaml").write_text(text)
         result = self.invoke(tmp_path / "eval.yaml")
-        assert isinstance(result.exception, InputError) and message in str(result.exception)
+        assert isinstance(result.exception, InputError)
+        assert message in str(result.exception)
         assert "\n" not in str(result.exception)

@@ -15,7 +15,8 @@ from facesnap_diffusers.cli import app
 def test_info_on_a_fresh_adapter(family, numbers):
     """FFRNet as large as the public ControlNets, identity attention as in the public IP-Adapters."""
     result = CliRunner().invoke(app, ["info", "--family", family], env={"COLUMNS": "120"})
-    assert result.exit_code == 0 and all(number in result.output for number in numbers)
+    assert result.exit_code == 0
+    assert all(number in result.output for number in numbers)
 
 
 def test_info_on_a_saved_adapter(tmp_path):
@@ -24,7 +25,8 @@ def test_info_on_a_saved_adapter(tmp_path):
     pipe.save_facesnap_adapter(tmp_path / "adapter")
     result = CliRunner().invoke(app, ["info", str(tmp_path / "adapter")], env={"COLUMNS": "120"})
     count = sum(parameter.numel() for parameter in pipe.ffrnet.parameters())
-    assert result.exit_code == 0 and f"{count:,}" in result.output
+    assert result.exit_code == 0
+    assert f"{count:,}" in result.output
 
 
 def test_a_variant_that_does_not_exist(tmp_path):
@@ -35,4 +37,5 @@ def test_a_variant_that_does_not_exist(tmp_path):
     assert isinstance(result.exception, AdapterError)
     assert "has no weights of variant 'fp8' in mixer, " in str(result.exception)
     result = CliRunner().invoke(app, ["info", "--variant", "fp16"])
-    assert isinstance(result.exception, InputError) and "variant needs an adapter" in str(result.exception)
+    assert isinstance(result.exception, InputError)
+    assert "variant needs an adapter" in str(result.exception)

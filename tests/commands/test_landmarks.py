@@ -25,7 +25,8 @@ def test_unchanged(photo, tmp_path):
     """Without options the third panel has the points of the second, which lie where the photo's do."""
     output = tmp_path / "out.png"
     result = CliRunner().invoke(app, ["landmarks", photo, "--analyzer", "dlib", "-o", str(output)])
-    assert result.exit_code == 0 and "in the photo" in result.output
+    assert result.exit_code == 0
+    assert "in the photo" in result.output
     panels = np.asarray(PIL.Image.open(output)).astype(int)
     assert panels.shape == (512, 3 * 512, 3)
     detected, fitted, reposed = np.split(panels[40:], 3, axis=1)  # without the labels
@@ -73,4 +74,5 @@ def test_an_output_that_cannot_be_written_is_refused_before_the_photo_is_read(tm
     (tmp_path / "file").touch()
     result = CliRunner().invoke(app, ["landmarks", "no-such-photo.png", "-o", str(tmp_path / name)])
     assert isinstance(result.exception, InputError)
-    assert re.search(message, str(result.exception)) and "\n" not in str(result.exception)
+    assert re.search(message, str(result.exception))
+    assert "\n" not in str(result.exception)

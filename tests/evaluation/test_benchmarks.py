@@ -20,9 +20,11 @@ def test_unsplash50(tmp_path):
     assert len(benchmark.cases) == 3 * 21 * 4 == len({case.id for case in benchmark.cases})
     assert [case.seed for case in benchmark.cases] == list(range(10, 10 + 252))
     similarity = [case for case in benchmark.cases if case.group == "similarity"]
-    assert {case.prompt for case in similarity} == {SIMILARITY_PROMPT} and len(similarity) == 12
+    assert {case.prompt for case in similarity} == {SIMILARITY_PROMPT}
+    assert len(similarity) == 12
     limited = benchmark.limit(5)
-    assert len(limited.cases) == 5 and len({case.person for case in limited.cases}) == 3
+    assert len(limited.cases) == 5
+    assert len({case.person for case in limited.cases}) == 3
     assert set(limited.cases) <= set(benchmark.cases)
 
 
@@ -45,7 +47,9 @@ def test_nano(people):
     case = benchmark.cases[1]
     assert (case.id, case.seed, case.pose) == ("astronaut-1", 1, HeadPose(yaw=15.0))
     assert load_benchmark("nano", people, 7).cases[1].seed == 8
-    assert case.expression.weights == {"jawOpen": 0.5} and case.is_steered and len(case.driving_landmarks) == 72
+    assert case.expression.weights == {"jawOpen": 0.5}
+    assert case.is_steered
+    assert len(case.driving_landmarks) == 72
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ def test_fid_and_kid(tmp_path):
 
     (mean_a, mean_b), (cov_a, cov_b) = ([f(x) for x in features] for f in (lambda x: x.mean(0), lambda x: np.cov(x.T)))
     expected = ((mean_a - mean_b) ** 2).sum() + np.trace(cov_a + cov_b - 2 * scipy.linalg.sqrtm(cov_a @ cov_b).real)
-    assert fid == pytest.approx(expected, rel=1e-5) and fid > 0
+    assert fid == pytest.approx(expected, rel=1e-5)
+    assert fid > 0
 
     def kernel(x, y):
         return (x @ y.T / 6 + 1) ** 3
@@ -67,10 +68,8 @@ class TestSetMetrics:
             face_analyzers=[GridAnalyzer()],
             perceptual_distance=lambda a, b: (a - b).abs().mean(),
         )
-        assert (
-            scores(results, "reference", "fid")["mean"] >= 0
-            and "kid" in results["methods"]["reference"]["groups"]["all"]
-        )
+        assert scores(results, "reference", "fid")["mean"] >= 0
+        assert "kid" in results["methods"]["reference"]["groups"]["all"]
         # no person has two images of one prompt
         assert "diversity" not in results["methods"]["reference"]["groups"]["all"]
 

@@ -22,7 +22,8 @@ def test_metrics_and_reports(all_methods):
     table = (output / "results.md").read_text()
     assert len([line for line in table.splitlines() if line.startswith("| ")]) == 2 + len(results["methods"])
     sheet = PIL.Image.open(output / "contact_sheet.png")
-    assert sheet.width > 9 * 192 and sheet.height > 2 * 192
+    assert sheet.width > 9 * 192
+    assert sheet.height > 2 * 192
 
 
 def test_it_goes_on_where_it_was(all_methods, models):
@@ -65,7 +66,8 @@ def test_a_reference_without_a_face(people, models, tmp_path):
     failed = list((tmp_path / "facesnap").glob("*.failed"))
     stamps = [path.stat().st_mtime_ns for path in failed]
     run(people, tmp_path, methods, sampling=sampling, limit=2)
-    assert len(failed) == 1 and [path.stat().st_mtime_ns for path in failed] == stamps
+    assert len(failed) == 1
+    assert [path.stat().st_mtime_ns for path in failed] == stamps
 
 
 def test_an_adapter_without_embeddings_is_not_flattered(astronaut, models, tmp_path):

@@ -75,7 +75,7 @@ def test_landmark_nme():
     target = tiny.face_points().numpy()
     unit = np.linalg.norm(target[36] - target[45])
     assert metrics.landmark_nme(target, target) == 0
-    assert metrics.landmark_nme(target + [0.3 * unit, 0.4 * unit], target) == pytest.approx(0.5)
+    assert metrics.landmark_nme(target + np.array([0.3 * unit, 0.4 * unit]), target) == pytest.approx(0.5)
     moved = target.copy()
     moved[8] += [0, unit]
     assert metrics.landmark_nme(moved, target) == pytest.approx(1 / 68)

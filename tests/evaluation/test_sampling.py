@@ -33,7 +33,9 @@ print(type(pipe.vae).__name__)
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     error, name = result.stdout.splitlines()
-    assert "could not be loaded" in error and "sampling.imports" in error and name == "AutoencoderPatch"
+    assert "could not be loaded" in error
+    assert "sampling.imports" in error
+    assert name == "AutoencoderPatch"
 
 
 def test_a_module_that_does_not_exist(astronaut, tmp_path):
@@ -52,7 +54,8 @@ def test_a_module_that_does_not_exist(astronaut, tmp_path):
         "text",
     ]
     result = CliRunner().invoke(app, ["eval", *map(str, options), "--import", "another_module"])
-    assert isinstance(result.exception, InputError) and "'another_module' cannot be imported" in str(result.exception)
+    assert isinstance(result.exception, InputError)
+    assert "'another_module' cannot be imported" in str(result.exception)
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,8 @@ def retargeted(predictor, ict_model, index: int, case, pose: HeadPose) -> np.nda
 def test_exact_coefficients_land_on_the_truth(renderer, ict_model, benchmark):
     """Signs, order of rotations, expression and box at once: the ground truth's landmarks are the renderer's own."""
     predictor = load_landmark_predictor()
-    assert len(benchmark.cases) == 6 and len(as_boxes([case.face_box for case in benchmark.cases])) == 6
+    assert len(benchmark.cases) == 6
+    assert len(as_boxes([case.face_box for case in benchmark.cases])) == 6
     errors: dict[str, list[float]] = {"as in the case": [], "other yaw": [], "other pitch": [], "other roll": []}
     for number, case in enumerate(benchmark.cases):
         ground_truth = true_landmarks(renderer, case)
@@ -109,7 +110,8 @@ def test_cases_differ_from_the_reference(benchmark):
 
 def test_prompts_say_nothing_about_the_person(benchmark):
     for number, case in enumerate(benchmark.cases):
-        assert case.background in case.prompt and case.group in case.prompt
+        assert case.background in case.prompt
+        assert case.group in case.prompt
         for clause in person_clauses(sample_person(SEED, number // 2).attributes):
             assert clause not in case.prompt
 

@@ -44,7 +44,8 @@ def test_the_loss_is_smallest_for_the_same_face(pictures, landmarks):
         spoiled = face_loss(blurred, pictures, landmarks)
         other_faces = face_loss(pictures.roll(1, 0), pictures, landmarks)
     torch.testing.assert_close(same, torch.zeros(3), atol=1e-5, rtol=0)
-    assert (spoiled > 0.1).all() and (other_faces > spoiled).all()
+    assert (spoiled > 0.1).all()
+    assert (other_faces > spoiled).all()
 
 
 def test_predicted_latents_are_those_of_the_velocity():
@@ -71,7 +72,9 @@ def test_faces_are_judged_where_there_is_signal(pictures, landmarks):
 
     loss = loss_of(wrong, signal)
     (gradient,) = torch.autograd.grad(loss, wrong)
-    assert gradient[0].any() and gradient[2].any() and not gradient[1].any()
+    assert gradient[0].any()
+    assert gradient[2].any()
+    assert not gradient[1].any()
     with torch.no_grad():
         assert loss_of(latents, signal) < 1e-4 < loss
         assert loss_of(wrong, torch.zeros(3)) == 0
@@ -100,7 +103,9 @@ def test_samples_are_compared_with_the_true_pictures(pictures, landmarks):
     other_latents = latents.roll(1, 0).requires_grad_(True)
     (gradient,) = torch.autograd.grad(loss_of(other_latents), other_latents)
     # nobody knows where the face of the first one should be
-    assert gradient[1].any() and gradient[2].any() and not gradient[0].any()
+    assert gradient[1].any()
+    assert gradient[2].any()
+    assert not gradient[0].any()
     assert loss_of(None) == 0
     with torch.no_grad():
         assert loss_of(latents) < 1e-4 < loss_of(blurred) < loss_of(other_latents)

@@ -30,7 +30,7 @@ def info(
         title, sizes, stored = f"fresh adapter for {family}", _fresh_sizes(family), "MB in half precision"
     else:
         title, sizes, stored = adapter, _stored_sizes(adapter, variant), "MB as stored"
-    sizes["all"] = tuple(sum(column) for column in zip(*sizes.values()))
+    sizes["all"] = tuple(sum(column) for column in zip(*sizes.values(), strict=True))
 
     table = Table("part", title=title)
     for column in ("parameters", stored):
@@ -92,5 +92,6 @@ def _count(files: list[Path]) -> tuple[int, int]:
     parameters = 0
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            parameters += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+            names = tensors.keys()
+            parameters += sum(prod(tensors.get_slice(name).get_shape()) for name in names)
     return parameters, sum(file.stat().st_size for file in files)

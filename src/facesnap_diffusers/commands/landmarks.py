@@ -93,13 +93,14 @@ def draw_panels(
     with torch.inference_mode():
         own = predictor.encode(detected)
         own_pose = HeadPose(*own.rotation[0].clamp(-90, 90).tolist())
-        target = HeadPose(*(old if new is None else new for old, new in zip(own_pose.as_tuple(), (yaw, pitch, roll))))
+        angles = zip(own_pose.as_tuple(), (yaw, pitch, roll), strict=True)
+        target = HeadPose(*(old if new is None else new for old, new in angles))
         changed = dataclasses.replace(own, rotation=own.rotation.new_tensor([target.as_tuple()]))
         if expression is not None:
             weights = torch.as_tensor(expression.to_vector(predictor.config.expression_names))
             changed = dataclasses.replace(changed, expression=weights[None])
         # detectors give no eyelid points: they are drawn at the outer eye corners
-        detected = detected[:, list(range(68)) + [36, 36, 45, 45], :2]
+        detected = detected[:, [*range(68), 36, 36, 45, 45], :2]
         fitted, reposed = predictor.decode(own), predictor.decode(changed)
 
         everything = torch.cat([detected, fitted, reposed], dim=1)[0]

@@ -54,7 +54,7 @@ class Scorer:
         self.references: dict[str, Features] = {}
         self._galleries: dict[str, tuple[list[str], np.ndarray]] = {}
         prompts = sorted({case.prompt for case in benchmark.cases}) if store.clip else []
-        self._prompts = dict(zip(prompts, store.clip.encode_prompts(prompts))) if store.clip else {}
+        self._prompts = dict(zip(prompts, store.clip.encode_prompts(prompts), strict=True)) if store.clip else {}
 
     def read_references(self, gallery: Mapping[str, Sequence[Path]]) -> set[str]:
         """Reads the reference photos of all people of a gallery, and returns the people in whose first photo no face is found."""
@@ -173,7 +173,7 @@ class Scorer:
         for number, (prefix, target) in enumerate(targets.items(), start=2):
             values["landmark_nme" if prefix == "" else "ground_truth_nme"] = landmark_nme(face.landmarks, target)
             errors = angle_errors(rotations[0], rotations[number])
-            values |= {f"{prefix}{axis}_error": float(error) for axis, error in zip(AXES, errors)}
+            values |= {f"{prefix}{axis}_error": float(error) for axis, error in zip(AXES, errors, strict=True)}
         # the last target is the ground truth where there is one
         values["pose_copy"] = pose_copy(posed[0], posed[-1], posed[1])
         return values

@@ -39,13 +39,13 @@ class Method(ABC):
         """Id of the face encoder that tells the method who a person is, once it is loaded."""
         return None
 
-    def check(self, cases: Sequence[Case]) -> None:
+    def check(self, cases: Sequence[Case]) -> None:  # noqa: B027 (not every method needs it)
         """Raises [`InputError`] for what is missing, where that can be seen before anything is loaded."""
 
-    def load(self, sampling: Sampling, device: str) -> None:
+    def load(self, sampling: Sampling, device: str) -> None:  # noqa: B027
         """Loads what [`generate`] needs."""
 
-    def unload(self) -> None:
+    def unload(self) -> None:  # noqa: B027
         """Frees what [`load`] has loaded."""
 
     @abstractmethod

@@ -64,7 +64,8 @@ class FaceSnap(DiffusionMethod):
         if self.landmarks == "driving":
             points = torch.from_numpy(np.stack([driving_landmarks(case) for case in cases]))  # (batch, 72, 2)
         else:
-            points = torch.cat([self._predict(identity, case) for identity, case in zip(identities, cases)])
+            pairs = zip(identities, cases, strict=True)
+            points = torch.cat([self._predict(identity, case) for identity, case in pairs])
         return self.sample(cases, identity=identities, landmarks=points)
 
     def encode_person(self, case: Case) -> FaceIdentity:
