@@ -56,7 +56,7 @@ def test_picture_is_where_the_landmarks_say(renderer):
             center = (low + high) / 2
             x, y = center.astype(int)
             window = portrait.image[y - 8 : y + 9, x - 8 : x + 9].astype(int).sum(-1)
-            dark = [*np.argwhere(window <= np.sort(window.ravel())[8]).mean(0)[::-1], x - 8, y - 8]
+            dark = np.argwhere(window <= np.sort(window.ravel())[8]).mean(0)[::-1] + np.array([x - 8, y - 8])
             assert np.all(dark > low - 1)
             assert np.all(dark < high + 1)
 
