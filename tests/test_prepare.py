@@ -428,7 +428,7 @@ class TestSources:
     def test_errors(self, tmp_path):
         with pytest.raises(InputError, match="no folder, list"):
             open_source(str(tmp_path / "none"))
-        with pytest.raises(InputError, match="is no file"):
+        with pytest.raises(InputError, match="is not a file"):
             list(open_source(str(tmp_path / "none-{0..1}.tar")))
 
 

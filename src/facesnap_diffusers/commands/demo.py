@@ -80,7 +80,7 @@ def _avatar(pipe: "FaceSnapPipeline", photo: str) -> "NanoPerson":
 
     config = pipe.facesnap_config
     assert config is not None  # load_nano_pipeline has loaded an adapter
-    detected = find_face(photo, default_analyzer(config.face_encoder, config.normalized_embeds), name="face")
+    detected = find_face(photo, default_analyzer(config.face_encoder_id, config.normalized_embeds), name="face")
     picture = PIL.Image.fromarray(align_for_clip(detected.image, detected.landmarks, SIZE))
     identity = pipe.encode_face(detected.image, embedding=detected.embedding, landmarks=detected.landmarks)
     return NanoPerson("photo", picture, identity)

@@ -43,10 +43,10 @@ def package_hub_repo(
     dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub; may be given several times.")] = None,
 ) -> None:
     """Make an adapter folder a complete Hub repo: pipeline.py, for SDXL block.py, and a new model card."""
-    from ..config import FaceSnapConfig
+    from ..adapter.config import FaceSnapConfig
+    from ..adapter.model_card import training_section, write_model_card
     from ..errors import InputError
     from ..files import atomic_file
-    from ..model_card import training_section, write_model_card
 
     if repo_id.count("/") != 1:
         raise InputError(f"repo_id {repo_id!r} must be owner/name")

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from ..config import FaceSnapConfig
+from ..adapter.config import IMAGE_ENCODER_FOLDER, FaceSnapConfig
 from ..errors import InputError
-from ..hub import IMAGE_ENCODER_FOLDER
 from .config import TrainingConfig
 
 
@@ -86,9 +85,9 @@ def _start_adapter(pipeline: Any, config: TrainingConfig) -> None:
             processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     pipeline.init_facesnap_adapter(
         FaceSnapConfig(
-            face_encoder=adapter.face_encoder,
+            face_encoder_id=adapter.face_encoder,
             face_embed_dim=adapter.face_embed_dim,
-            image_encoder=IMAGE_ENCODER_FOLDER if adapter.bundle_image_encoder else adapter.image_encoder,
+            image_encoder_id=IMAGE_ENCODER_FOLDER if adapter.bundle_image_encoder else adapter.image_encoder,
             num_tokens=adapter.num_tokens,
             parts=list(adapter.parts),
             base_model=config.base.model

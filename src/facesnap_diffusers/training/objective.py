@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..base_models import is_sdxl
+from ..conditioner import FaceConditioner
 from ..errors import InputError
-from ..faces.drawing import draw_landmarks
 from ..models.attention import IdentityAttention
 from .config import IdentityLossConfig, LossConfig
 from .losses import NoiseSchedule, at_least_single, face_weights, identity_distance
@@ -52,9 +52,9 @@ class Objective(nn.Module):
         self.loss = loss
         self.identity_loss = identity_loss
         # in a tuple, the base does not become a part of this module
-        self._frozen = (pipeline, recogniser, IdentityAttention(layers={}))
+        self._frozen = (pipeline, recogniser)
         self.schedule = NoiseSchedule(pipeline.scheduler)
-        self.num_tokens = pipeline.mixer.config.num_tokens
+        self.num_tokens = pipeline.mixer.num_tokens
         self._extra = _import_function(loss.extra) if loss.extra else None
 
     @property
@@ -75,12 +75,10 @@ class Objective(nn.Module):
             extras.add("start_noise")
         return extras
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """While this lasts, the UNet attends to the identity: for forward and backward passes, which may recompute."""
-        attention = self.pipeline.identity_attention or self._frozen[2]
-        with attention.attached(self.pipeline.unet, self.num_tokens):
-            yield
+    @property
+    def conditioner(self) -> FaceConditioner:
+        """What makes tokens and landmark pictures, as in the pipelines."""
+        return self.pipeline.face_conditioner("training")
 
     @property
     def first_identity_step(self) -> int:
@@ -167,21 +165,14 @@ class Objective(nn.Module):
             return at_least_single(vae.decode(latents.to(vae.dtype)).sample) / 2 + 0.5
 
     def encode_conditions(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Text, identity tokens and landmark images of a batch."""
-        pipeline = self.pipeline
+        """Text, identity tokens and landmark pictures of a batch."""
+        conditioner = self.conditioner
         text_embeds, pooled = self._encode_text(batch["caption"], batch["without_text"])
-        with torch.no_grad():
-            states = None
-            if pipeline.face_image_encoder is not None:
-                encoder = pipeline.face_image_encoder
-                head = batch["head"].to(encoder.dtype)
-                states = encoder(head, output_hidden_states=True).hidden_states[-2].to(pipeline.mixer.dtype)
-        face_embeds = batch["face_embeds"].to(pipeline.mixer.dtype) if pipeline.mixer.config.face_embed_dim else None
-        tokens = pipeline.mixer(face_embeds, states, batch["without_identity"])
+        states = conditioner.image_states(batch["head"]) if "head" in batch else None
         conditions = {
-            "text_embeds": text_embeds,
-            "identity_tokens": tokens,
-            "landmark_image": draw_landmarks(batch["landmarks"], *self._image_size(batch)),
+            "text_embeds": text_embeds,  # (batch, text, width)
+            "identity_tokens": conditioner.mix(batch["face_embeds"], states, batch["without_identity"]),
+            "landmark_picture": conditioner.landmark_picture(batch["landmarks"], *self._image_size(batch)),
             "with_landmarks": ~batch["without_landmarks"],
             "added": None,
         }
@@ -201,7 +192,7 @@ class Objective(nn.Module):
                 noisy.to(ffrnet.dtype),
                 timesteps,
                 encoder_hidden_states=tokens.to(ffrnet.dtype),
-                controlnet_cond=conditions["landmark_image"].to(ffrnet.dtype),
+                controlnet_cond=conditions["landmark_picture"].to(ffrnet.dtype),
                 added_cond_kwargs=None if added is None else {k: v.to(ffrnet.dtype) for k, v in added.items()},
                 return_dict=False,
             )
@@ -211,10 +202,14 @@ class Objective(nn.Module):
                 "mid_block_additional_residual": (mid * kept).to(unet.dtype),
             }
         context = torch.cat([conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1)
+        attention = self.pipeline.identity_attention
+        if attention is None:  # the tokens are only kept from the UNet
+            attention = IdentityAttention(layers={})
         predicted = unet(
             sample,
             timesteps,
             encoder_hidden_states=context,
+            cross_attention_kwargs=attention.context(unet, tokens.shape[1]).as_kwargs(),
             added_cond_kwargs=None if added is None else {k: v.to(unet.dtype) for k, v in added.items()},
             return_dict=False,
             **residuals,
@@ -286,7 +281,7 @@ class Objective(nn.Module):
     @torch.no_grad()
     def _encode_text(self, captions: list[str], without: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         pipeline = self.pipeline
-        is_xl = hasattr(pipeline, "text_encoder_2")
+        is_xl = is_sdxl(pipeline.unet)
         zeros = is_xl and pipeline.config.force_zeros_for_empty_prompt
         captions = ["" if left_out else caption for caption, left_out in zip(captions, without.tolist())]
         encoded = pipeline.encode_prompt(

@@ -20,8 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..adapter.model_card import write_model_card
 from ..errors import InputError
-from ..model_card import write_model_card
 from ..models.landmark_predictor import load_landmark_predictor
 from .base import load_pipeline
 from .card import training_section
@@ -156,7 +156,7 @@ class Trainer:
 
     def _forward_backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """One forward and backward pass; with the last of a step, the optimizer's."""
-        with self.accelerator.accumulate(self.model), self.objective.attached(), self._attention_kernel():
+        with self.accelerator.accumulate(self.model), self._attention_kernel():
             with self.accelerator.autocast():
                 losses = self.model(batch, self.progress.step)
             self.accelerator.backward(losses["loss"])
@@ -239,9 +239,9 @@ class Trainer:
         faces, adapter = PreparedFaces(folders), self.pipeline.facesnap_config
         for folder, settings in zip(folders, faces.settings):
             encoder = settings.get("face_encoder")
-            if adapter.face_embed_dim is not None and encoder != adapter.face_encoder:
+            if adapter.face_embed_dim is not None and encoder != adapter.face_encoder_id:
                 raise InputError(
-                    f"data: {folder} has embeddings of {encoder}, the adapter is for {adapter.face_encoder};"
+                    f"data: {folder} has embeddings of {encoder}, the adapter is for {adapter.face_encoder_id};"
                     " prepare it with that face encoder"
                 )
             recogniser = self.objective.recogniser
@@ -306,7 +306,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _push(self) -> None:
-        from ..hub import upload_adapter_folder
+        from ..adapter.hub import upload_adapter_folder
 
         name = self.config.hub.repo_id or self.folder.resolve().name
         upload_adapter_folder(self.folder / "adapter", name, private=self.config.hub.private)
