@@ -93,7 +93,7 @@ def test_an_adapter_without_embeddings_is_not_flattered(astronaut, models, tmp_p
             {"base": "{models}/base"},
             "x.bin",
         ),
-        ({"kind": "facesnap", "adapter": "{models}/base"}, {"base": "{models}/base"}, "no FaceSnap adapter"),
+        ({"kind": "facesnap", "adapter": "{models}/base"}, {"base": "{models}/base"}, "not a FaceSnap adapter"),
     ],
 )
 def test_what_cannot_be_loaded(people, models, tmp_path, method, sampling, message):
