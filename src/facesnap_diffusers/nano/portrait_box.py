@@ -1,4 +1,4 @@
-"""Where the face is in the pictures that the nano model knows."""
+"""Where the face is in the portraits of the nano model."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ def portrait_box(pose: HeadPose) -> tuple[float, float, float, float]:
     x, y, z = (rotation_matrix(angles)[0] @ torch.tensor(NECK_TO_FACE) + torch.tensor(NECK)).tolist()
     scale = CAMERA_DISTANCE / (CAMERA_DISTANCE - z) / (2 * HALF_FRAME)
     left, top, right, bottom = FACE_EXTENT
-    centre_x, centre_y = 0.5 + scale * x, 0.5 - scale * (y - CAMERA_HEIGHT)
-    return centre_x + scale * left, centre_y - scale * top, centre_x + scale * right, centre_y - scale * bottom
+    center_x, center_y = 0.5 + scale * x, 0.5 - scale * (y - CAMERA_HEIGHT)
+    return center_x + scale * left, center_y - scale * top, center_x + scale * right, center_y - scale * bottom

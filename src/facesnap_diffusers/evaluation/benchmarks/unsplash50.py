@@ -1,9 +1,10 @@
-"""PuLID's protocol: a likeness prompt and twenty editing prompts, four images for each person and prompt."""
+"""PuLID's evaluation: a likeness prompt and twenty editing prompts, four images for each person and prompt."""
 
 from pathlib import Path
 
 from ...errors import InputError
-from ..cases import Case, Column, Protocol, image_files, safe_id
+from ..cases import Case, image_files, safe_id
+from .base import Benchmark, Column
 
 
 IMAGES_PER_PROMPT = 4
@@ -34,7 +35,7 @@ EDITING_PROMPTS = (
 )
 
 
-def unsplash50(folder: Path, seed: int = 0) -> Protocol:
+def unsplash50(folder: Path, seed: int = 0) -> Benchmark:
     """Every image in `folder` is one person: the 50 of Unsplash-50 (Gal et al. 2024), or any others."""
     photos = image_files(folder)
     if not photos:
@@ -68,8 +69,8 @@ def unsplash50(folder: Path, seed: int = 0) -> Protocol:
         Column("KID", "kid", better="lower", digits=4),
     )
     notes = (
-        f"PuLID's protocol: face metrics on its similarity prompt, CLIP metrics on its {len(EDITING_PROMPTS)} editing"
+        f"PuLID's benchmark: face metrics on its similarity prompt, CLIP metrics on its {len(EDITING_PROMPTS)} editing"
         f" prompts, {IMAGES_PER_PROMPT} images for each of {len(photos)} people and prompt.",
-        "Its paper measures Face Sim. with CurricularFace, so figures by another recogniser do not compare with its tables.",
+        "Its paper measures Face Sim. with CurricularFace, so figures by another recognizer do not compare with its tables.",
     )
-    return Protocol("unsplash50", tuple(cases), columns, needs_clip=True, notes=notes)
+    return Benchmark("unsplash50", tuple(cases), columns, needs_clip=True, notes=notes)
