@@ -34,7 +34,7 @@ from facesnap_diffusers.evaluation.methods import make_method
 from facesnap_diffusers.evaluation.protocols import load_protocol
 from facesnap_diffusers.evaluation.protocols.unsplash50 import EDITING_PROMPTS, SIMILARITY_PROMPT
 from facesnap_diffusers.evaluation.scoring import summarise
-from facesnap_diffusers.faces.alignment import five_points
+from facesnap_diffusers.faces.key_points import five_points
 from facesnap_diffusers.faces.face import Face
 from facesnap_diffusers.models.landmark_predictor import FaceCoefficients
 
