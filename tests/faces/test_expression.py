@@ -67,6 +67,12 @@ def test_mixing():
     )
 
 
+def test_numbers_of_numpy_scale_too():
+    smile = Expression.of("smile")
+    for factor in (np.float32(0.5), np.float64(0.5), np.int64(1), 1):
+        assert factor * smile == smile * factor == smile * float(factor)
+
+
 def test_interpolation():
     start, end = Expression({"jawOpen": 0.2}), Expression({"jawOpen": 0.6, "cheekPuff": 1})
     assert start.interpolate(end, 0.25).weights == pytest.approx(

@@ -68,27 +68,27 @@ def as_levels(pictures: torch.Tensor) -> np.ndarray:
 
 
 class TestDrawKeyPoints:
-    @pytest.mark.parametrize(("width", "height"), [(640, 480), (1024, 1024), (97, 200)])
-    def test_equals_the_authors_drawing(self, width, height):
+    @pytest.mark.parametrize(("count", "width", "height"), [(64, 320, 240), (64, 97, 200), (8, 1024, 1024)])
+    def test_equals_the_authors_drawing(self, count, width, height):
         """Bit for bit, in 64 poses."""
-        faces = random_faces(64, width, height)
+        faces = random_faces(count, width, height)
         drawn = as_levels(draw_key_points(torch.from_numpy(faces), height, width))
         seen = 0
         for five, picture in zip(faces, drawn):
             expected = authors_drawing((width, height), five)
             assert np.array_equal(picture, expected)
             seen += expected.any()
-        assert seen > 50
+        assert seen > 0.8 * count
 
     def test_from_72_landmarks(self):
-        faces = random_faces(64, 640, 480, seed=1)
+        faces = random_faces(64, 320, 240, seed=1)
         landmarks = np.array([landmarks_of(five) for five in faces], dtype=np.float32)
-        drawn = as_levels(draw_key_points(torch.from_numpy(landmarks), 480, 640))
+        drawn = as_levels(draw_key_points(torch.from_numpy(landmarks), 240, 320))
         for points, picture in zip(landmarks, drawn):
             five = [points[36:42].mean(0), points[42:48].mean(0), points[30], points[48], points[54]]
             # a mean's last bit is not the same in every library; where it decides about a whole pixel, it is left out
             if np.abs(np.array(five[:2]) - np.round(five[:2])).min() > 1e-3:
-                assert np.array_equal(picture, authors_drawing((640, 480), np.array(five)))
+                assert np.array_equal(picture, authors_drawing((320, 240), np.array(five)))
 
     def test_far_outside_and_coinciding_points(self):
         far = torch.full((1, 5, 2), 1e30)

@@ -72,7 +72,7 @@ def short_url(url: str) -> str:
         parts = urlsplit(url)
         return repr(f"{parts.scheme}://{parts.hostname or ''}{parts.path}"[:100])
     except ValueError:
-        return repr(url[:8] + "…")
+        return repr(url.partition("://")[0] + "://…")
 
 
 class _Connections:
@@ -80,21 +80,21 @@ class _Connections:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._opened: list[Any] = []
+        self._opened: list[Any] = []  # connections until they have a socket for good, then sockets
         self._ended = False
 
-    def add(self, connection: Any) -> None:
+    def add(self, opened: Any) -> None:
         with self._lock:
             if self._ended:
                 raise TimeoutError
-            self._opened.append(connection)
+            self._opened.append(opened)
 
     def shut_down(self) -> None:
         with self._lock:
             self._ended = True
-            for connection in self._opened:
+            for opened in self._opened:
                 try:
-                    connection.sock.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
+                    getattr(opened, "sock", opened).shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
                 except (OSError, AttributeError, ValueError):  # closed already, or not open yet
                     pass
 
@@ -166,6 +166,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
                 def connect(self) -> None:
                     adapter._connections.add(self)
                     super().connect()
+                    adapter._connections.add(self.sock)  # connections forget theirs once a response has begun
                     # The name may have been looked up anew, with another answer.
                     if check_peer:
                         adapter._check(self.sock.getpeername()[0])

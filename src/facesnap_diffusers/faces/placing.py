@@ -9,13 +9,14 @@ import numpy as np
 from ..errors import InputError, shown
 
 
-MAX_BOX = 2.0  # The largest side of a face box, in shares of the image.
+MAX_SIDE = 2.0  # Of a face box, in shares of the image.
+MIN_INSIDE = 0.25  # The part of a face box that lies in the image; a face whose middle is in a corner has so much.
 
 
 def check_face_box(box: Any, name: str = "face_box") -> tuple[float, float, float, float]:
     """
-    Checks the box that a face is to fill: left, top, right, bottom as shares of the image. A face may stand half outside
-    of it: the middle of the box lies in the image, its sides may not, and it is at most twice as wide and high.
+    Checks the box that a face is to fill: left, top, right, bottom as shares of the image. A face may stand half outside:
+    at least a quarter of the box lies in the image, and it is at most twice as wide and high.
 
     Args:
         box (sequence, array or tensor of four numbers): The box.
@@ -37,11 +38,11 @@ def check_face_box(box: Any, name: str = "face_box") -> tuple[float, float, floa
         raise InputError(f"{text} has NaN or infinite values; give shares of the image")
     if not (left < right and top < bottom):
         raise InputError(f"{text} must have left < right and top < bottom")
-    middle = ((left + right) / 2, (top + bottom) / 2)
-    if right - left > MAX_BOX or bottom - top > MAX_BOX:
+    if right - left > MAX_SIDE or bottom - top > MAX_SIDE:
         raise InputError(f"{text} must hold shares of the image from 0 to 1; divide pixels by its width and height")
-    if not all(0 <= value <= 1 for value in middle):
-        raise InputError(f"{text} has its middle outside of the image; shares of the image go from 0 to 1")
+    inside = max(min(right, 1) - max(left, 0), 0) * max(min(bottom, 1) - max(top, 0), 0)
+    if inside < MIN_INSIDE * (right - left) * (bottom - top):
+        raise InputError(f"{text} lies outside of the image, where shares of it go from 0 to 1; move it in")
     return left, top, right, bottom
 
 
