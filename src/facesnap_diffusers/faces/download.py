@@ -148,7 +148,7 @@ class _Adapter(requests.adapters.HTTPAdapter):
                 found = socket.getaddrinfo(urlsplit(request.url).hostname, None, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError):  # no such name here: connecting says so, or a proxy knows it
                 found = []
-            self._check(*(address[0] for *_, address in found))
+            self._check(*(str(address[0]) for *_, address in found))
         return super().send(request, *args, **kwargs)
 
     def _check(self, *addresses: str) -> None:

@@ -46,9 +46,9 @@ def five_points(landmarks: Points) -> Points:
     if shape[-2:-1] not in ((68,), (NUM_LANDMARKS,)) or shape[-1] not in (2, 3):
         raise InputError(f"landmarks must have shape (..., 68 or 72, 2 or 3) or (..., 5, 2), got {shape}")
     points = landmarks[..., :2]
-    eyes = points[..., 36:42, :].mean(-2), points[..., 42:48, :].mean(-2)
+    right_eye, left_eye = points[..., 36:42, :].mean(-2), points[..., 42:48, :].mean(-2)
     stack = torch.stack if isinstance(points, torch.Tensor) else np.stack
-    return stack([*eyes, points[..., 30, :], points[..., 48, :], points[..., 54, :]], -2)
+    return stack([right_eye, left_eye, points[..., 30, :], points[..., 48, :], points[..., 54, :]], -2)
 
 
 def draw_key_points(points: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -101,7 +101,7 @@ def _draw_five(image: np.ndarray, points: np.ndarray) -> None:
         middle = np.mean([point, nose], axis=0)
         axes = (int((x**2 + y**2) ** 0.5 / 2), LIMB_HALF_WIDTH)
         angle = int(math.degrees(math.atan2(y, x)))
-        outline = cv2.ellipse2Poly((int(middle[0]), int(middle[1])), axes, angle, 0, 360, 1)
+        outline = np.asarray(cv2.ellipse2Poly((int(middle[0]), int(middle[1])), axes, angle, 0, 360, 1))
         cv2.fillConvexPoly(image, outline, color)
     image[:] = (image * LIMB_BRIGHTNESS).astype(np.uint8)
     for point, color in zip(points, KEY_POINT_COLORS):

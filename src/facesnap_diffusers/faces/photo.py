@@ -267,7 +267,8 @@ def _from_pil(image: PIL.Image.Image, policy: PhotoPolicy, name: str) -> PIL.Ima
     _check_pixels(*image.size, policy, name)
     try:
         image.load()
-        turn = UPRIGHT.get(image.getexif().get(EXIF_ORIENTATION))
+        orientation = image.getexif().get(EXIF_ORIENTATION)
+        turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
         if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
             image = _from_array(_gray_levels(image, name), policy, name)
         else:

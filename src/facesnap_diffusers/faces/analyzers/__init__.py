@@ -69,10 +69,11 @@ def default_analyzer(encoder: str, normalize: bool = True) -> FaceAnalyzer:
 
 
 def _make_analyzer(encoder: str, normalize: bool) -> FaceAnalyzer:
+    twin = _shared.get((encoder, not normalize))  # has the same models
     if encoder == DlibFaceAnalyzer.encoder:
-        return _shared.get((encoder, not normalize)) or DlibFaceAnalyzer()
-    if (twin := _shared.get((encoder, not normalize))) is not None:
-        analyzer = copy.copy(twin)  # the same models
+        return twin or DlibFaceAnalyzer()
+    if isinstance(twin, InsightFaceAnalyzer):
+        analyzer = copy.copy(twin)
         analyzer.normalize = normalize
         return analyzer
     analyzer = InsightFaceAnalyzer(MODEL_PACKS[encoder], normalize=normalize)
