@@ -77,7 +77,9 @@ class FaceChoice:
             reference ([`FaceIdentity`], [`Face`], `np.ndarray` or `torch.Tensor`): A person, or the embedding `(D,)` of
                 one by the same face encoder.
         """
-        encoder = getattr(reference, "face_encoder", getattr(reference, "encoder", None))
+        # By name: a FaceIdentity is of a module that knows this package, and not the other way round.
+        names = ("face_encoder_id", "face_encoder", "encoder")
+        encoder = next((getattr(reference, name) for name in names if hasattr(reference, name)), None)
         values = getattr(reference, "face_embeds", getattr(reference, "embedding", reference))
         try:
             values = values.detach().cpu() if hasattr(values, "detach") else values
