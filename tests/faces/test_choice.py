@@ -48,7 +48,7 @@ def test_choices(which, expected):
 def test_most_like_a_person():
     face = find_face(PHOTO, DotFaces(), 2)
     assert level(FaceChoice.most_like(face)) == SMALL
-    identity = FaceIdentity(face_embeds=torch.tensor([175.0, 30.0]), face_encoder=DotFaces.encoder)
+    identity = FaceIdentity(torch.tensor([175.0, 30.0]), DotFaces.encoder)
     assert level(FaceChoice.most_like(identity)) == MEDIUM
 
 
@@ -116,7 +116,7 @@ def test_bad_arguments(make, message):
 
 
 def test_another_encoder():
-    identity = FaceIdentity(face_embeds=torch.ones(2), face_encoder="somebody/else")
+    identity = FaceIdentity(torch.ones(2), "somebody/else")
     for reference in (identity, np.ones(3)):
         with pytest.raises(FaceEncoderMismatchError, match="encode it anew"):
             find_face(PHOTO, DotFaces(), FaceChoice.most_like(reference))

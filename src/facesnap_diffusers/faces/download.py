@@ -40,6 +40,7 @@ def download(url: str, name: str, timeout: float, max_bytes: int, allow_private_
     """
     connections = _Connections()
     outcomes: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+    outcome: bytes | Exception
 
     def work() -> None:
         try:
@@ -52,13 +53,13 @@ def download(url: str, name: str, timeout: float, max_bytes: int, allow_private_
     try:
         outcome = outcomes.get(timeout=timeout)
     except queue.Empty:
-        raise PhotoError(
-            f"{name}: {short_url(url)} takes longer than {timeout:g} seconds; download it first"
-        ) from None
+        outcome = TimeoutError()
     finally:
         connections.shut_down()
     if isinstance(outcome, PhotoError):
         raise outcome
+    if isinstance(outcome, (TimeoutError, requests.Timeout)):
+        raise PhotoError(f"{name}: {short_url(url)} takes longer than {timeout:g} seconds; download it first")
     if isinstance(outcome, Exception):
         raise PhotoError(
             f"{name}: {short_url(url)} cannot be downloaded ({type(outcome).__name__}); pass a reachable URL or a file"
