@@ -12,7 +12,7 @@ import numpy as np
 from dataset import Shard, shard_paths
 from workspace import add_work_dir
 
-from facesnap_diffusers.faces.analyzers.dlib import RECOGNISER_FILE, dlib_models
+from facesnap_diffusers.faces.analyzers.dlib import RECOGNIZER_FILE, dlib_models
 
 
 class DlibFaces:
@@ -22,7 +22,7 @@ class DlibFaces:
         folder = dlib_models()
         self.detector = dlib.get_frontal_face_detector()
         self.landmarks = dlib.shape_predictor(str(folder / "shape_predictor_5_face_landmarks.dat"))
-        self.recognizer = dlib.face_recognition_model_v1(str(folder / RECOGNISER_FILE))
+        self.recognizer = dlib.face_recognition_model_v1(str(folder / RECOGNIZER_FILE))
 
     def embed(self, image: np.ndarray) -> np.ndarray | None:
         """(128,) of the largest face of an RGB picture, None where it finds none."""

@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessor
 from facesnap_diffusers import FaceSnapPipeline, FaceSnapXLPipeline, InputError
 from facesnap_diffusers.evaluation.benchmarks import load_benchmark
 from facesnap_diffusers.evaluation.methods import make_method
-from facesnap_diffusers.faces.alignment import five_points
+from facesnap_diffusers.faces.key_points import five_points
 
 
 def test_all_make_images_of_their_own(all_methods):

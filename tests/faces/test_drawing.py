@@ -10,7 +10,7 @@ from facesnap_diffusers.faces.drawing import draw_landmarks, landmark_radius
 from facesnap_diffusers.faces.layout import MIRROR, NUM_LANDMARKS, PARTS
 
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import skimage.transform
+import torch
 from insightface.utils.face_align import norm_crop
 
 from facesnap_diffusers.errors import InputError
@@ -10,10 +11,11 @@ from facesnap_diffusers.faces.alignment import (
     CLIP_MEAN_COLOR,
     align_face,
     align_for_clip,
-    five_points,
+    fit_similarity,
     head_axes,
     similarity_transform,
 )
+from facesnap_diffusers.faces.key_points import five_points
 
 
 def landmarks_at(right_eye, left_eye, nose, right_mouth, left_mouth) -> np.ndarray:
@@ -51,6 +53,25 @@ class TestSimilarityTransform:
         peer = skimage.transform.SimilarityTransform.from_estimate(source, target).params
         assert np.allclose(similarity_transform(source, target), peer[:2], atol=1e-9)
 
+    @pytest.mark.parametrize("seed", range(3))
+    def test_arrays_and_tensors_in_batches(self, seed):
+        source, target = np.random.default_rng(seed).normal(size=(2, 4, 3, 5, 2)) * 40
+        a, b, x, y = fit_similarity(source, target)
+        for index in np.ndindex(4, 3):
+            expected = similarity_transform(source[index], target[index])
+            assert np.allclose([[a[index], -b[index], x[index]], [b[index], a[index], y[index]]], expected, atol=1e-9)
+        for array, tensor in zip((a, b, x, y), fit_similarity(torch.from_numpy(source), torch.from_numpy(target))):
+            assert np.allclose(array, tensor.numpy(), atol=1e-12)
+
+    def test_differentiable(self):
+        source = torch.randn(
+            2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True
+        )
+        target = torch.randn(
+            2, 5, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True
+        )
+        assert torch.autograd.gradcheck(fit_similarity, (source, target))
+
     def test_never_reflects(self):
         source = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 1.0]])
         assert np.linalg.det(similarity_transform(source, source * [1, -1])[:, :2]) > 0
@@ -70,25 +91,6 @@ class TestSimilarityTransform:
             similarity_transform(source, target)
 
 
-class TestFivePoints:
-    def test_known_points(self):
-        expected = [[85, 90], [115, 90], [100, 108], [88, 126], [112, 126]]
-        for extra in (
-            upright_face(),
-            np.column_stack([upright_face(), np.arange(68)]),
-            np.pad(upright_face(), ((0, 4), (0, 0))),
-        ):
-            assert np.allclose(five_points(extra), expected)
-
-    @pytest.mark.parametrize(
-        "landmarks",
-        [np.zeros((5, 2)), np.zeros((68, 4)), np.zeros(136), np.full((68, 2), np.nan), np.zeros((1, 68, 2))],
-    )
-    def test_bad_landmarks(self, landmarks):
-        with pytest.raises(InputError, match="landmarks"):
-            five_points(landmarks)
-
-
 class TestAlignFace:
     image = np.random.default_rng(1).integers(0, 256, (240, 200, 3), dtype=np.uint8)
 
@@ -106,7 +108,44 @@ class TestAlignFace:
         with pytest.raises(InputError, match=next(iter(arguments))):
             align_face(self.image, upright_face(), **arguments)
 
-    @pytest.mark.parametrize("image", [np.zeros((8, 8)), np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), "photo"])
+    @pytest.mark.parametrize("size", [112, 224])
+    def test_detectors_own_points(self, size):
+        """FaceID Plus's crop: `norm_crop` of the five points that the detector gives."""
+        points = five_points(turned(upright_face(), 12, 1.2)) + np.random.default_rng(2).normal(0, 2, (5, 2))
+        peer = norm_crop(self.image, points.astype(np.float32), image_size=size)
+        difference = np.abs(align_face(self.image, points.astype(np.float32), size).astype(int) - peer)
+        assert difference.mean() < 0.05 and difference.max() <= 16
+
+    def test_clip_crop_of_five_points(self):
+        landmarks = turned(upright_face(), 25)
+        assert np.array_equal(
+            align_for_clip(self.image, five_points(landmarks)), align_for_clip(self.image, landmarks)
+        )
+
+    @pytest.mark.parametrize(
+        "landmarks",
+        [
+            np.zeros((6, 2)),
+            np.zeros((68, 4)),
+            np.zeros((70, 2)),
+            np.zeros(136),
+            np.full((68, 2), np.nan),
+            np.zeros((1, 68, 2)),
+            "here",
+            None,
+            [[1, 2], [3]],
+        ],
+        ids=str,
+    )
+    def test_bad_landmarks(self, landmarks):
+        for align in (align_face, align_for_clip):
+            with pytest.raises(InputError, match="landmarks"):
+                align(self.image, landmarks)
+
+    @pytest.mark.parametrize(
+        "image",
+        [np.zeros((0, 8, 3), np.uint8), np.zeros((8, 8)), np.zeros((8, 8, 3)), np.zeros((8, 8, 4), np.uint8), "photo"],
+    )
     def test_bad_image(self, image):
         for align in (align_face, align_for_clip):
             with pytest.raises(InputError, match="image"):
