@@ -273,11 +273,14 @@ class ValidationConfig:
 
 @strict_dataclass()
 class HubConfig:
-    """Where the finished adapter goes: `push` uploads it to the Hub as `repo_id`."""
+    """
+    Where the finished adapter goes: `push` uploads it to the Hub as `repo_id`, which only its owner sees unless `private`
+    is false. Token and repo are tried before the first step.
+    """
 
     push: bool = False
     repo_id: str | None = None
-    private: bool = False
+    private: bool = True
 
 
 @strict_dataclass()
@@ -296,9 +299,13 @@ class TrainingConfig:
         allow_tf32 (`bool`): Faster, less exact float32 on NVIDIA GPUs.
         ema_decay (`float`): Of the averaged weights; 0 switches averaging off.
         checkpoint_every (`int`), keep_checkpoints (`int`): Steps between checkpoints, and how many are kept.
+        max_skipped_steps (`int`): A step whose loss or gradient is not finite leaves the weights as they are; so many in a
+            row stop the run.
         log_every (`int`): Steps over which the logged losses are averaged.
-        resume (`bool`): Continues from the last checkpoint in `output_dir` if there is one.
-        trackers (`list[str]`): Of accelerate: `tensorboard`, `wandb`, ...
+        resume (`bool`): Continues from the last undamaged checkpoint in `output_dir` if there is one, with the learning
+            rate and the other settings of the optimizer that the config has now. Otherwise checkpoints that are there are
+            moved to `output_dir/former-run-N`.
+        trackers (`list[str]`): Of accelerate: `tensorboard`, `wandb`, ... One that fails does not end the run.
         data_statement (`str`, *optional*): What the data are and by what right they are used, for the model card.
     """
 
@@ -320,6 +327,7 @@ class TrainingConfig:
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     checkpoint_every: Count = 1000
     keep_checkpoints: Count = 3
+    max_skipped_steps: Count = 20
     log_every: Count = 50
     resume: bool = True
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -330,6 +338,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.identity_loss.weight > 0 and self.identity_loss.recognizer is None:
             raise InputError("identity_loss.weight is not 0; name identity_loss.recognizer.network, or set it to 0")
+        if self.hub.push and self.hub.repo_id is None:
+            raise InputError("hub.push is set without hub.repo_id; name the repo, as owner/name")
+        if self.hub.push and not (self.data_statement or "").strip():
+            raise InputError(
+                "hub.push publishes an adapter without data_statement; say there what the photos are, and by what right they"
+                " are used"
+            )
         rates = self.optimizer.learning_rate
         missing = set(self.adapter.train) - set(rates) if isinstance(rates, dict) else set()
         if missing:
