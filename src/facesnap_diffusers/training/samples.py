@@ -80,7 +80,7 @@ class TrainingSamples(Dataset):
         latent_shape (`tuple[int, int, int]`): Of one sample.
         seed (`int`): Of everything.
         extras (collection of `str`): Further keys of a sample, of `recognition_crop`, `target_recognition_crop`,
-            `target_embeds`, `person` and `start_noise`; see [`Objective.extras`].
+            `person` and `start_noise`; see [`Objective.extras`].
         latents ([`CropLatents`], *optional*): In place of the images and of the noise that the VAE's encoder takes. Only
             with `config.crops`.
     """
@@ -160,9 +160,9 @@ class TrainingSamples(Dataset):
             sample["recognition_crop"] = _to_tensor(_decode(reference.recognition_crop))  # (3, size, size) in [0, 1]
         if "target_recognition_crop" in self.extras:
             assert target.recognition_crop is not None, "check_shards refuses shards without it"
-            sample["target_recognition_crop"] = _to_tensor(_decode(target.recognition_crop))  # as recognition_crop
-        if "target_embeds" in self.extras:
-            sample["target_embeds"] = torch.from_numpy(target.embedding)  # (dim,)
+            pixels = _to_tensor(_decode(target.recognition_crop))
+            # as the picture is: a face and its mirror image do not have quite the same embedding
+            sample["target_recognition_crop"] = pixels.flip(-1) if crop.mirrored else pixels
         if "person" in self.extras:
             sample["person"] = torch.tensor(self.faces.person_number(index))
         if self.image_processor is not None:
@@ -171,6 +171,16 @@ class TrainingSamples(Dataset):
                 0
             ]  # (3, size, size)
         return sample
+
+    def negatives(self, count: int, crops: bool) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """One photo of each of up to `count` people: recognition crops if asked for, embeddings, numbers; see [`Objective`]."""
+        first = list(dict.fromkeys(self.faces.person_number(index) for index in range(len(self.faces))))
+        chosen = np.random.default_rng([self.seed, 2]).permutation(len(first))[:count]
+        people = [first[place] for place in sorted(chosen)]
+        faces = [self.faces[index] for index in people]
+        pictures = [_to_tensor(_decode(face.recognition_crop)) for face in faces if crops and face.recognition_crop]
+        embeds = torch.from_numpy(np.stack([face.embedding for face in faces]))
+        return torch.stack(pictures) if crops else None, embeds, torch.tensor(people)
 
     @property
     def crops(self) -> int:

@@ -112,6 +112,9 @@ class Trainer:
             recognizer = load_recognizer(config.identity_loss.recognizer).to(self.accelerator.device)
         self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recognizer)
         self.samples = self._samples(self.faces, config.dropout, config.seed, self.objective.extras)
+        if config.identity_loss.weight > 0 and config.identity_loss.contrastive > 0:
+            by_crops = config.identity_loss.reference != "embedding"
+            self.objective.set_negatives(*self.samples.negatives(config.identity_loss.negatives, by_crops))
         if config.data.crops is not None:
             count = len(self.faces) * config.data.crops
             self.samples.latents = CropLatents(self.folder / "latents", count, self._latent_settings())
@@ -376,7 +379,7 @@ class Trainer:
     def _check_shards(self, adapter: FaceSnapConfig) -> None:
         """Raises [`InputError`] where a folder of shards does not give what the adapter is trained with."""
         config = self.config
-        compares_photos = config.identity_loss.weight > 0 and config.identity_loss.reference == "photo"
+        compares_photos = config.identity_loss.weight > 0 and config.identity_loss.reference != "embedding"
         recognizer = config.identity_loss.recognizer if compares_photos else None
         for folder in config.data.shards:
             check_shards(adapter, read_settings(folder), folder, recognizer)

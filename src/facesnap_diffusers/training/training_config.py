@@ -199,9 +199,15 @@ class IdentityLossConfig:
     Attributes:
         weight (`float`): λ_id; 0 switches it off.
         recognizer ([`RecognizerConfig`], *optional*): Needed where the weight is not 0.
-        reference (`str`): `"embedding"`: compares with the reference's embedding in the shards, for a recognizer that
-            is the adapter's face encoder or imitates it; `"photo"`: with the recognizer's own embedding of the
-            reference, for any other.
+        reference (`str`): What the generated face is compared with. `"target"`: the recognizer's embedding of the target
+            photo, at whose landmarks the generated face is looked for, so that a perfect reconstruction costs nothing
+            (WithAnyone, Xu et al. 2025, arXiv 2510.14975, equation 4); `"photo"`: that of the reference, another photo of
+            the person; `"embedding"`: the reference's embedding in the shards, for a recognizer that is the adapter's
+            face encoder or imitates it.
+        contrastive (`float`): Weight, beside `1 - cos`, of InfoNCE with the embeddings of other people as negatives (the same
+            paper, equations 5 to 7); 0 switches it off.
+        negatives (`int`), temperature (`float`): Of InfoNCE: how many people, one photo each, are embedded before the first
+            step, and by what the cosines are divided.
         mode (`str`): `"prediction"`: on the clean image implied by the prediction for one noisy sample;
             `"few_step"`: on an accurate sample of a few steps from pure noise (the "lightning" branch of PuLID, Guo
             et al. 2024, arXiv 2404.16022, section 3.2), which is slower.
@@ -215,7 +221,10 @@ class IdentityLossConfig:
 
     weight: NotNegative = 0.0
     recognizer: RecognizerConfig | None = None
-    reference: Literal["embedding", "photo"] = "embedding"
+    reference: Literal["embedding", "photo", "target"] = "embedding"
+    contrastive: NotNegative = 0.0
+    negatives: Count = 1024
+    temperature: Positive = 0.1
     mode: Literal["prediction", "few_step"] = "prediction"
     min_snr: Positive = 1.0
     every: Count = 4
