@@ -37,7 +37,7 @@ class PhotoRecord:
             it is: its key, the shard's file name, and its bytes there.
         identity (`str`, *optional*): Who it shows.
         phash (`int`, *optional*): Perceptual hash of the photo, 64 bits.
-        face_hash (`int`, *optional*): The same of its aligned head.
+        face_hash (`int`, *optional*): The same of the aligned face.
     """
 
     source: str

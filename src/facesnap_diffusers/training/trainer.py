@@ -228,12 +228,12 @@ class Trainer:
                     results.update(self._validate(step))
                     self._write_card(self.folder / "adapter", results)
         bar.close()
-        self._end_trackers()
         if self.stop:
             logger.warning("stopped at step %d; start again to continue", self.progress.step)
         elif config.hub.push and accelerator.is_main_process:
             push(self.folder / "adapter", config.hub)
         accelerator.wait_for_everyone()
+        self._end_trackers()  # last: it ends the process group as well
         return results
 
     def _resume(self) -> None:
