@@ -16,8 +16,8 @@ from .faces.alignment import align_face, align_for_clip
 from .faces.analyzers import FaceAnalyzer, default_analyzer
 from .faces.detection import find_face
 from .faces.key_points import draw_for_style
-from .faces.pose import HeadPose
 from .faces.photo import load_photo
+from .faces.pose import HeadPose
 from .identity import FaceIdentity
 from .models.image_encoder import image_hidden_states
 from .models.landmark_predictor import LandmarkPredictor

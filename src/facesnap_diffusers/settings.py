@@ -20,7 +20,7 @@ from .errors import FaceSnapError, InputError, one_line
 
 T = TypeVar("T")
 
-#: No value is converted to another type (`True` is not a number, `"1"` neither), nothing is infinite, and no name is unknown.
+#: Values are not converted to another type (`True` and `"1"` are not numbers), numbers are finite, names are known.
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 

@@ -44,7 +44,9 @@ class Steering:
     def given(self) -> list[str]:
         """Names of what steers, apart from `face_index`."""
         return [
-            field.name for field in fields(self) if field.name != "face_index" and getattr(self, field.name) is not None
+            field.name
+            for field in fields(self)
+            if field.name != "face_index" and getattr(self, field.name) is not None
         ]
 
 

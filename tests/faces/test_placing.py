@@ -7,7 +7,7 @@ import torch
 from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.faces.placing import check_face_box, check_in_pixels
 from facesnap_diffusers.faces.pose import HeadPose
-from facesnap_diffusers.nano.framing import portrait_box
+from facesnap_diffusers.nano.portrait_box import portrait_box
 
 
 @pytest.mark.parametrize(

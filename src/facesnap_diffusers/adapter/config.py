@@ -125,10 +125,3 @@ def check_parts(parts: Any, source: str = "parts") -> None:
         raise AdapterError(f"{source} are {list(parts)}, which change no image; add identity_attention or ffrnet")
     if "mixer" not in parts:
         raise AdapterError(f"{source} are {list(parts)}; add mixer, which makes the identity tokens for the others")
-
-
-def base_family(cross_attention_dim: int, is_xl: bool) -> str:
-    """The family of a base model, by the width of its text context: its adapters fit each other's members only."""
-    if is_xl:
-        return "sdxl" if cross_attention_dim == 2048 else f"custom-xl-{cross_attention_dim}"
-    return {768: "sd1", 1024: "sd2"}.get(cross_attention_dim, f"custom-{cross_attention_dim}")

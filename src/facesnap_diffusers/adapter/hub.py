@@ -5,12 +5,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-from .config import CONFIG_NAME, PARTS
-from .errors import AdapterError, one_line
-
-
-#: Folder of the CLIP image encoder, in adapters that bring their own.
-IMAGE_ENCODER_FOLDER = "image_encoder"
+from ..errors import AdapterError, one_line
+from .config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, PARTS
 
 
 def resolve_adapter_folder(
@@ -43,7 +39,7 @@ def resolve_adapter_folder(
             raise AdapterError(f"{name!r} is neither a folder nor the name of a Hub repo (owner/name)") from None
         except Exception as error:
             raise AdapterError(
-                f"adapter {name!r} is no local folder and cannot be had from the Hub ({one_line(error)});"
+                f"adapter {name!r} is not a local folder and could not be loaded from the Hub ({one_line(error)});"
                 " check the name and the connection"
             ) from error
     return folder / subfolder if subfolder else folder
@@ -71,7 +67,7 @@ def upload_adapter_folder(
         )
     except Exception as error:
         raise AdapterError(
-            f"the adapter is saved in {folder}, but cannot be uploaded as {repo_id!r} ({one_line(error)});"
+            f"the adapter is saved in {folder}, but could not be uploaded as {repo_id!r} ({one_line(error)});"
             " check repo_id, token and the connection"
         ) from error
     return commit.commit_url

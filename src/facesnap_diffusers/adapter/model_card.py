@@ -1,3 +1,5 @@
+"""The model card of an adapter."""
+
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -38,7 +40,7 @@ pipe.load_facesnap_adapter("{repo_id}")
 |---|---|
 | parts | {parts} |
 | identity tokens | {num_tokens} |
-| face recogniser | {face_encoder} |
+| face recognizer | {face_encoder} |
 | image encoder | {image_encoder} |
 | base model family | {base_family} |
 
@@ -50,7 +52,7 @@ pipe.load_facesnap_adapter("{repo_id}")
 
 For pictures of people who agreed to it: yourself, models, characters that you own. Do not use it to deceive, to harass,
 or to make sexual content of real people. A likeness is never exact, and training data makes it better for some people
-than for others. Respect the licence of the face recogniser: the model packs of insightface are for non-commercial
+than for others. Respect the licence of the face recognizer: the model packs of insightface are for non-commercial
 research only.
 """
 
@@ -90,8 +92,8 @@ def write_model_card(
             repo_id=repo_id,
             parts=", ".join(config.parts),
             num_tokens=config.num_tokens,
-            face_encoder=config.face_encoder,
-            image_encoder=config.image_encoder or "none",
+            face_encoder=config.face_encoder_id,
+            image_encoder=config.image_encoder_id or "none",
             base_family=config.base_family,
             training_heading=_TRAINING_HEADING,
             training=training or _NO_TRAINING,
@@ -99,7 +101,7 @@ def write_model_card(
     ).save(path)
 
 
-def training_section(path: Path) -> str | None:
+def read_training_section(path: Path) -> str | None:
     """What an adapter's model card says of its training, to be kept in a new one; `None` without a card of ours."""
     text = path.read_text() if path.is_file() else ""
     _, found, after = text.partition(f"{_TRAINING_HEADING}\n")

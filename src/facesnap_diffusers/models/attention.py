@@ -42,8 +42,12 @@ class ContextAttention(Attention):
         **kwargs: Any,
     ) -> torch.Tensor:
         if ip_hidden_states is None:
-            return super().forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+            return self.stock(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         return ip_hidden_states.attend(self, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+
+    def stock(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What the stock layer computes with its processor."""
+        return super().forward(hidden_states, *args, **kwargs)
 
 
 def accept_contexts(net: nn.Module) -> None:
@@ -230,7 +234,7 @@ class IdentityContext:
         name = layer.layer_name
         layer = self.updated_layers.get(name, layer)
         if encoder_hidden_states is None:  # self-attention
-            return Attention.forward(layer, hidden_states, None, attention_mask, **kwargs)
+            return layer.stock(hidden_states, None, attention_mask, **kwargs)
 
         stock_adapters: list[list[torch.Tensor]] = []
         if isinstance(encoder_hidden_states, tuple):  # a stock IP-Adapter is loaded too
@@ -240,14 +244,14 @@ class IdentityContext:
 
         if name not in self.scales:
             text_and_images = (text, *stock_adapters) if stock_adapters else text
-            return Attention.forward(layer, hidden_states, text_and_images, attention_mask, **kwargs)
+            return layer.stock(hidden_states, text_and_images, attention_mask, **kwargs)
         if type(layer.processor) is AttnProcessor2_0 and attention_mask is None:
             # the stock computation, with the query and the output projection shared
             query = layer.to_q(hidden_states)
             attended = _attend(query, layer.to_k(text), layer.to_v(text), layer.heads)
             return layer.to_out[1](layer.to_out[0](attended + self._identity(name, query, tokens, layer.heads)))
         text_and_images = (text, *stock_adapters) if stock_adapters else text
-        attended = Attention.forward(layer, hidden_states, text_and_images, attention_mask, **kwargs)
+        attended = layer.stock(hidden_states, text_and_images, attention_mask, **kwargs)
         identity = self._identity(name, layer.to_q(hidden_states), tokens, layer.heads)
         # the output projection is linear but for its bias, which `attended` has already
         bias = layer.to_out[0](torch.zeros_like(identity[:1, :1]))
@@ -270,7 +274,9 @@ class _UpdatedLinear(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         parts = self.linear(hidden_states).chunk(len(self.updates), dim=-1)
-        updated = [part if update is None else part + update(hidden_states) for part, update in zip(parts, self.updates)]
+        updated = [
+            part if update is None else part + update(hidden_states) for part, update in zip(parts, self.updates)
+        ]
         return updated[0] if len(updated) == 1 else torch.cat(updated, dim=-1)
 
 

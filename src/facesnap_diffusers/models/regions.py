@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor2_0
+
+
+if TYPE_CHECKING:
+    from .attention import ContextAttention
 
 
 class Regions:
@@ -65,7 +69,7 @@ class RegionalContext:
 
     def attend(
         self,
-        layer: Attention,
+        layer: ContextAttention,
         hidden_states: torch.Tensor,
         encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -73,7 +77,7 @@ class RegionalContext:
     ) -> torch.Tensor:
         """The output of one attention layer of the ControlNet, `(batch, queries, channels)`."""
         if encoder_hidden_states is None:  # self-attention
-            return Attention.forward(layer, hidden_states, None, attention_mask, **kwargs)
+            return layer.stock(hidden_states, None, attention_mask, **kwargs)
         visible = self.masks[hidden_states.shape[1]]
         bias = torch.zeros_like(visible, dtype=hidden_states.dtype).masked_fill_(~visible, float("-inf"))
         bias = bias.expand(len(hidden_states), -1, -1)  # (batch, queries, tokens)

@@ -41,8 +41,7 @@ class RoutedControlNet(ControlNetModel):
         )
         if regions is not None:
             accept_contexts(net)
-        # past `nn.Module.__setattr__`, which would make the net a part of what stands for it
-        vars(self)["net"] = net
+        self.net = net
         self.regions = regions
         self.num_tokens = num_tokens
         self.context = context
