@@ -189,7 +189,7 @@ ENCODINGS = [
     (
         {"embedding": EMBEDDING, "face_image": NOISE, "landmarks": 0 * POINTS},
         InputError,
-        "eyes and mouth in one place",
+        "within two pixels",
     ),
 ]
 
