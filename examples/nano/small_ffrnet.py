@@ -41,7 +41,7 @@ def cut(adapter: Path, base: Path, rank: int, output: Path) -> None:
     small, loss = FFRNet.from_controlnet(full, load_unet(base), rank)
     write_adapter(adapter, small, output)
     sizes = f"{small.num_parameters():,} of {full.num_parameters():,} parameters"
-    print(f"{output}: {sizes}; {loss.total:.1%} of the difference to the UNet is lost")
+    print(f"{output}: {sizes}; {loss}")
 
 
 def write_adapter(adapter: Path, ffrnet: FFRNet, output: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from accelerate import cpu_offload
+from accelerate import cpu_offload, cpu_offload_with_hook
 from diffusers import ControlNetModel
 from diffusers.models.attention_processor import AttnProcessor
 from peft import LoraConfig
@@ -255,7 +255,7 @@ class TestBinding:
             FFRNet.from_unet(unet, rank=rank)
 
     def test_weights_on_another_device_come_along(self, unet, ffrnet):
-        """As with model offloading, where the UNet may be on the CPU still; here FFRNet is on the meta device."""
+        """Here FFRNet is on the meta device, where there is nothing to compute."""
         ffrnet.to("meta")
         down, mid = ffrnet(**inputs(unet, device="meta"))
         assert mid.is_meta and all(residual.is_meta for residual in down)
@@ -341,6 +341,12 @@ class TestMemorySavers:
             with torch.no_grad():
                 assert torch.equal(unet(noise, 5, text).sample, image)
 
+    def test_model_offload_brings_the_unet_a_moment_earlier(self, unet, ffrnet):
+        cpu_offload_with_hook(unet, torch.device("meta"))
+        assert unet.device.type == "cpu"
+        ffrnet.to("meta")
+        assert ffrnet(**inputs(unet, device="meta"))[1].is_meta and unet.device.type == "meta"
+
     def test_sequential_offload(self, unet, ffrnet):
         expected = output(ffrnet, unet)
         for net in (unet, ffrnet):
@@ -372,6 +378,25 @@ class TestMemorySavers:
         assert torch.equal(output(again, unet), output(ffrnet, unet))
         with pytest.raises(InputError, match="quantised"):
             ffrnet.to_full()
+
+    def test_base_of_gguf(self, unet, ffrnet):
+        gguf = pytest.importorskip("gguf")
+        from diffusers.quantizers.gguf.utils import GGUFLinear, GGUFParameter
+
+        weights = dict(unet.state_dict())
+        for name, module in list(unet.named_modules()):
+            if isinstance(module, nn.Linear) and ".attn" in name:
+                packed = gguf.quants.quantize(module.weight.numpy(), gguf.GGMLQuantizationType.Q8_0)
+                quantised = GGUFLinear(
+                    module.in_features, module.out_features, module.bias is not None, compute_dtype=torch.float32
+                )
+                quantised.weight = GGUFParameter(torch.from_numpy(packed), quant_type=gguf.GGMLQuantizationType.Q8_0)
+                quantised.bias = module.bias
+                unet.set_submodule(name, quantised)
+                unpacked = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
+                weights[f"{name}.weight"] = torch.from_numpy(unpacked)
+        ffrnet.bind(unet)
+        assert_close(output(ffrnet, unet), output(stock_controlnet(ffrnet, weights), unet), atol=5e-4)
 
     def test_base_of_bitsandbytes(self, unet, ffrnet):
         bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -418,6 +443,10 @@ class TestCutting:
             lost, whole = lost + rest, whole + np.square(s).sum()
         assert loss.total == pytest.approx(np.sqrt(lost / whole), rel=0.02) and 0.05 < loss.total < 0.2
         assert small.is_bound and not small.training
+        worst = max(loss.layers, key=loss.layers.get)
+        assert str(loss).startswith(f"{loss.total:.1%} of") and f"most in {worst} {loss.layers[worst]:.1%}" in str(
+            loss
+        )
 
     def test_comes_nearer_with_the_rank_until_nothing_is_lost(self, unet):
         full = self.full(unet)

@@ -40,6 +40,11 @@ class RankLoss:
     layers: dict[str, float]
     total: float
 
+    def __str__(self) -> str:
+        worst = sorted(self.layers, key=self.layers.__getitem__, reverse=True)[:3]
+        named = ", ".join(f"{name} {self.layers[name]:.1%}" for name in worst)
+        return f"{self.total:.1%} of the difference to the UNet is lost (Frobenius norm); most in {named}"
+
 
 class FFRNet(ControlNetModel):
     r"""
@@ -110,7 +115,7 @@ class FFRNet(ControlNetModel):
                 config = ControlNetModel.from_unet(unet, load_weights_from_unet=False, **kwargs).config
             ffrnet = cls.from_config(config, rank=rank)
             if load_weights:
-                _copy_own_layers(ffrnet, unet, ENCODER)
+                _copy_own_layers(ffrnet, _uncompiled(unet), ENCODER)
             ffrnet.bind(unet)
             if unet.device.type != "meta":
                 ffrnet.to(unet.device)
@@ -226,7 +231,12 @@ class FFRNet(ControlNetModel):
                 **added_cond_kwargs,
                 "text_embeds": torch.zeros_like(added_cond_kwargs["text_embeds"]),
             }
-        with _onloaded([] if torch.compiler.is_compiling() else self._offloaded_blocks()):
+        if self._shared_parents and not torch.compiler.is_compiling():
+            _onload_model(self._shared_parents[0].module, sample.device)
+            groups = self._offloaded_blocks()
+        else:
+            groups = []
+        with _onloaded(groups):
             return super().forward(
                 sample,
                 timestep,
@@ -242,6 +252,15 @@ class FFRNet(ControlNetModel):
         registries = [getattr(parent.module, "_diffusers_hook", None) for parent in self._shared_parents]
         hooks = [registry.get_hook("group_offloading") for registry in registries if registry is not None]
         return list(dict.fromkeys(hook.group for hook in hooks if hook is not None))
+
+
+def _onload_model(unet: nn.Module | None, device: torch.device) -> None:
+    """What model offloading does before the UNet runs, a moment earlier."""
+    if hasattr(unet, "_hf_hook"):
+        from accelerate.hooks import CpuOffload  # which has put the hook there
+
+        if isinstance(unet._hf_hook, CpuOffload) and unet.device != device:
+            unet._hf_hook.pre_forward(unet)
 
 
 @contextmanager

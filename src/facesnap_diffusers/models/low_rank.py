@@ -144,7 +144,7 @@ def _base_output(base: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     if type(base) not in (nn.Linear, nn.Conv2d) or "forward" in vars(base):
         # quantised, or with a `forward` that fetches or casts the weights first: offloaded, or in float8
         return base.forward(hidden_states)
-    # the base may be in another dtype (FFRNet in training), or still on the CPU (offloaded as a whole)
+    # the base may be in another dtype (FFRNet is trained in float32), or elsewhere
     weight = base.weight.detach().to(hidden_states.device)
     bias = base.bias.detach().to(hidden_states.device) if base.bias is not None else None
     hidden_states = hidden_states.to(weight.dtype)
