@@ -112,6 +112,8 @@ def train(
 ) -> None:
     ffrnet, unet = FFRNet.from_pretrained(adapter / "ffrnet", dtype=torch.float32), load_unet(base)
     ffrnet.bind(unet)
+    for model in (ffrnet, unet):
+        model.to(memory_format=torch.channels_last)  # on CPUs a fifth faster, and bfloat16 would be slower
     recorded = torch.load(teacher, mmap=True)
     calls, weights = recorded["calls"], recorded["weights"]
     held_out = torch.arange(len(calls[0]) - 8 * BATCH, len(calls[0]))  # pairs of the last pictures
@@ -124,8 +126,7 @@ def train(
     def error(chosen: torch.Tensor) -> torch.Tensor:
         """Of the weighted residuals, relative to their size."""
         sample, timestep, tokens, image, *wanted = (tensor[chosen] for tensor in calls)
-        with mixed_precision("cpu"):
-            down, mid = ffrnet(sample, timestep, tokens, image.float(), return_dict=False)
+        down, mid = ffrnet(sample, timestep, tokens, image.float(), return_dict=False)
         pairs = list(zip([*down, mid], wanted, weights, strict=True))
         difference = sum((weight * (given.float() - goal.float()).square()).sum() for given, goal, weight in pairs)
         return difference / sum((weight * goal.float().square()).sum() for _, goal, weight in pairs)
