@@ -201,7 +201,7 @@ class TestOwnTensors:
         plain.backward()
         assert all(parameter.grad is None for parameter in unet.parameters())
         grads = {name: parameter.grad.clone() for name, parameter in ffrnet.named_parameters()}
-        assert all(grad.abs().max() > 0 for name, grad in grads.items() if not name.endswith("to_k.down.weight"))
+        assert all(grad.abs().max() > 0 for grad in grads.values())
         ffrnet.zero_grad()
         ffrnet.enable_gradient_checkpointing()
         loss().backward()
