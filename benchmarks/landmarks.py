@@ -23,7 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "examples" / "landmark_predictor"))
 
-from ict import load_landmark_model  # noqa: E402
+from landmark_model import load_landmark_model  # noqa: E402
 from posterior import Posterior  # noqa: E402
 from synthetic import Faces, FaceSampler, interocular  # noqa: E402
 

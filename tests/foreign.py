@@ -86,9 +86,9 @@ def faceid_person(image_features=False, length=1.0, seed=5):
     states = torch.randn(5, CLIP_WIDTH, generator=torch.Generator().manual_seed(seed))
     return FaceIdentity(
         face_embeds=length * _direction(seed),
-        face_encoder="insightface/w600k_r50",
+        face_encoder_id="insightface/w600k_r50",
         image_hidden_states=states if image_features else None,
-        image_encoder=FACEID_PLUS_IMAGE_ENCODER if image_features else None,
+        image_encoder_id=FACEID_PLUS_IMAGE_ENCODER if image_features else None,
     )
 
 
@@ -96,7 +96,7 @@ def instantid_person(length=21.0, seed=5):
     """Somebody as InstantID's recogniser sees them, which gives embeddings of about this length."""
     return FaceIdentity(
         face_embeds=length * _direction(seed),
-        face_encoder="insightface/glintr100",
+        face_encoder_id="insightface/glintr100",
         landmarks=tiny.face_points(),
         photo_size=(100, 120),
     )

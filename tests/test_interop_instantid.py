@@ -147,7 +147,7 @@ def by_hand(base, repo, identity, key_point_image, ip_scale, controlnet_scale):
 @pytest.mark.parametrize(("ip_scale", "controlnet_scale"), [(0.8, 0.8), (1.0, 0.3), (0.0, 0.5)])
 def test_equals_the_public_pipeline(base, repo, ip_scale, controlnet_scale):
     pipe = instantid(base, repo)
-    pipe.set_facesnap_scale(identity=ip_scale, landmarks=controlnet_scale)
+    pipe.set_facesnap_scale(identity_scale=ip_scale, landmark_scale=controlnet_scale)
     points = pipe.predict_landmarks(foreign.instantid_person(), height=64, width=64)
     image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
     expected = by_hand(
@@ -227,7 +227,7 @@ def test_several_people(base, repo):
     both = image(one, other)
     for changed in (image(other, other), image(one, one)):
         assert (changed - both).abs().max() > 1e-3
-    pipe.set_facesnap_scale(landmarks=0)
+    pipe.set_facesnap_scale(landmark_scale=0)
     alone = pipe("a cat", identity=one, generator=tiny.seeded(), **CALL).images
     tiny.assert_same_image(image(one, one), alone, atol=1e-5)
 
@@ -240,7 +240,7 @@ def test_without_its_controlnet(base, repo, tmp_path):
     pipe.load_facesnap_adapter(tmp_path, parts=["mixer", "identity_attention"])
     image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
     expected = instantid(base, repo)
-    expected.set_facesnap_scale(landmarks=0)
+    expected.set_facesnap_scale(landmark_scale=0)
     torch.testing.assert_close(
         image,
         expected("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images,

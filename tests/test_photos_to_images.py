@@ -36,20 +36,20 @@ def generate(pipe, **kwargs):
 
 def test_the_analyzer_comes_from_the_adapter(pipe, person):
     assert isinstance(pipe.face_analyzer, DlibFaceAnalyzer)
-    assert person.face_encoder == tiny.FACE_ENCODER and person.face_embeds.shape == (128,)
+    assert person.face_encoder_id == tiny.FACE_ENCODER and person.face_embeds.shape == (128,)
     assert person.landmarks.shape == (68, 2) and person.photo_size == (512, 512)
     assert person.image_hidden_states.shape == (5, 24)
 
 
 def test_another_adapter_brings_its_own_analyzer(photo):
     pipe = FaceSnapPipeline.from_pipe(tiny.sd_pipeline())
-    tiny.add_adapter(pipe, image_encoder=None)
+    tiny.add_adapter(pipe, image_encoder_id=None)
     pipe.encode_face(photo)
     made = pipe.face_analyzer
-    tiny.add_adapter(pipe, image_encoder=None, face_encoder="somebody/else")
+    tiny.add_adapter(pipe, image_encoder_id=None, face_encoder_id="somebody/else")
     assert isinstance(made, DlibFaceAnalyzer) and pipe.face_analyzer is None
     pipe.face_analyzer = made
-    tiny.add_adapter(pipe, image_encoder=None)
+    tiny.add_adapter(pipe, image_encoder_id=None)
     assert pipe.face_analyzer is made, "one's own stays"
 
 

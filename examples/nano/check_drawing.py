@@ -17,7 +17,7 @@ from train_autoencoder import to_tensor
 from workspace import add_work_dir
 
 import facesnap_diffusers.nano.autoencoder  # noqa: F401  (diffusers looks its class up there)
-from facesnap_diffusers.training.alignment import align_faces
+from facesnap_diffusers.data.recognition_crop import align_faces
 from facesnap_diffusers.training.dlib_network import load_dlib_network
 
 

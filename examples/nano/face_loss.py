@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from precision import mixed_precision
 from torch import nn
 
-from facesnap_diffusers.training.alignment import align_faces
+from facesnap_diffusers.data.recognition_crop import align_faces
 from facesnap_diffusers.training.dlib_network import load_dlib_network
 
 

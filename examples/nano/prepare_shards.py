@@ -18,8 +18,9 @@ from train_image_encoder import SIZE as HEAD_SIZE
 from workspace import add_work_dir
 
 from facesnap_diffusers import DlibFaceAnalyzer, load_landmark_predictor
-from facesnap_diffusers.preparation.face import make_face
-from facesnap_diffusers.training.shards import ShardWriter
+from facesnap_diffusers.data.prepared_face import make_face
+from facesnap_diffusers.data.shard_settings import ShardSettings
+from facesnap_diffusers.data.shards import ShardWriter
 
 
 CROP_SIZE = 64  # of the faces' crops, which validation images show
@@ -37,9 +38,15 @@ def main():
     parser.add_argument("--split", choices=list(SPLITS), default="train")
     args = parser.parse_args()
     predictor = load_landmark_predictor()
-    settings = {"face_encoder": DlibFaceAnalyzer.encoder, "face_crop": ["dlib", CROP_SIZE]}
+    settings = ShardSettings(
+        face_encoder_id=DlibFaceAnalyzer.encoder,
+        normalized_embeds=False,
+        clip_crop_size=HEAD_SIZE,
+        recognition_crop="dlib",
+        recognition_crop_size=CROP_SIZE,
+    )
     with ShardWriter(args.work_dir / "shards" / args.split, settings) as writer:
-        done = {fate.source for fate in writer.fates}
+        done = {record.source for record in writer.records}
         for path in shard_paths(args.work_dir, args.split):
             if not embedding_path(args.work_dir, path).exists():
                 continue
@@ -60,10 +67,8 @@ def main():
                         shard.landmarks[number, view] + TO_PACKAGE,
                         embedding,
                         predictor,
+                        settings,
                         info=info,
-                        head_size=HEAD_SIZE,
-                        crop="dlib",
-                        crop_size=CROP_SIZE,
                     )
                     writer.add(face, source)
         print(f"{writer.count} pictures in {writer.folder}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from .config import FaceSnapConfig as FaceSnapConfig
+    from .adapter.config import FaceSnapConfig as FaceSnapConfig
     from .errors import AdapterError as AdapterError
     from .errors import FaceEncoderMismatchError as FaceEncoderMismatchError
     from .errors import FaceSnapError as FaceSnapError
@@ -49,7 +49,7 @@ _HOME = {
     "FaceAnalyzer": "faces.analyzers",
     "FaceEncoderMismatchError": "errors",
     "FaceIdentity": "identity",
-    "FaceSnapConfig": "config",
+    "FaceSnapConfig": "adapter.config",
     "FaceSnapError": "errors",
     "FaceSnapImg2ImgPipeline": "pipelines.facesnap_img2img",
     "FaceSnapInpaintPipeline": "pipelines.facesnap_inpaint",

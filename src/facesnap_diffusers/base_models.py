@@ -1,4 +1,4 @@
-"""The UNets of the base models that adapters are made for, by family."""
+"""The base models that adapters are made for: their families, and their UNets."""
 
 from typing import Any
 
@@ -28,6 +28,22 @@ UNET_CONFIGS: dict[str, dict[str, Any]] = {
         "projection_class_embeddings_input_dim": 2816,
     },
 }
+
+
+def is_sdxl(unet: UNet2DConditionModel) -> bool:
+    """Whether a UNet is of Stable Diffusion XL's kind: it also takes a pooled text embedding and sizes."""
+    return unet.config.addition_embed_type == "text_time"
+
+
+def family_of(unet: UNet2DConditionModel) -> str:
+    """
+    The family of a base model, whose members take each other's adapters: `"sd1"`, `"sd2"`, `"sdxl"`, or
+    `"custom-<width>"` (of the cross-attention context), `"custom-xl-<width>"`.
+    """
+    width = unet.config.cross_attention_dim
+    if is_sdxl(unet):
+        return "sdxl" if width == 2048 else f"custom-xl-{width}"
+    return {768: "sd1", 1024: "sd2"}.get(width, f"custom-{width}")
 
 
 def empty_unet(family: str) -> UNet2DConditionModel:

@@ -19,10 +19,12 @@ from people.sampling import sample_person, sample_scene  # noqa: E402
 
 from facesnap_diffusers import DlibFaceAnalyzer, HeadPose, load_landmark_predictor  # noqa: E402
 from facesnap_diffusers.evaluation.protocols import load_protocol  # noqa: E402
-from facesnap_diffusers.framing import fit_into_box  # noqa: E402
 from facesnap_diffusers.models.landmark_predictor import FaceCoefficients  # noqa: E402
 from facesnap_diffusers.nano.framing import portrait_box  # noqa: E402
-from facesnap_diffusers.pipelines.steering import as_boxes  # noqa: E402
+from facesnap_diffusers.steering import (
+    as_boxes,  # noqa: E402
+    fit_into_box,  # noqa: E402
+)
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ from train_autoencoder import to_tensor  # noqa: E402
 from train_base import BaseModel  # noqa: E402
 
 from facesnap_diffusers import load_nano_pipeline, nano_people  # noqa: E402
-from facesnap_diffusers.training.config import IdentityLossConfig, LossConfig  # noqa: E402
 from facesnap_diffusers.training.objective import Objective  # noqa: E402
+from facesnap_diffusers.training.training_config import IdentityLossConfig, LossConfig  # noqa: E402
 
 
 @pytest.fixture(scope="module")

@@ -46,12 +46,12 @@ def _to_facesnap(
 ) -> None:
     import torch
 
-    from ..adapter import load_image_encoder, save_adapter_folder
+    from ..adapter.folder import load_image_encoder, save_adapter_folder
+    from ..adapter.model_card import write_model_card
     from ..errors import InputError
-    from ..interop.loading import find_checkpoint, finish_foreign, is_foreign, load_foreign
-    from ..model_card import write_model_card
+    from ..interop.loading import bind_image_encoder, find_checkpoint, is_third_party, load_third_party
 
-    if not is_foreign(adapter, weight_name):
+    if not is_third_party(adapter, weight_name):
         raise InputError(f"adapter {adapter} needs weight_name: which of its files?")
     if base is None:
         tensors = find_checkpoint(adapter, weight_name).ip_adapter
@@ -61,12 +61,13 @@ def _to_facesnap(
             raise InputError(
                 f"adapter {adapter} takes tokens of width {width}, of no known family; say which with --base"
             )
-    config, modules = load_foreign(adapter, weight_name, _base_unet(base), plus_v2=v2)
-    if config.image_encoder is not None:
-        source = config.replace(image_encoder=image_encoder or config.image_encoder)
+    config, modules = load_third_party(adapter, weight_name, _base_unet(base), plus_v2=v2)
+    if config.image_encoder_id is not None:
+        source = config.replace(image_encoder_id=image_encoder or config.image_encoder_id)
         modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})
     pipeline = "FaceSnapXLPipeline" if "xl" in (config.base_family or "") else "FaceSnapPipeline"
-    save_adapter_folder(output, config, finish_foreign(modules, torch.float32), pipeline, output.name)
+    bind_image_encoder(modules)
+    save_adapter_folder(output, config, modules, pipeline, output.name)
     origin = "/".join(filter(None, [Path(adapter).name if Path(adapter).exists() else adapter, weight_name]))
     write_model_card(output / "README.md", config, pipeline, output.name, training=_CONVERTED.format(origin=origin))
 
@@ -74,10 +75,10 @@ def _to_facesnap(
 def _to_ip_adapter(adapter: str, output: Path, base: str | None) -> None:
     import torch
 
-    from ..adapter import load_part
-    from ..config import FaceSnapConfig
+    from ..adapter.config import FaceSnapConfig
+    from ..adapter.folder import load_part
+    from ..adapter.hub import resolve_adapter_folder
     from ..errors import InputError
-    from ..hub import resolve_adapter_folder
     from ..interop.export import write_ip_adapter
 
     folder = resolve_adapter_folder(adapter)

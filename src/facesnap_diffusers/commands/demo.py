@@ -72,7 +72,7 @@ def _avatar(pipe: "FaceSnapPipeline", photo: str) -> "NanoPerson":
 
     config = pipe.facesnap_config
     assert config is not None  # load_nano_pipeline has loaded an adapter
-    found = find_face(photo, default_analyzer(config.face_encoder, config.normalized_embeds), name="face")
+    found = find_face(photo, default_analyzer(config.face_encoder_id, config.normalized_embeds), name="face")
     picture = PIL.Image.fromarray(align_for_clip(found.image, found.landmarks, SIZE))
     identity = pipe.encode_face(found.image, embedding=found.embedding, landmarks=found.landmarks)
     return NanoPerson("photo", picture, identity)

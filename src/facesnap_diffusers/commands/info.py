@@ -37,8 +37,8 @@ def info(
 def _fresh_sizes(family: str) -> dict[str, tuple[int, int]]:
     import torch
 
+    from ..adapter.config import FaceSnapConfig
     from ..base_models import UNET_CONFIGS, empty_unet
-    from ..config import FaceSnapConfig
     from ..errors import InputError
     from ..models.attention import IdentityAttention
     from ..models.ffrnet import FFRNet
@@ -64,12 +64,12 @@ def _size(part: "torch.nn.Module") -> tuple[int, int]:
 
 
 def _stored_sizes(adapter: str, variant: str | None) -> dict[str, tuple[int, int]]:
-    from ..config import FaceSnapConfig
-    from ..hub import IMAGE_ENCODER_FOLDER, resolve_adapter_folder
+    from ..adapter.config import IMAGE_ENCODER_FOLDER, FaceSnapConfig
+    from ..adapter.hub import resolve_adapter_folder
 
     folder = resolve_adapter_folder(adapter, variant=variant)
     config = FaceSnapConfig.load(folder)
-    parts = [*config.parts, *([IMAGE_ENCODER_FOLDER] if config.image_encoder == IMAGE_ENCODER_FOLDER else [])]
+    parts = [*config.parts, *([IMAGE_ENCODER_FOLDER] if config.image_encoder_id == IMAGE_ENCODER_FOLDER else [])]
     suffix = f".{variant}.safetensors" if variant else ".safetensors"
     return {part: _count(sorted((folder / part).glob(f"*{suffix}"))) for part in parts}
 

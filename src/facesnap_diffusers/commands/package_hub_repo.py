@@ -41,9 +41,9 @@ def package_hub_repo(
     dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub; may be given several times.")] = None,
 ) -> None:
     """Make an adapter folder a complete Hub repo: pipeline.py, for SDXL block.py, and a new model card."""
-    from ..config import FaceSnapConfig
+    from ..adapter.config import FaceSnapConfig
+    from ..adapter.model_card import read_training_section, write_model_card
     from ..errors import InputError
-    from ..model_card import training_section, write_model_card
 
     if repo_id.count("/") != 1:
         raise InputError(f"repo_id {repo_id!r} must be owner/name")
@@ -56,7 +56,7 @@ def package_hub_repo(
     if is_xl:
         (adapter / "block.py").write_text(_BLOCK.format(repo_id=repo_id))
     card = adapter / "README.md"
-    write_model_card(card, config, pipeline, repo_id, datasets=dataset, training=training_section(card))
+    write_model_card(card, config, pipeline, repo_id, datasets=dataset, training=read_training_section(card))
     for path in sorted(adapter.rglob("*")):
         if path.is_file():
             typer.echo(path.relative_to(adapter))

@@ -1,3 +1,5 @@
+"""`facesnap train`: an adapter, from a YAML file."""
+
 from pathlib import Path
 from typing import Annotated
 
@@ -14,8 +16,8 @@ def train(
     from ..errors import MissingDependencyError
 
     try:
-        from ..training.config import load_config
         from ..training.trainer import Trainer
+        from ..training.training_config import load_config
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f'training needs {error.name}: pip install "facesnap-diffusers[train]"'

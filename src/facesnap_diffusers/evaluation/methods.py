@@ -217,15 +217,15 @@ class FaceSnap(_DiffusionMethod):
         pipe = (FaceSnapXLPipeline if hasattr(base, "text_encoder_2") else FaceSnapPipeline).from_pipe(base)
         if self.adapter is not None or pipe.facesnap_config is None:
             pipe.load_facesnap_adapter(self.adapter, variant=self.adapter_variant)
-        pipe.set_facesnap_scale(identity=self.identity_scale, landmarks=self.landmark_scale)
+        pipe.set_facesnap_scale(identity_scale=self.identity_scale, landmark_scale=self.landmark_scale)
         config = pipe.facesnap_config
-        pipe.face_analyzer = shared_analyzer(config.face_encoder, config.normalized_embeds)
+        pipe.face_analyzer = shared_analyzer(config.face_encoder_id, config.normalized_embeds)
         return pipe
 
     @property
     def trained_with(self) -> str | None:
         config = self.pipe.facesnap_config
-        return None if config.face_embed_dim is None else config.face_encoder
+        return None if config.face_embed_dim is None else config.face_encoder_id
 
     def generate(self, cases: Sequence[Case]) -> list[PIL.Image.Image]:
         identities = [self.person(case) for case in cases]

@@ -8,7 +8,7 @@ import torch
 from ..errors import InputError
 from ..identity import FaceIdentity
 from ..models.landmark_predictor import LandmarkPredictor
-from ..pipelines.steering import as_boxes, steer
+from ..steering import ImageSteering, as_boxes, steer
 from .cases import Case
 from .features import FoundFace
 
@@ -34,21 +34,12 @@ def retargeted_landmarks(
     landmarks = reference.landmarks if known is None else np.array(known, dtype=np.float32)
     identity = FaceIdentity(
         face_embeds=torch.from_numpy(reference.embedding),
-        face_encoder="",
+        face_encoder_id="",
         landmarks=torch.from_numpy(landmarks),
         photo_size=reference.size,
     )
     (box,) = as_boxes(case.face_box) or [None]
-    target = steer(
-        predictor,
-        height=height,
-        width=width,
-        identity=identity,
-        driving=None,
-        pose=case.pose,
-        expression=case.expression,
-        face_box=box,
-    )
+    target = steer(predictor, identity, ImageSteering(None, case.pose, case.expression, box), height, width)
     return target[0].cpu().numpy()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import PIL.Image
 import torch
 
-from ..config import CONFIG_NAME
+from ..adapter.config import CONFIG_NAME
 from ..errors import AdapterError
 from ..identity import FaceIdentity
 from ..pipelines.facesnap import FaceSnapPipeline

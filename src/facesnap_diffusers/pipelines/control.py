@@ -1,4 +1,6 @@
-"""What the stock ControlNet pipelines see as their ControlNets while a face is in play."""
+"""What the stock ControlNet pipelines see as their ControlNets in calls with a face."""
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -6,16 +8,20 @@ import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import nn
 
+from ..models.attention import CONTEXT_KEY, accept_contexts
+from ..models.regions import RegionalContext
+
 
 class RoutedControlNet(ControlNetModel):
     r"""
-    Hands a ControlNet its part of `[text ; identity tokens]`, and leaves it alone when its scale is 0: because
-    `set_facesnap_scale` says so, or outside of `control_guidance_start` ... `control_guidance_end`.
+    Stands for a ControlNet in one call: hands it its part of `[text ; identity tokens]`, and does not run it when its scale
+    is 0, because `set_facesnap_scale` says so, or outside of `control_guidance_start` ... `control_guidance_end`.
 
     Args:
-        net (`ControlNetModel`, *optional*): `None` stands for no conditioning at all.
+        net (`ControlNetModel`, *optional*): Shared with other calls and not changed. `None` stands for no conditioning.
         num_tokens (`int`): Number of identity tokens at the end of the context.
-        context (`str`): `"identity"` or `"text"`.
+        context (`str`): `"identity"` or `"text"`: which part of it.
+        regions ([`RegionalContext`], *optional*): Where each of several people is.
         device (`torch.device`), dtype (`torch.dtype`): Of the conditioning image; those of `net` by default.
     """
 
@@ -24,6 +30,7 @@ class RoutedControlNet(ControlNetModel):
         net: Any,
         num_tokens: int,
         context: str,
+        regions: RegionalContext | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -32,7 +39,10 @@ class RoutedControlNet(ControlNetModel):
         self.register_to_config(
             global_pool_conditions=net is not None and getattr(net.config, "global_pool_conditions", False)
         )
+        if regions is not None:
+            accept_contexts(net)
         self.net = net
+        self.regions = regions
         self.num_tokens = num_tokens
         self.context = context
         self._device = device or net.device
@@ -66,6 +76,8 @@ class RoutedControlNet(ControlNetModel):
             encoder_hidden_states = encoder_hidden_states[:, text_length:]
         else:
             encoder_hidden_states = encoder_hidden_states[:, :text_length]
+        if self.regions is not None:
+            kwargs["cross_attention_kwargs"] = {CONTEXT_KEY: self.regions}
         return self.net(
             sample,
             timestep,

@@ -1,4 +1,4 @@
-from diffusers import StableDiffusionControlNetImg2ImgPipeline
+from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionImg2ImgPipeline
 
 from .sd import FaceSnapSDMixin
 
@@ -21,3 +21,5 @@ class FaceSnapImg2ImgPipeline(FaceSnapSDMixin, StableDiffusionControlNetImg2ImgP
     image = pipe("portrait as an astronaut", face_image="photo.jpg", image=start).images[0]
     ```
     """
+
+    _plain_class = StableDiffusionImg2ImgPipeline

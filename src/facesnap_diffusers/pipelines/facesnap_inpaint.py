@@ -1,4 +1,4 @@
-from diffusers import StableDiffusionControlNetInpaintPipeline
+from diffusers import StableDiffusionControlNetInpaintPipeline, StableDiffusionInpaintPipeline
 
 from .sd import FaceSnapSDMixin
 
@@ -21,3 +21,5 @@ class FaceSnapInpaintPipeline(FaceSnapSDMixin, StableDiffusionControlNetInpaintP
     image = pipe("portrait as an astronaut", face_image="photo.jpg", image=picture, mask_image=mask).images[0]
     ```
     """
+
+    _plain_class = StableDiffusionInpaintPipeline

@@ -1,4 +1,4 @@
-from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
+from diffusers import StableDiffusionXLControlNetImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 
 from .sdxl import FaceSnapSDXLMixin
 
@@ -21,3 +21,5 @@ class FaceSnapXLImg2ImgPipeline(FaceSnapSDXLMixin, StableDiffusionXLControlNetIm
     image = pipe("portrait as an astronaut", face_image="photo.jpg", image=start).images[0]
     ```
     """
+
+    _plain_class = StableDiffusionXLImg2ImgPipeline

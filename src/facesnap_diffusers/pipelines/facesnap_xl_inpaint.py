@@ -1,4 +1,4 @@
-from diffusers import StableDiffusionXLControlNetInpaintPipeline
+from diffusers import StableDiffusionXLControlNetInpaintPipeline, StableDiffusionXLInpaintPipeline
 
 from .sdxl import FaceSnapSDXLMixin
 
@@ -21,3 +21,5 @@ class FaceSnapXLInpaintPipeline(FaceSnapSDXLMixin, StableDiffusionXLControlNetIn
     image = pipe("portrait as an astronaut", face_image="photo.jpg", image=picture, mask_image=mask).images[0]
     ```
     """
+
+    _plain_class = StableDiffusionXLInpaintPipeline

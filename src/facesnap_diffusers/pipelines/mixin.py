@@ -1,8 +1,11 @@
+"""How a face gets into a stock ControlNet pipeline."""
+
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,29 +13,63 @@ import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from ..config import FaceSnapConfig
-from ..errors import FaceEncoderMismatchError, InputError
-from ..faces.detection import find_face
+from .._upstream import is_model_offloaded, progress_bar_config, register_in_diffusers, with_text_model
+from ..adapter.lifecycle import FaceSnapAdapterMixin
+from ..conditioner import FaceConditioner
+from ..errors import InputError
 from ..faces.expression import Expression
-from ..faces.key_points import draw_for_style
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
-from ..models.regions import Regions, regional_context
+from ..models.regions import RegionalContext, Regions
+from ..steering import Steering, as_landmarks, as_list
 from .control import RoutedControlNet
-from .face_encoding import FaceEncodingMixin
 from .people import Person, check_people
-from .steering import as_boxes, as_expressions, as_landmarks, as_list, steer
+from .signatures import stock_arguments, with_stock_signature
 
 
-class FaceSnapMixin(FaceEncodingMixin):
-    """Brings a face into a stock ControlNet pipeline, as identity tokens and a landmark image; that one does the rest."""
+@dataclass(frozen=True)
+class FaceConditions:
+    r"""
+    What a face is to one call of a stock pipeline.
+
+    Attributes:
+        tokens (`torch.Tensor` of shape `(batch, tokens, width)`): Identity tokens; those of several people side by side.
+        unconditional_tokens (`torch.Tensor` of shape `(batch, tokens, width)`): For classifier-free guidance.
+        landmark_picture (`torch.Tensor` of shape `(batch, 3, height, width)`): For FFRNet, in `[0, 1]`.
+        regions ([`Regions`], *optional*): Where each of several people is.
+    """
+
+    tokens: torch.Tensor
+    unconditional_tokens: torch.Tensor
+    landmark_picture: torch.Tensor
+    regions: Regions | None = None
+
+
+class FaceSnapMixin(FaceSnapAdapterMixin):
+    r"""
+    Brings a face into a stock ControlNet pipeline, as identity tokens and a landmark picture; that one does the rest.
+
+    A call runs on a shallow copy of the pipeline, with a scheduler and, for FFRNet, a ControlNet of its own. Identity
+    tokens travel with the prompt embeddings, and how the attention layers are to take them in `cross_attention_kwargs`.
+    So calls of several threads, and of several pipelines on one UNet, see nothing of each other.
+    """
+
+    #: The stock pipeline without ControlNet, to which calls without a face go.
+    _plain_class: type[DiffusionPipeline]
 
     #: The name under which the stock pipeline takes the ControlNet's image.
     _control_image_argument = "control_image"
 
-    #: Identity tokens and unconditional tokens, each (batch, tokens, width), for the duration of a call.
+    #: Identity tokens and unconditional tokens, each (batch, tokens, width): only on the copy that a call runs on.
     _identity_tokens: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if hasattr(cls, "_plain_class"):
+            for name in ("__call__", "encode_prompt"):
+                setattr(cls, name, with_stock_signature(cls, name))
+            register_in_diffusers(cls)
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
@@ -68,8 +105,7 @@ class FaceSnapMixin(FaceEncodingMixin):
             new_pipeline.to(dtype=dtype)
         if isinstance(pipeline, FaceSnapMixin):
             new_pipeline._facesnap_scale = pipeline.facesnap_scale
-            new_pipeline.face_analyzer = pipeline.face_analyzer
-            new_pipeline._default_analyzer = pipeline._default_analyzer
+            new_pipeline._face_analyzer = pipeline._face_analyzer
         return new_pipeline
 
     @torch.no_grad()
@@ -111,7 +147,7 @@ class FaceSnapMixin(FaceEncodingMixin):
                 and, if you like, a pose and an expression; in place of all of the above but the prompt.
             kwargs: All arguments of the stock pipeline, such as `negative_prompt`, `num_inference_steps`,
                 `guidance_scale`, `generator`, `height` and `width`. `controlnet_conditioning_scale` and the
-                ControlNet's images are for further ControlNets; [`set_facesnap_scale`] weighs FaceSnap.
+                ControlNet's images are for further ControlNets; [`set_facesnap_scale`] scales FaceSnap.
 
         Returns:
             What the stock pipeline returns.
@@ -119,63 +155,57 @@ class FaceSnapMixin(FaceEncodingMixin):
         Raises:
             NoFaceFoundError: A photo shows no face.
             AdapterError: A face is given, but no adapter is loaded.
-            FaceEncoderMismatchError: The face was encoded by another recogniser than the adapter was trained with.
+            FaceEncoderMismatchError: The face was encoded by another recognizer than the adapter was trained with.
             InputError: An argument has a wrong type, shape, range or length.
         """
-        self._check_arguments(kwargs)
-        steering = {"pose_image": pose_image, "pose": pose, "expression": expression, "face_box": face_box}
-        asked = [name for name, value in steering.items() if value is not None]
+        steering = Steering(pose_image, pose, expression, face_box, face_index)
+        self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
         if people is not None:
-            given = {"face_image": face_image, "identity": identity, "face_index": face_index, "landmarks": landmarks}
-            given |= steering
-            return self._call_with_people(prompt, people, [k for k, v in given.items() if v is not None], kwargs)
-        if face_index is not None and face_image is None and pose_image is None:
-            raise InputError("face_index= picks a face from face_image= or pose_image=; pass one of them")
-        if face_image is None and identity is None:
-            if asked or landmarks is not None:
-                raise InputError(f"{[*asked, 'landmarks'][0]}= steers a face; pass face_image= or identity= too")
-            with self._without_face(kwargs):
-                return super().__call__(prompt, **kwargs)
-        if landmarks is not None and asked:
-            raise InputError(f"landmarks= are used as they are, so {asked[0]}= has no effect; pass one of the two")
-
-        identities = self._identities(face_image, identity, face_index, prompt)
-        height, width = self._image_size(kwargs)
-        if landmarks is None:
-            points = self.predict_landmarks(identities, height=height, width=width, face_index=face_index, **steering)
+            own = {"face_image": face_image, "identity": identity, "face_index": face_index, "landmarks": landmarks}
+            given = [*(name for name, value in own.items() if value is not None), *steering.given]
+            if given:
+                raise InputError(f"{given[0]}= is for one person, people= for several; give each Person its own")
+            height, width = self._image_size(kwargs)
+            conditions = self._conditions_of_people(people, height, width)
+        elif face_image is None and identity is None:
+            _refuse_steering_without_face(steering, landmarks)
+            return self._call_without_face(prompt, kwargs)
         else:
-            points = as_landmarks(landmarks, "landmarks")[..., :2]
-        prompt = self._match_batch(prompt, identities, points, kwargs)
-        style = self._require_adapter("landmarks=").landmark_style
-        with self._with_face(identities, draw_for_style(style, points.float(), height, width), kwargs):
-            return super().__call__(prompt, **kwargs)
-
-    def _call_with_people(
-        self, prompt: str | list[str] | None, people: Sequence[Person], others: list[str], kwargs: dict[str, Any]
-    ) -> Any:
-        if others:
-            raise InputError(f"{others[0]}= is for one person, people= for several; give each Person its own")
-        config = self._require_adapter("people=")
-        people, boxes = check_people(people)
-        height, width = self._image_size(kwargs)
-        points = []
-        for person in people:
-            _check_identity(person.identity, config)
-            steering = {"pose_image": person.pose_image, "pose": person.pose, "expression": person.expression}
-            points.append(
-                self.predict_landmarks(
-                    person.identity, face_box=person.face_box, height=height, width=width, **steering
+            if face_index is not None and face_image is None and pose_image is None:
+                raise InputError("face_index= picks a face from face_image= or pose_image=; pass one of them")
+            if landmarks is not None and steering.given:
+                raise InputError(
+                    f"landmarks= are used as they are, so {steering.given[0]}= has no effect; pass one of the two"
                 )
-            )
-        # all faces in one picture: it is black where there is none
-        images = draw_for_style(config.landmark_style, torch.cat(points).float(), height, width)
-        regions = Regions(boxes, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        prompt = self._match_batch(prompt, [people[0].identity], points[0], kwargs)
-        with self._with_face([person.identity for person in people], images.amax(0, keepdim=True), kwargs, regions):
-            return super().__call__(prompt, **kwargs)
+            conditioner = self.face_conditioner("face_image=" if identity is None else "identity=")
+            num_prompts = len(prompt) if isinstance(prompt, list) else 1
+            identities = conditioner.identities(face_image, identity, face_index, num_prompts)
+            height, width = self._image_size(kwargs)
+            if landmarks is None:
+                points = conditioner.landmarks(identities, steering, height, width)
+            else:
+                points = as_landmarks(landmarks, "landmarks")[..., :2]
+            prompt = self._match_batch(prompt, identities, points, kwargs)
+            picture = conditioner.landmark_picture(points, height, width)
+            conditions = FaceConditions(*conditioner.tokens(identities), picture)
+        return self._call_with_face(prompt, conditions, kwargs)
+
+    def encode_face(
+        self,
+        face_image: Any = None,
+        *,
+        face_index: int | None = None,
+        embedding: torch.Tensor | np.ndarray | None = None,
+        landmarks: torch.Tensor | np.ndarray | None = None,
+    ) -> FaceIdentity:
+        return self.face_conditioner("encode_face").encode_face(
+            face_image, face_index=face_index, embedding=embedding, landmarks=landmarks
+        )
+
+    encode_face.__doc__ = FaceConditioner.encode_face.__doc__
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
-        """As in the stock pipeline; while a face is in play, the identity tokens follow the text."""
+        """As in the stock pipeline; in a call with a face, the identity tokens follow the text."""
         prompt_embeds, negative_prompt_embeds, *pooled = super().encode_prompt(*args, **kwargs)
         if self._identity_tokens is not None:
             tokens, unconditional_tokens = self._identity_tokens
@@ -184,7 +214,6 @@ class FaceSnapMixin(FaceEncodingMixin):
                 negative_prompt_embeds = append_tokens(negative_prompt_embeds, unconditional_tokens)
         return (prompt_embeds, negative_prompt_embeds, *pooled)
 
-    @torch.no_grad()
     def predict_landmarks(
         self,
         identity: FaceIdentity | Sequence[FaceIdentity],
@@ -207,65 +236,165 @@ class FaceSnapMixin(FaceEncodingMixin):
         Returns:
             `torch.Tensor` of shape `(batch, 72, 2)`: in pixels of the image; [`draw_landmarks`] draws them.
         """
-        config = self._require_adapter("predict_landmarks")
+        conditioner = self.face_conditioner("predict_landmarks")
         for name, size in (("height", height), ("width", width)):
             if not isinstance(size, int) or size <= 0:
                 raise InputError(f"{name} must be a positive number of pixels, got {size!r}")
         if identity is None:
             raise InputError("identity is None; give a FaceIdentity or a list of them")
-        predictor = self._landmark_predictor()
-        photos = as_list(pose_image, "pose_image")
-        asked = {
-            "identity": as_list(identity, "identity", FaceIdentity),
-            "pose_image": [
-                find_face(
-                    photo, self._analyzer(config), face_index, f"pose_image[{i}]" if len(photos) > 1 else "pose_image"
-                )
-                for i, photo in enumerate(photos)
-            ],
-            "pose": as_list(pose, "pose", HeadPose),
-            "expression": as_expressions(expression),
-            "face_box": as_boxes(face_box),
+        steering = Steering(pose_image, pose, expression, face_box, face_index)
+        return conditioner.landmarks(as_list(identity, "identity", FaceIdentity), steering, height, width)
+
+    def _conditions_of_people(self, people: Sequence[Person], height: int, width: int) -> FaceConditions:
+        conditioner = self.face_conditioner("people=")
+        people, boxes = check_people(people)
+        points = []
+        for person in people:
+            conditioner.check(person.identity)
+            steering = Steering(person.pose_image, person.pose, person.expression, person.face_box)
+            points.append(conditioner.landmarks([person.identity], steering, height, width))
+        # all faces in one picture: it is black where there is none
+        pictures = conditioner.landmark_picture(torch.cat(points), height, width)
+        tokens, unconditional_tokens = conditioner.tokens([person.identity for person in people])
+        regions = Regions(boxes, height // self.vae_scale_factor, width // self.vae_scale_factor)
+        return FaceConditions(
+            tokens.flatten(0, 1)[None],  # one image, with the tokens of all people one after the other
+            unconditional_tokens.flatten(0, 1)[None],
+            pictures.amax(0, keepdim=True),
+            regions,
+        )
+
+    def _call_with_face(
+        self, prompt: str | list[str] | None, conditions: FaceConditions, kwargs: dict[str, Any]
+    ) -> Any:
+        """The stock pipeline with the identity: in the prompt, in the UNet's attention, in FFRNet."""
+        scale = self.facesnap_scale
+        attention_scale = scale["identity_scale"] if self.identity_attention is not None else 0.0
+        landmark_scale = scale["landmark_scale"] if self.ffrnet is not None else 0.0
+        if landmark_scale == 0 and not (
+            any(attention_scale.values()) if isinstance(attention_scale, Mapping) else attention_scale
+        ):
+            return self._call_without_face(prompt, kwargs)
+        call = self._for_one_call()
+        call._identity_tokens = conditions.tokens, conditions.unconditional_tokens
+        num_tokens = conditions.tokens.shape[1]
+        # without identity attention the tokens are only kept from the UNet
+        attention = self.identity_attention if self.identity_attention is not None else IdentityAttention(layers={})
+        context = attention.context(self.unet, num_tokens, attention_scale, conditions.regions)
+        kwargs["cross_attention_kwargs"] = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
+        ffrnet = None
+        if self.ffrnet is not None:
+            regions = None
+            if conditions.regions is not None:
+                regions = RegionalContext(conditions.regions.masks(num_tokens, self._execution_device))
+            ffrnet = RoutedControlNet(self.ffrnet, num_tokens, "identity", regions)
+        call._control(ffrnet, conditions.landmark_picture, landmark_scale, num_tokens, kwargs)
+        return self._run(call, prompt, kwargs)
+
+    def _call_without_face(self, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
+        """The stock pipeline as it is; without ControlNets, that without ControlNet where it takes all arguments."""
+        if self.controlnet is not None:
+            return self._run(self._for_one_call(), prompt, kwargs)
+        self._refuse_control_arguments(kwargs)
+        kwargs.pop("guess_mode", None)
+        if set(kwargs) <= set(inspect.signature(self._plain_class.__call__).parameters):
+            plain = self._plain_pipeline()
+            if kwargs.get("clip_skip") is not None:
+                plain.text_encoder = with_text_model(plain.text_encoder)
+            return self._run(plain, prompt, kwargs)
+        height, width = self._image_size(kwargs)
+        call = self._for_one_call()
+        call._control(None, torch.zeros(1, 3, height, width), 0.0, 0, kwargs)
+        return self._run(call, prompt, kwargs)
+
+    def _for_one_call(self) -> Any:
+        """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
+        call = copy.copy(self)
+        call.scheduler = copy.deepcopy(self.scheduler)
+        return call
+
+    def _plain_pipeline(self) -> DiffusionPipeline:
+        """The stock pipeline without ControlNet on the same components, for one call."""
+        parameters = inspect.signature(self._plain_class.__init__).parameters
+        components = {**self.config, **self.components, "scheduler": copy.deepcopy(self.scheduler)}
+        arguments = {name: value for name, value in components.items() if name in parameters}
+        if "requires_safety_checker" in arguments:  # it was warned of when this pipeline was made
+            arguments["requires_safety_checker"] = False
+        plain = self._plain_class(**arguments)
+        plain.set_progress_bar_config(**progress_bar_config(self))
+        return plain
+
+    def _run(self, call: Any, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
+        """The stock `__call__` of a pipeline that was made for this call."""
+        try:
+            if isinstance(call, FaceSnapMixin):
+                return super(FaceSnapMixin, call).__call__(prompt, **kwargs)
+            return call(prompt, **kwargs)
+        finally:
+            if is_model_offloaded(self):  # the stock call has put its hooks on what the copy holds
+                self.maybe_free_model_hooks()
+
+    def _control(
+        self,
+        ffrnet: RoutedControlNet | None,
+        landmark_picture: torch.Tensor,
+        landmark_scale: float,
+        num_tokens: int,
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Puts FFRNet beside the ControlNets of this copy of the pipeline, each with its part of the context."""
+        name = self._control_image_argument
+        if self.controlnet is None:
+            self._refuse_control_arguments(kwargs)
+            self.controlnet = ffrnet or RoutedControlNet(
+                None, num_tokens, "text", device=self._execution_device, dtype=self.unet.dtype
+            )
+            kwargs[name] = landmark_picture
+            kwargs["controlnet_conditioning_scale"] = float(landmark_scale)
+            return
+        is_multi = isinstance(self.controlnet, MultiControlNetModel)
+        nets = list(self.controlnet.nets) if is_multi else [self.controlnet]
+        images = kwargs.get(name) if is_multi else [kwargs.get(name)]
+        if kwargs.get(name) is None or not isinstance(images, (list, tuple)) or len(images) != len(nets):
+            raise InputError(f"{name}= must have an image for each of the {len(nets)} further ControlNets")
+        images = [self.control_image_processor.preprocess(item, kwargs["height"], kwargs["width"]) for item in images]
+        routed = [RoutedControlNet(net, num_tokens, "text") for net in nets]
+        settings = {
+            setting: _for_each(kwargs.get(setting, default), len(nets), setting)
+            for setting, default in _CONTROL_SETTINGS.items()
         }
-        batch = max(len(values) for values in asked.values())
-        for name, values in asked.items():
-            if len(values) not in (0, 1, batch):
-                raise InputError(f"{name} has {len(values)} entries, another argument {batch}; give 1 or {batch}")
-        images: list[list[Any]] = [
-            [None if not values else values[0] if len(values) == 1 else values[i] for values in asked.values()]
-            for i in range(batch)
-        ]
-        return torch.cat([steer(predictor, height, width, *image) for image in images])
+        if ffrnet is not None:
+            routed, images = [ffrnet, *routed], [landmark_picture, *images]
+            # the caller's settings are for the caller's ControlNets
+            own = {**_CONTROL_SETTINGS, "controlnet_conditioning_scale": landmark_scale}
+            settings = {setting: [own[setting], *values] for setting, values in settings.items()}
+        self.controlnet = MultiControlNetModel(routed)
+        kwargs[name] = images
+        kwargs |= {setting: [float(value) for value in values] for setting, values in settings.items()}
 
-    def _check_arguments(self, kwargs: dict[str, Any]) -> None:
+    def _refuse_control_arguments(self, kwargs: dict[str, Any]) -> None:
+        """Raises [`InputError`] for what is for further ControlNets, where there are none."""
+        name = self._control_image_argument
+        if kwargs.get(name) is not None:
+            raise InputError(
+                f"{name}= is for further ControlNets and this pipeline has none; pass controlnet= to from_pretrained"
+            )
+        if "controlnet_conditioning_scale" in kwargs:
+            raise InputError(
+                "controlnet_conditioning_scale= is for further ControlNets and this pipeline has none;"
+                " set_facesnap_scale(landmark_scale=) scales FFRNet"
+            )
+
+    def _check_arguments(self, kwargs: dict[str, Any], with_face: bool) -> None:
         # the stock pipelines take any keyword and ignore those that they do not know
-        known = [name for name, p in inspect.signature(super().__call__).parameters.items() if p.kind != p.VAR_KEYWORD]
+        known = stock_arguments(super().__call__)
+        plain = [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
         for name in kwargs:
-            if name not in known and name not in ("callback", "callback_steps"):
-                raise InputError(f"{type(self).__name__} takes no argument {name}=; it takes {', '.join(known)}")
-
-    def _identities(
-        self, face_image: Any, identity: Any, face_index: int | None, prompt: str | list[str] | None
-    ) -> list[FaceIdentity]:
-        config = self._require_adapter("face_image=" if identity is None else "identity=")
-        if face_image is not None and identity is not None:
-            raise InputError("face_image= and identity= are both given; pass one of the two")
-        if identity is not None:
-            identities = as_list(identity, "identity", FaceIdentity)
-        elif isinstance(face_image, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in face_image):
-            people = [item if isinstance(item, (list, tuple)) else [item] for item in face_image]
-            identities = [self.encode_face(list(photos), face_index=face_index) for photos in people]
-        else:
-            count = len(face_image) if isinstance(face_image, (list, tuple)) else 1
-            if isinstance(prompt, list) and count == len(prompt) > 1:
-                raise InputError(
-                    f"face_image has {count} photos for {count} prompts: one person or {count}? Pass [[photo, photo]]"
-                    " for one person, [[photo], [photo]] for one person a prompt"
-                )
-            identities = [self.encode_face(face_image, face_index=face_index)]
-        for item in identities:
-            _check_identity(item, config)
-        return identities
+            if name in known or name in plain or name in ("callback", "callback_steps"):
+                continue
+            if name in stock_arguments(self._plain_class.__call__):
+                raise InputError(f"{name}= works only without a face and without ControlNets; leave it out")
+            raise InputError(f"{type(self).__name__} takes no argument {name}=; it takes {', '.join(known)}")
 
     def _image_size(self, kwargs: dict[str, Any]) -> tuple[int, int]:
         height, width = kwargs.get("height"), kwargs.get("width")
@@ -313,137 +442,9 @@ class FaceSnapMixin(FaceEncodingMixin):
                 kwargs[name] = [kwargs[name]] * batch
         return (prompt if isinstance(prompt, list) else [prompt]) * batch
 
-    @contextmanager
-    def _with_face(
-        self,
-        identities: Sequence[FaceIdentity],
-        landmark_image: torch.Tensor,
-        kwargs: dict[str, Any],
-        regions: Regions | None = None,
-    ) -> Iterator[None]:
-        """While this lasts, the stock pipeline works with the identity: in the prompt, in the UNet, in FFRNet."""
-        attention_scale = self.facesnap_scale["identity"] if self.identity_attention is not None else 0.0
-        landmark_scale = self.facesnap_scale["landmarks"] if self.ffrnet is not None else 0.0
-        if landmark_scale == 0 and attention_scale == 0:
-            with self._without_face(kwargs):
-                yield
-            return
 
-        tokens = self._mix(identities)
-        if regions is not None:  # one image, with the tokens of all people one after the other
-            tokens = (tokens[0].flatten(0, 1)[None], tokens[1].flatten(0, 1)[None])
-        num_tokens = tokens[0].shape[1]
-        attention = self.identity_attention if self.identity_attention is not None else self._no_identity_attention
-        ffrnet = None
-        if self.ffrnet is not None:
-            ffrnet = RoutedControlNet(self.ffrnet, num_tokens, "identity")
-        with (
-            attention.attached(self.unet, num_tokens, attention_scale, regions),
-            regional_context(self.ffrnet, regions),
-            self._controlled_by(ffrnet, landmark_image, landmark_scale, num_tokens, kwargs),
-        ):
-            self._identity_tokens = tokens
-            try:
-                yield
-            finally:
-                self._identity_tokens = None
-
-    @contextmanager
-    def _without_face(self, kwargs: dict[str, Any]) -> Iterator[None]:
-        """While this lasts, the stock pipeline works as it is, or as one without ControlNet if there is none."""
-        if self.controlnet is not None:
-            yield
-            return
-        kwargs.pop("guess_mode", None)
-        height, width = self._image_size(kwargs)
-        with self._controlled_by(None, torch.zeros(1, 3, height, width), 0.0, 0, kwargs):
-            yield
-
-    @contextmanager
-    def _controlled_by(
-        self,
-        ffrnet: RoutedControlNet | None,
-        landmark_image: torch.Tensor,
-        scale: float,
-        num_tokens: int,
-        kwargs: dict[str, Any],
-    ) -> Iterator[None]:
-        """While this lasts, FFRNet stands beside the pipeline's own ControlNets, each with its part of the context."""
-        own_controlnet = self.controlnet
-        own_images = kwargs.get(self._control_image_argument)
-        controlnet: Any
-        if own_controlnet is None:
-            if own_images is not None:
-                raise InputError(
-                    f"{self._control_image_argument}= is for further ControlNets and this pipeline has none;"
-                    " pass controlnet= to from_pretrained"
-                )
-            if "controlnet_conditioning_scale" in kwargs:
-                raise InputError(
-                    "controlnet_conditioning_scale= is for further ControlNets and this pipeline has none;"
-                    " set_facesnap_scale(landmarks=) weighs FFRNet"
-                )
-            controlnet = ffrnet or RoutedControlNet(None, num_tokens, "text", self.unet.device, self.unet.dtype)
-            kwargs[self._control_image_argument] = landmark_image
-            kwargs["controlnet_conditioning_scale"] = float(scale)
-        else:
-            nets = list(own_controlnet.nets) if isinstance(own_controlnet, MultiControlNetModel) else [own_controlnet]
-            routed = [RoutedControlNet(net, num_tokens, "text") for net in nets]
-            images = own_images if isinstance(own_controlnet, MultiControlNetModel) else [own_images]
-            if own_images is None or not isinstance(images, (list, tuple)) or len(images) != len(nets):
-                raise InputError(
-                    f"{self._control_image_argument}= must have an image for each of the {len(nets)} further ControlNets"
-                )
-            images = [
-                self.control_image_processor.preprocess(item, kwargs["height"], kwargs["width"]) for item in images
-            ]
-            scales = _for_each(
-                kwargs.get("controlnet_conditioning_scale", 1.0), len(nets), "controlnet_conditioning_scale"
-            )
-            starts = _for_each(kwargs.get("control_guidance_start", 0.0), len(nets), "control_guidance_start")
-            ends = _for_each(kwargs.get("control_guidance_end", 1.0), len(nets), "control_guidance_end")
-            if ffrnet is not None:
-                routed, images = [ffrnet, *routed], [landmark_image, *images]
-                scales, starts, ends = [scale, *scales], [starts[0], *starts], [ends[0], *ends]
-            controlnet = MultiControlNetModel(routed)
-            kwargs[self._control_image_argument] = images
-            kwargs["controlnet_conditioning_scale"] = [float(value) for value in scales]
-            kwargs["control_guidance_start"], kwargs["control_guidance_end"] = starts, ends
-        self.controlnet = controlnet
-        try:
-            yield
-        finally:
-            self.controlnet = own_controlnet
-            # the stock pipeline has put its offload hooks back, on what stood in for the ControlNet
-            self.maybe_free_model_hooks()
-
-    def _mix(self, identities: Sequence[FaceIdentity]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Identity tokens and unconditional tokens, each (batch, tokens, width)."""
-        device, dtype = self._execution_device, self.mixer.dtype
-        unconditional = torch.tensor([False, True], device=device)
-        mixed = []
-        for identity in identities:
-            embeds = identity.face_embeds
-            if identity.photo_embeds is not None and self.mixer.config.get("per_photo", False):
-                embeds = identity.photo_embeds
-            embeds = torch.stack([embeds.to(device, dtype)] * 2)
-            states = identity.image_hidden_states
-            if states is not None:
-                states = states.to(device, dtype).expand(2, -1, -1)
-            mixed.append(self.mixer(embeds, states, unconditional))
-        if len({tokens.shape for tokens in mixed}) > 1:
-            raise InputError(
-                "identities come from different numbers of photos, of which each gives tokens; use as many"
-            )
-        tokens, unconditional_tokens = torch.stack(mixed).unbind(dim=1)
-        return tokens, unconditional_tokens
-
-    @property
-    def _no_identity_attention(self) -> IdentityAttention:
-        """Keeps the identity tokens out of the UNet when the adapter was loaded without identity attention."""
-        if not hasattr(self, "_token_stripper"):
-            self._token_stripper = IdentityAttention(layers={})
-        return self._token_stripper
+#: What a stock pipeline takes for each ControlNet, with its default.
+_CONTROL_SETTINGS = {"controlnet_conditioning_scale": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0}
 
 
 def append_tokens(prompt_embeds: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -464,24 +465,9 @@ def _for_each(value: Any, count: int, name: str) -> list[float]:
     return values
 
 
-def _check_identity(identity: FaceIdentity, config: FaceSnapConfig) -> None:
-    if identity.face_encoder != config.face_encoder:
-        raise FaceEncoderMismatchError(
-            f"identity was made by {identity.face_encoder}, the adapter was trained with {config.face_encoder};"
-            " encode the face again with encode_face"
-        )
-    if config.face_embed_dim not in (None, len(identity.face_embeds)):
-        raise FaceEncoderMismatchError(
-            f"identity has an embedding of {len(identity.face_embeds)} numbers, the adapter takes"
-            f" {config.face_embed_dim}; encode the face again with encode_face"
-        )
-    if not config.normalized_embeds and abs(float(identity.face_embeds.norm()) - 1) < 1e-3:
-        raise FaceEncoderMismatchError(
-            "identity has an embedding of unit length, the adapter takes them as long as the recogniser gives them;"
-            " encode the face again with InsightFaceAnalyzer(..., normalize=False) as face_analyzer"
-        )
-    if config.image_encoder is not None and identity.image_encoder != config.image_encoder:
-        raise FaceEncoderMismatchError(
-            f"identity has image features of {identity.image_encoder}, the adapter was trained with those of"
-            f" {config.image_encoder}; encode the face again with encode_face"
-        )
+def _refuse_steering_without_face(steering: Steering, landmarks: Any) -> None:
+    given = [*steering.given, *(["landmarks"] if landmarks is not None else [])]
+    if given:
+        raise InputError(f"{given[0]}= steers a face; pass face_image= or identity= too")
+    if steering.face_index is not None:
+        raise InputError("face_index= picks a face from face_image= or pose_image=; pass one of them")

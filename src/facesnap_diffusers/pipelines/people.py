@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..faces.expression import Expression
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
-from .steering import as_boxes
+from ..steering import as_boxes
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ import numpy as np
 import PIL.Image
 import torch
 
+from .._upstream import progress_bar_config
+from ..base_models import is_sdxl
 from ..errors import InputError
 from .people import Person, check_people
 
@@ -112,9 +114,9 @@ def _image_to_image(pipe: FaceSnapMixin) -> Any:
         raise InputError(
             f"this pipeline's UNet takes {channels} channels, as inpainting models do; pass one of a plain base model"
         )
-    is_xl = hasattr(pipe, "text_encoder_2")
+    is_xl = is_sdxl(pipe.unet)
     image_to_image = (FaceSnapXLImg2ImgPipeline if is_xl else FaceSnapImg2ImgPipeline).from_pipe(pipe, controlnet=None)
-    image_to_image.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
+    image_to_image.set_progress_bar_config(**progress_bar_config(pipe))
     return image_to_image
 
 

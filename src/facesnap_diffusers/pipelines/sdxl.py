@@ -3,7 +3,6 @@ from typing import TYPE_CHECKING
 
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionXLControlNetPipeline, UNet2DConditionModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import (
     CLIPImageProcessor,
@@ -13,10 +12,11 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ..adapter import ADAPTER_COMPONENTS
+from ..adapter.folder import ADAPTER_COMPONENTS
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
+from ..models.mixer import IdentityMixer
 from .mixin import FaceSnapMixin
 
 
@@ -54,7 +54,7 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
         | tuple[ControlNetModel]
         | MultiControlNetModel
         | None = None,
-        mixer: ModelMixin | None = None,
+        mixer: IdentityMixer | None = None,
         identity_attention: IdentityAttention | None = None,
         ffrnet: FFRNet | ControlNetModel | None = None,
         landmark_predictor: LandmarkPredictor | None = None,

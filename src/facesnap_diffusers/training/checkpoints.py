@@ -1,4 +1,4 @@
-"""Checkpoints from which a run goes on exactly where it was."""
+"""Checkpoints from which a run continues exactly where it was."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 
 _PARTIAL = "partial"
@@ -29,8 +29,8 @@ class Progress:
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Complete checkpoints, the oldest first."""
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    complete = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(complete, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
@@ -57,8 +57,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> bool:
     try:
         accelerator.load_state(str(folders[-1]))
     except (RuntimeError, ValueError, KeyError, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{folders[-1]} does not fit this config ({reason}); use another output_dir, or set resume to false"
+            f"{folders[-1]} does not fit this config ({one_line(error)}); use another output_dir, or set resume to false"
         ) from error
     return True

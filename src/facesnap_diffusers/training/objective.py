@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..base_models import is_sdxl
+from ..conditioner import FaceConditioner
 from ..errors import InputError
-from ..faces.drawing import draw_landmarks
 from ..models.attention import IdentityAttention
-from .config import IdentityLossConfig, LossConfig
 from .losses import NoiseSchedule, at_least_single, face_weights, identity_distance
-from .recogniser import FaceRecogniser
+from .recognizer import FaceRecognizer
+from .training_config import IdentityLossConfig, LossConfig
 
 
 class Objective(nn.Module):
@@ -28,7 +28,7 @@ class Objective(nn.Module):
         pipeline (`FaceSnapPipeline` or `FaceSnapXLPipeline`): With an adapter.
         parts (`list[str]`): The parts that are trained.
         loss ([`LossConfig`]), identity_loss ([`IdentityLossConfig`]): The two losses.
-        recogniser ([`FaceRecogniser`], *optional*): Of the identity loss.
+        recognizer ([`FaceRecognizer`], *optional*): Of the identity loss.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Objective(nn.Module):
         parts: Sequence[str],
         loss: LossConfig,
         identity_loss: IdentityLossConfig,
-        recogniser: FaceRecogniser | None = None,
+        recognizer: FaceRecognizer | None = None,
     ):
         super().__init__()
-        if identity_loss.weight > 0 and recogniser is None:
-            raise InputError("identity_loss.weight is not 0 but there is no recogniser; give one, or set it to 0")
+        if identity_loss.weight > 0 and recognizer is None:
+            raise InputError("identity_loss.weight is not 0 but there is no recognizer; give one, or set it to 0")
         if identity_loss.weight > 0 and identity_loss.mode == "few_step" and pipeline.ffrnet is None:
             raise InputError(
                 "identity_loss.mode few_step looks for faces where FFRNet puts them, and there is none; add it to"
@@ -52,9 +52,9 @@ class Objective(nn.Module):
         self.loss = loss
         self.identity_loss = identity_loss
         # in a tuple, the base does not become a part of this module
-        self._frozen = (pipeline, recogniser, IdentityAttention(layers={}))
-        self.schedule = NoiseSchedule(pipeline.scheduler)
-        self.num_tokens = pipeline.mixer.config.num_tokens
+        self._frozen = (pipeline, recognizer)
+        self.noise_schedule = NoiseSchedule(pipeline.scheduler)
+        self.num_tokens = pipeline.mixer.num_tokens
         self._extra = _import_function(loss.extra) if loss.extra else None
 
     @property
@@ -62,25 +62,23 @@ class Objective(nn.Module):
         return self._frozen[0]
 
     @property
-    def recogniser(self) -> FaceRecogniser | None:
+    def recognizer(self) -> FaceRecognizer | None:
         return self._frozen[1]
 
     @property
     def extras(self) -> set[str]:
-        """What its samples must hold besides: `reference_face`, `start_noise`, both or neither."""
+        """What its samples must hold besides: `recognition_crop`, `start_noise`, both or neither."""
         config, extras = self.identity_loss, set()
         if config.weight > 0 and config.reference == "photo":
-            extras.add("reference_face")
+            extras.add("recognition_crop")
         if config.weight > 0 and config.mode == "few_step":
             extras.add("start_noise")
         return extras
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """While this lasts, the UNet attends to the identity: for forward and backward passes, which may recompute."""
-        attention = self.pipeline.identity_attention or self._frozen[2]
-        with attention.attached(self.pipeline.unet, self.num_tokens):
-            yield
+    @property
+    def conditioner(self) -> FaceConditioner:
+        """What makes tokens and landmark pictures, as in the pipelines."""
+        return self.pipeline.face_conditioner("training")
 
     @property
     def first_identity_step(self) -> int:
@@ -97,25 +95,25 @@ class Objective(nn.Module):
             step (`int`): Of the run.
 
         Returns:
-            `dict[str, torch.Tensor]`: `loss`, and detached `diffusion`, `identity` (where it is computed) and
+            `dict[str, torch.Tensor]`: `loss`, and detached `mse`, `diffusion`, `identity` (where it is computed) and
             `identity_share`, the share of samples that took part in it.
         """
         clean = batch.get("latents")
         if clean is None:
             clean = self.encode_images(batch["pixel_values"], batch["encoder_noise"])
         timesteps = batch["timestep"]
-        noisy = self.schedule.add_noise(clean, batch["noise"], timesteps)
+        noisy = self.noise_schedule.add_noise(clean, batch["noise"], timesteps)
         conditions = self.encode_conditions(batch)
         predicted = self.predict(noisy, timesteps, conditions)
 
-        error = (predicted - self.schedule.target(clean, batch["noise"], timesteps)).square()
+        error = (predicted - self.noise_schedule.target(clean, batch["noise"], timesteps)).square()
         if self.loss.face_weight != 1:
             image_size = self._image_size(batch)
             error = error * face_weights(batch["detected"], image_size, error.shape[-2:], self.loss.face_weight)
         error = error.mean(dim=(1, 2, 3))
-        losses = {"error": error.mean().detach()}
+        losses = {"mse": error.mean().detach()}
         if self.loss.min_snr_gamma is not None:
-            error = error * self.schedule.min_snr_weight(timesteps, self.loss.min_snr_gamma)
+            error = error * self.noise_schedule.min_snr_weight(timesteps, self.loss.min_snr_gamma)
         total = error.mean()
         losses["diffusion"] = total.detach()
 
@@ -138,7 +136,7 @@ class Objective(nn.Module):
                 identity_tokens=tokens,
                 text_embeds=text,
                 latents=clean,
-                predicted_latents=self.schedule.clean(noisy, predicted, timesteps),
+                predicted_latents=self.noise_schedule.clean(noisy, predicted, timesteps),
                 sampled_latents=sampled,
                 step=step,
             )
@@ -167,21 +165,14 @@ class Objective(nn.Module):
             return at_least_single(vae.decode(latents.to(vae.dtype)).sample) / 2 + 0.5
 
     def encode_conditions(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Text, identity tokens and landmark images of a batch."""
-        pipeline = self.pipeline
+        """Text, identity tokens and landmark pictures of a batch."""
+        conditioner = self.conditioner
         text_embeds, pooled = self._encode_text(batch["caption"], batch["without_text"])
-        with torch.no_grad():
-            states = None
-            if pipeline.face_image_encoder is not None:
-                encoder = pipeline.face_image_encoder
-                head = batch["head"].to(encoder.dtype)
-                states = encoder(head, output_hidden_states=True).hidden_states[-2].to(pipeline.mixer.dtype)
-        face_embeds = batch["face_embeds"].to(pipeline.mixer.dtype) if pipeline.mixer.config.face_embed_dim else None
-        tokens = pipeline.mixer(face_embeds, states, batch["without_identity"])
+        states = conditioner.image_states(batch["clip_crop"]) if "clip_crop" in batch else None
         conditions = {
-            "text_embeds": text_embeds,
-            "identity_tokens": tokens,
-            "landmark_image": draw_landmarks(batch["landmarks"], *self._image_size(batch)),
+            "text_embeds": text_embeds,  # (batch, text, width)
+            "identity_tokens": conditioner.mix(batch["face_embeds"], states, batch["without_identity"]),
+            "landmark_picture": conditioner.landmark_picture(batch["landmarks"], *self._image_size(batch)),
             "with_landmarks": ~batch["without_landmarks"],
             "added": None,
         }
@@ -201,7 +192,7 @@ class Objective(nn.Module):
                 noisy.to(ffrnet.dtype),
                 timesteps,
                 encoder_hidden_states=tokens.to(ffrnet.dtype),
-                controlnet_cond=conditions["landmark_image"].to(ffrnet.dtype),
+                controlnet_cond=conditions["landmark_picture"].to(ffrnet.dtype),
                 added_cond_kwargs=None if added is None else {k: v.to(ffrnet.dtype) for k, v in added.items()},
                 return_dict=False,
             )
@@ -211,10 +202,14 @@ class Objective(nn.Module):
                 "mid_block_additional_residual": (mid * kept).to(unet.dtype),
             }
         context = torch.cat([conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1)
+        attention = self.pipeline.identity_attention
+        if attention is None:  # the tokens are only kept from the UNet
+            attention = IdentityAttention(layers={})
         predicted = unet(
             sample,
             timesteps,
             encoder_hidden_states=context,
+            cross_attention_kwargs=attention.context(unet, tokens.shape[1]).as_kwargs(),
             added_cond_kwargs=None if added is None else {k: v.to(unet.dtype) for k, v in added.items()},
             return_dict=False,
             **residuals,
@@ -228,17 +223,17 @@ class Objective(nn.Module):
         """
         config, count = self.identity_loss, len(noise)
         # the first timestep is the last of the schedule, where the sample is (almost) pure noise
-        spaced = torch.arange(config.steps, 0, -1, device=noise.device) * len(self.schedule) / config.steps
+        spaced = torch.arange(config.steps, 0, -1, device=noise.device) * len(self.noise_schedule) / config.steps
         timesteps = spaced.round().long() - 1
         noisy = clean = noise
         for number, timestep in enumerate(timesteps):
             now = timestep.expand(count)
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.steps - number <= config.gradient_steps):
                 predicted = self.predict(noisy, now, conditions)
-                clean = self.schedule.clean(noisy, predicted, now)
+                clean = self.noise_schedule.clean(noisy, predicted, now)
                 if number + 1 < len(timesteps):
-                    noise = self.schedule.noise(noisy, predicted, now)
-                    noisy = self.schedule.add_noise(clean, noise, timesteps[number + 1].expand(count))
+                    noise = self.noise_schedule.noise(noisy, predicted, now)
+                    noisy = self.noise_schedule.add_noise(clean, noise, timesteps[number + 1].expand(count))
         return clean
 
     def _image_size(self, batch: dict[str, Any]) -> tuple[int, int]:
@@ -255,11 +250,11 @@ class Objective(nn.Module):
         self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """L_id on the clean images that the predictions amount to, of samples that are clean enough and show someone."""
-        usable = (self.schedule.snr(timesteps) >= self.identity_loss.min_snr) & ~batch["without_identity"]
+        usable = (self.noise_schedule.snr(timesteps) >= self.identity_loss.min_snr) & ~batch["without_identity"]
         share = usable.float().mean()
         if not usable.any():
             return predicted.sum() * 0.0, share
-        clean = self.schedule.clean(noisy[usable], predicted[usable], timesteps[usable])
+        clean = self.noise_schedule.clean(noisy[usable], predicted[usable], timesteps[usable])
         return self._distance(clean, batch, usable).sum() / len(usable), share
 
     def _identity_of_sample(self, sampled: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -271,22 +266,22 @@ class Objective(nn.Module):
         return self._distance(sampled[usable], batch, usable).sum() / len(usable), share
 
     def _distance(self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor) -> torch.Tensor:
-        recogniser = self.recogniser
-        assert recogniser is not None
+        recognizer = self.recognizer
+        assert recognizer is not None
         images = self.decode_latents(clean)
         with torch.autocast(images.device.type, enabled=False):
-            embeds = recogniser(images, batch["detected"][usable])
+            embeds = recognizer(images, batch["detected"][usable])
             if self.identity_loss.reference == "embedding":
-                reference = recogniser.relative(batch["face_embeds"][usable].to(embeds.dtype))
+                reference = recognizer.relative(batch["face_embeds"][usable].to(embeds.dtype))
             else:
                 with torch.no_grad():
-                    reference = recogniser.embed(batch["reference_face"][usable])
+                    reference = recognizer.embed(batch["recognition_crop"][usable])
             return identity_distance(embeds, reference.to(embeds.dtype))
 
     @torch.no_grad()
     def _encode_text(self, captions: list[str], without: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         pipeline = self.pipeline
-        is_xl = hasattr(pipeline, "text_encoder_2")
+        is_xl = is_sdxl(pipeline.unet)
         zeros = is_xl and pipeline.config.force_zeros_for_empty_prompt
         captions = ["" if left_out else caption for caption, left_out in zip(captions, without.tolist())]
         encoded = pipeline.encode_prompt(

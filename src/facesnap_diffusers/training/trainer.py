@@ -20,19 +20,22 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..errors import InputError
-from ..model_card import write_model_card
+from ..adapter.config import FaceSnapConfig
+from ..adapter.model_card import write_model_card
+from ..data.shards import PreparedFaces, read_settings
+from ..files import atomic_file
 from ..models.landmark_predictor import load_landmark_predictor
-from .base import load_pipeline
-from .card import training_section
+from ..settings import dump_settings
+from .base import adapter_config, load_pipeline
+from .card import describe_training
 from .checkpoints import Progress, load_checkpoint, save_checkpoint
-from .config import DropoutConfig, TrainingConfig
-from .data import RunOrder, TrainingSamples, collate
 from .latents import CropLatents
 from .objective import Objective
 from .optimizers import create_optimizer
-from .recogniser import load_recogniser
-from .shards import PreparedFaces
+from .recognizer import load_recognizer
+from .samples import ResumableBatchSampler, TrainingSamples, collate
+from .shard_check import check_shards
+from .training_config import DropoutConfig, TrainingConfig
 from .validation import to_device, validation_losses, validation_sheet
 
 
@@ -44,10 +47,11 @@ class Trainer:
     Trains a FaceSnap adapter on a frozen base. In several processes (`accelerate launch`) each has one.
 
     Args:
-        config ([`TrainingConfig`]): Everything that there is to say about the run.
+        config ([`TrainingConfig`]): Of the run.
 
     Raises:
-        InputError: The config names something that cannot be loaded, or the data do not fit the adapter.
+        InputError: The config names something that could not be loaded, or the shards do not give what the adapter is
+            trained with; the latter before the base model is loaded.
     """
 
     def __init__(self, config: TrainingConfig):
@@ -64,28 +68,36 @@ class Trainer:
             torch.backends.cuda.matmul.allow_tf32 = True
         set_seed(config.seed)
 
+        adapter = adapter_config(config)
+        if adapter is not None:
+            self._check_shards(adapter)
+        self.faces = PreparedFaces(config.data.shards)
         self.pipeline = load_pipeline(config).to(self.accelerator.device)
-        recogniser = None
-        if config.identity_loss.weight > 0 and config.identity_loss.recogniser is not None:
-            recogniser = load_recogniser(config.identity_loss.recogniser).to(self.accelerator.device)
-        self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recogniser)
-        self.faces = self._read_faces(config.data.shards)
+        if adapter is None:
+            self._check_shards(self.pipeline.facesnap_config)
+
+        recognizer = None
+        if config.identity_loss.weight > 0 and config.identity_loss.recognizer is not None:
+            recognizer = load_recognizer(config.identity_loss.recognizer).to(self.accelerator.device)
+        self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recognizer)
         self.samples = self._samples(self.faces, config.dropout, config.seed, self.objective.extras)
         if config.data.crops is not None:
             count = len(self.faces) * config.data.crops
             self.samples.latents = CropLatents(self.folder / "latents", count, self._latent_settings())
         self.validation_samples = None
         if config.data.validation:
-            nothing = DropoutConfig(text=0, identity=0, both=0, landmarks=0)
-            extras = self.objective.extras | {"reference_face"}  # which the images of the sheet have beside them
-            self.validation_samples = self._samples(self._read_faces(config.data.validation), nothing, 0, extras)
+            validation_faces = PreparedFaces(config.data.validation)
+            no_dropout = DropoutConfig(text=0, identity=0, both=0, landmarks=0)
+            # validation images have the reference's recognition crop beside them
+            extras = self.objective.extras | ({"recognition_crop"} if config.validation.images else set())
+            self.validation_samples = self._samples(validation_faces, no_dropout, 0, extras)
             self.validation_samples.config = dataclasses.replace(
                 config.data, flip=0.0, crops=None, reference_flip=0.0, reference_jitter=0.0
             )
 
         optimizer = create_optimizer(config.optimizer, self.objective.parts)
-        self.schedule = get_scheduler(
-            config.optimizer.schedule,
+        self.lr_scheduler = get_scheduler(
+            config.optimizer.lr_scheduler,
             optimizer,
             num_warmup_steps=config.optimizer.warmup_steps,
             num_training_steps=config.steps,
@@ -94,20 +106,21 @@ class Trainer:
         self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
         self.progress = Progress()
         self.ema = None
-        registered: list[Any] = [self.progress, self.schedule]
+        registered: list[Any] = [self.progress, self.lr_scheduler]
         if config.ema_decay > 0:
             self.ema = EMAModel(self.parameters, decay=config.ema_decay, foreach=True)
             registered.append(self.ema)
         self.accelerator.register_for_checkpointing(*registered)
 
     def train(self) -> dict[str, float]:
-        """Runs to the last step, from the last checkpoint on, and writes the adapter. Returns the last losses."""
+        """Trains from the last checkpoint to the last step, and writes the adapter. Returns the last losses."""
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
-            (self.folder / "config.yaml").write_text(config.to_yaml())
+            with atomic_file(self.folder / "config.yaml") as temporary:
+                temporary.write_text(config.to_yaml())
         if config.trackers:
-            accelerator.init_trackers("facesnap", config=_flat(config.to_dict()))
+            accelerator.init_trackers("facesnap", config=_flat(dump_settings(config)))
         if config.resume and load_checkpoint(accelerator, self.folder):
             logger.info("resumed at step %d", self.progress.step)
             if self.ema is not None:
@@ -128,7 +141,7 @@ class Trainer:
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value.detach().float()
                 counts.update(losses.keys())  # not every loss is computed at every step
-            self.schedule.step()
+            self.lr_scheduler.step()
             if self.ema is not None:
                 self.ema.step(self.parameters)
             self.progress.step += 1
@@ -156,7 +169,7 @@ class Trainer:
 
     def _forward_backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """One forward and backward pass; with the last of a step, the optimizer's."""
-        with self.accelerator.accumulate(self.model), self.objective.attached(), self._attention_kernel():
+        with self.accelerator.accumulate(self.model), self._attention_kernel():
             with self.accelerator.autocast():
                 losses = self.model(batch, self.progress.step)
             self.accelerator.backward(losses["loss"])
@@ -175,7 +188,7 @@ class Trainer:
     def _batches(self, step: int) -> DataLoader:
         """What is left of the run, as this process sees it."""
         config = self.config
-        order = RunOrder(
+        batch_sampler = ResumableBatchSampler(
             step * config.gradient_accumulation,
             config.steps * config.gradient_accumulation,
             config.batch_size,
@@ -184,7 +197,7 @@ class Trainer:
         )
         return DataLoader(
             self.samples,
-            batch_sampler=order,
+            batch_sampler=batch_sampler,
             collate_fn=collate,
             num_workers=config.data.workers,
             pin_memory=torch.cuda.is_available(),
@@ -206,7 +219,7 @@ class Trainer:
             load_landmark_predictor(),
             pipeline.face_image_processor if encoder is not None else None,
             encoder.config.image_size if encoder is not None else 0,
-            len(self.objective.schedule),
+            len(self.objective.noise_schedule),
             (pipeline.unet.config.in_channels, side, side),
             seed,
             extras,
@@ -235,28 +248,19 @@ class Trainer:
         data = {name: getattr(config.data, name) for name in ("resolution", "zoom", "flip", "crops")}
         return {**data, "photos": photos.hexdigest(), "vae": encoder.hexdigest(), "seed": config.seed}
 
-    def _read_faces(self, folders: list[str]) -> PreparedFaces:
-        faces, adapter = PreparedFaces(folders), self.pipeline.facesnap_config
-        for folder, settings in zip(folders, faces.settings):
-            encoder = settings.get("face_encoder")
-            if adapter.face_embed_dim is not None and encoder != adapter.face_encoder:
-                raise InputError(
-                    f"data: {folder} has embeddings of {encoder}, the adapter is for {adapter.face_encoder};"
-                    " prepare it with that face encoder"
-                )
-            recogniser = self.objective.recogniser
-            if recogniser is not None and self.config.identity_loss.reference == "photo":
-                crop = [recogniser.crop, recogniser.size]
-                if settings.get("face_crop") != crop:
-                    raise InputError(
-                        f"data: {folder} has face crops {settings.get('face_crop')}, the identity loss's recogniser takes"
-                        f" {crop}; prepare it with that crop, or set identity_loss.reference to embedding"
-                    )
-        return faces
+    def _check_shards(self, adapter: FaceSnapConfig) -> None:
+        """Raises [`InputError`] where a folder of shards does not give what the adapter is trained with."""
+        config = self.config
+        compares_photos = config.identity_loss.weight > 0 and config.identity_loss.reference == "photo"
+        recognizer = config.identity_loss.recognizer if compares_photos else None
+        for folder in config.data.shards:
+            check_shards(adapter, read_settings(folder), folder, recognizer)
+        for folder in config.data.validation:
+            check_shards(adapter, read_settings(folder), folder, recognizer, config.validation.images > 0)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
-        """While this lasts, the adapter has the averaged weights."""
+        """Within this context the adapter has the averaged weights."""
         if self.ema is None:
             yield
             return
@@ -276,15 +280,16 @@ class Trainer:
         with self._averaged(), self.accelerator.autocast():
             device = self.accelerator.device
             if config.batches:
-                found = validation_losses(
+                means = validation_losses(
                     self.objective, self.validation_samples, config.batches, self.config.batch_size, device
                 )
-                losses = {f"validation/{name}": value for name, value in found.items()}
+                losses = {f"validation/{name}": value for name, value in means.items()}
             if config.images:
                 sheet = validation_sheet(self.objective, self.validation_samples, config, self.config.seed, device)
                 path = self.folder / "validation" / f"step-{step:07d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
-                sheet.save(path)
+                with atomic_file(path) as temporary:
+                    sheet.save(temporary)
                 self._log_image(sheet, step)
         self._log(losses, step)
         self.accelerator.wait_for_everyone()
@@ -295,7 +300,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             folder = self.folder / "adapter"
             folder.mkdir(exist_ok=True)
-            section = training_section(
+            section = describe_training(
                 self.config, self.progress.step, len(self.faces), len(self.faces.people), results
             )
             card = folder / "README.md"
@@ -306,7 +311,7 @@ class Trainer:
         self.accelerator.wait_for_everyone()
 
     def _push(self) -> None:
-        from ..hub import upload_adapter_folder
+        from ..adapter.hub import upload_adapter_folder
 
         name = self.config.hub.repo_id or self.folder.resolve().name
         upload_adapter_folder(self.folder / "adapter", name, private=self.config.hub.private)
@@ -327,7 +332,7 @@ class Trainer:
                 tracker.log_images({"validation": np.asarray(sheet)[None]}, step=step)
 
     def _learning_rates(self) -> dict[str, float]:
-        return dict(zip(self.objective.parts, self.schedule.get_last_lr()))
+        return dict(zip(self.objective.parts, self.lr_scheduler.get_last_lr()))
 
     def _tell_deepspeed_the_batch_size(self) -> None:
         # accelerate reads it off the DataLoader that it prepares; ours is not prepared, for it is exact by itself

@@ -1,0 +1,66 @@
+"""Every private name of diffusers and transformers that this package uses, each with its reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.lora_base import _func_optionally_disable_offloading
+from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+
+
+@contextmanager
+def without_offloading(pipeline: DiffusionPipeline) -> Iterator[bool]:
+    """
+    Within this context, components can be exchanged: offloading by model or sequence is taken off, and put on again for
+    the new ones. Gives whether there was any. There is no public name for what diffusers' own LoRA loader does.
+    """
+    by_model, by_sequence, _ = _func_optionally_disable_offloading(pipeline)
+    yield by_model or by_sequence
+    if by_model:
+        pipeline.enable_model_cpu_offload(device=pipeline._offload_device)
+    elif by_sequence:
+        pipeline.enable_sequential_cpu_offload(device=pipeline._offload_device)
+
+
+def is_model_offloaded(pipeline: DiffusionPipeline) -> bool:
+    """Whether `enable_model_cpu_offload` is on, which diffusers only shows by the hooks that it keeps."""
+    return bool(getattr(pipeline, "_all_hooks", None))
+
+
+def convert_image_projection(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """An IP-Adapter's projection from a checkpoint's tensors, which diffusers recognizes and renames in private only."""
+    return UNet2DConditionLoadersMixin()._convert_ip_adapter_image_proj_to_diffusers(tensors, low_cpu_mem_usage=False)
+
+
+def register_in_diffusers(cls: type) -> type:
+    """
+    Makes `from_pretrained` of diffusers' generic classes find a class of ours by the name that `save_pretrained` wrote:
+    they look for it in diffusers' own namespace only.
+    """
+    setattr(diffusers, cls.__name__, cls)
+    return cls
+
+
+def progress_bar_config(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """What `set_progress_bar_config` was given, which has no getter."""
+    return dict(getattr(pipeline, "_progress_bar_config", {}))
+
+
+def with_text_model(text_encoder: torch.nn.Module) -> torch.nn.Module:
+    """
+    A text encoder, with the same weights, that has the attribute `text_model`, where the stock pipelines look for the
+    final norm when they are to `clip_skip`. transformers 5.6 did away with that level of `CLIPTextModel`; diffusers 0.42
+    still counts on it.
+    """
+    if hasattr(text_encoder, "text_model"):
+        return text_encoder
+    view = copy.copy(text_encoder)
+    # past `nn.Module.__setattr__`, which would make the module a child of its copy
+    vars(view)["text_model"] = text_encoder
+    return view
