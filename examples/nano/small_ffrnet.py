@@ -22,9 +22,9 @@ from schedule import learning_rate
 from torch.utils.data import DataLoader
 
 from facesnap_diffusers import FFRNet
-from facesnap_diffusers.training.config import load_config
-from facesnap_diffusers.training.data import RunOrder, collate
+from facesnap_diffusers.training.samples import collate
 from facesnap_diffusers.training.trainer import Trainer
+from facesnap_diffusers.training.training_config import load_config
 
 
 STEPS = 4  # that the nano adapter is sampled in
@@ -63,19 +63,20 @@ def record(adapter: Path, base: Path, pictures: int, output: Path) -> None:
             "identity_loss.weight=0",
             "loss.extra=null",
             "dropout={text: 0.03, identity: 0.03, both: 0.03, landmarks: 0}",
-            f"output_dir={output.with_suffix('')}",
+            f"output_dir={output.with_suffix('')}",  # nothing is written there
         ],
     )
     trainer = Trainer(config)
-    objective, schedule = trainer.objective, trainer.objective.schedule
+    objective, schedule = trainer.objective, trainer.objective.noise_schedule
     unet, ffrnet = objective.pipeline.unet, objective.pipeline.ffrnet.requires_grad_(False)
+    attention = objective.pipeline.identity_attention
     timesteps = (torch.arange(STEPS, 0, -1) * len(schedule) / STEPS).round().long() - 1
     calls, weights, start = [], [], time.time()
-    order = RunOrder(0, pictures // BATCH, BATCH)
+    order = [range(first, first + BATCH) for first in range(0, pictures - BATCH + 1, BATCH)]
     for number, batch in enumerate(DataLoader(trainer.samples, batch_sampler=order, collate_fn=collate)):
         with torch.no_grad():
             conditions = objective.encode_conditions(batch)
-        noisy, tokens, image = batch["noise"], conditions["identity_tokens"], conditions["landmark_image"]
+        noisy, tokens, image = batch["noise"], conditions["identity_tokens"], conditions["landmark_picture"]
         context = torch.cat([conditions["text_embeds"], tokens], 1)
         for step, timestep in enumerate(timesteps):
             now = timestep.expand(BATCH)
@@ -85,12 +86,13 @@ def record(adapter: Path, base: Path, pictures: int, output: Path) -> None:
             weighed = number < 2  # batches suffice, and the gradient takes time
             for residual in residuals:
                 residual.requires_grad_(weighed)
-            with objective.attached(), torch.set_grad_enabled(weighed), mixed_precision("cpu"):
+            with torch.set_grad_enabled(weighed), mixed_precision("cpu"):
                 *down, mid = residuals
                 predicted = unet(
                     noisy,
                     now,
                     context,
+                    cross_attention_kwargs=attention.context(unet, tokens.shape[1]).as_kwargs(),
                     down_block_additional_residuals=down,
                     mid_block_additional_residual=mid,
                 ).sample.float()
