@@ -105,7 +105,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             new_pipeline.to(dtype=dtype)
         if isinstance(pipeline, FaceSnapMixin):
             new_pipeline._facesnap_scale = pipeline.facesnap_scale
-            new_pipeline._face_analyzer = pipeline._face_analyzer
+            new_pipeline.face_analyzer = pipeline.face_analyzer
         return new_pipeline
 
     @torch.no_grad()
