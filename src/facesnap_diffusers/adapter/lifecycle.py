@@ -227,16 +227,23 @@ class FaceSnapAdapterMixin(_Pipeline):
             landmark_scale (`float`, *optional*): Scale of FFRNet, which brings pose, expression and proportions; 0
                 switches it off.
         """
+        self._facesnap_scale = self._scales(identity_scale, landmark_scale)
+
+    def _scales(
+        self, identity_scale: float | Mapping[str, float] | None = None, landmark_scale: float | None = None
+    ) -> dict[str, Any]:
+        """The scales in force with those that are given in their place, checked."""
+        scales = self.facesnap_scale
         if isinstance(identity_scale, Mapping):
             self._check_layer_scales(identity_scale)
-            identity_scale = dict(identity_scale)
+            scales["identity_scale"] = dict(identity_scale)
         elif identity_scale is not None:
             _check_scale("identity_scale", identity_scale)
+            scales["identity_scale"] = identity_scale
         if landmark_scale is not None:
             _check_scale("landmark_scale", landmark_scale)
-            landmark_scale = float(landmark_scale)
-        new = {"identity_scale": identity_scale, "landmark_scale": landmark_scale}
-        self._facesnap_scale = {**self.facesnap_scale, **{k: value for k, value in new.items() if value is not None}}
+            scales["landmark_scale"] = float(landmark_scale)
+        return scales
 
     @property
     def facesnap_scale(self) -> dict[str, Any]:

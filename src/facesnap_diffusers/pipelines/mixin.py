@@ -23,6 +23,7 @@ from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
 from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
+from .call_copy import components_of_call
 from .control import RoutedControlNet, ScheduledFFRNet
 from .people import Person, check_people
 from .schedule import CallProgress, FaceSnapSchedule
@@ -61,6 +62,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     #: The name under which the stock pipeline takes the ControlNet's image.
     _control_image_argument = "control_image"
+
+    #: Whether this is the copy that a call runs on.
+    _is_of_call = False
 
     #: Identity tokens and unconditional tokens, each (batch, tokens, width): only on the copy that a call runs on.
     _identity_tokens: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -128,6 +132,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         landmarks: torch.Tensor | np.ndarray | None = None,
         people: Sequence[Person] | None = None,
         facesnap_schedule: str | FaceSnapSchedule | None = None,
+        identity_scale: float | Mapping[str, float] | None = None,
+        landmark_scale: float | None = None,
         **kwargs: Any,
     ) -> Any:
         r"""
@@ -153,6 +159,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 and, if you like, a pose and an expression; in place of all of the above but the prompt.
             facesnap_schedule (`str` or [`FaceSnapSchedule`], *optional*): When the parts of the adapter work in this
                 call: `"exact"`, `"fast"` or your own; by default as [`set_facesnap_schedule`] says.
+            identity_scale (`float` or `dict[str, float]`, *optional*), landmark_scale (`float`, *optional*): Scales of
+                this call only; by default those of [`set_facesnap_scale`].
             kwargs: All arguments of the stock pipeline, such as `negative_prompt`, `num_inference_steps`,
                 `guidance_scale`, `generator`, `height` and `width`. `controlnet_conditioning_scale` and the
                 ControlNet's images are for further ControlNets; [`set_facesnap_scale`] scales FaceSnap.
@@ -178,6 +186,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             conditions = self._conditions_of_people(people, height, width)
         elif face_image is None and identity is None:
             _refuse_steering_without_face(steering, landmarks)
+            if identity_scale is not None or landmark_scale is not None:
+                name = "landmark_scale" if identity_scale is None else "identity_scale"
+                raise InputError(f"{name}= scales a face; pass face_image= or identity= too")
             return self._call_without_face(prompt, kwargs)
         else:
             if face_index is not None and face_image is None and pose_image is None:
@@ -197,7 +208,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             prompt = self._match_batch(prompt, identities, points, kwargs)
             picture = conditioner.landmark_picture(points, height, width)
             conditions = FaceConditions(*conditioner.tokens(identities), picture)
-        return self._call_with_face(prompt, conditions, schedule, kwargs)
+        scales = self._scales(identity_scale, landmark_scale)
+        return self._call_with_face(prompt, conditions, scales, schedule, kwargs)
 
     def set_facesnap_schedule(self, schedule: str | FaceSnapSchedule) -> None:
         r"""
@@ -231,6 +243,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """As in the stock pipeline; in a call with a face, the identity tokens follow the text."""
+        if not self._is_of_call:
+            return self._for_one_call({}).encode_prompt(*args, **kwargs)
         prompt_embeds, negative_prompt_embeds, *pooled = super().encode_prompt(*args, **kwargs)
         if self._identity_tokens is not None:
             tokens, unconditional_tokens = self._identity_tokens
@@ -293,23 +307,23 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self,
         prompt: str | list[str] | None,
         conditions: FaceConditions,
+        scales: Mapping[str, Any],
         schedule: FaceSnapSchedule,
         kwargs: dict[str, Any],
     ) -> Any:
         """The stock pipeline with the identity: in the prompt, in the UNet's attention, in FFRNet."""
-        scale = self.facesnap_scale
-        attention_scale = scale["identity_scale"] if self.identity_attention is not None else 0.0
-        landmark_scale = scale["landmark_scale"] if self.ffrnet is not None else 0.0
+        attention_scale = scales["identity_scale"] if self.identity_attention is not None else 0.0
+        landmark_scale = scales["landmark_scale"] if self.ffrnet is not None else 0.0
         if landmark_scale == 0 and not (
             any(attention_scale.values()) if isinstance(attention_scale, Mapping) else attention_scale
         ):
             return self._call_without_face(prompt, kwargs)
-        call = self._for_one_call()
+        call = self._for_one_call(kwargs)
         call._identity_tokens = conditions.tokens, conditions.unconditional_tokens
         num_tokens = conditions.tokens.shape[1]
         # without identity attention the tokens are only kept from the UNet
         attention = self.identity_attention if self.identity_attention is not None else IdentityAttention(layers={})
-        context = attention.context(self.unet, num_tokens, attention_scale, conditions.regions)
+        context = attention.context(call.unet, num_tokens, attention_scale, conditions.regions)
         attention_kwargs = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
         kwargs["cross_attention_kwargs"] = attention_kwargs
 
@@ -337,30 +351,31 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _call_without_face(self, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
         """The stock pipeline as it is; without ControlNets, that without ControlNet where it takes all arguments."""
         if self.controlnet is not None:
-            return self._run(self._for_one_call(), prompt, kwargs)
+            return self._run(self._for_one_call(kwargs), prompt, kwargs)
         self._refuse_control_arguments(kwargs)
         kwargs.pop("guess_mode", None)
         if set(kwargs) <= set(inspect.signature(self._plain_class.__call__).parameters):
-            plain = self._plain_pipeline()
+            plain = self._plain_pipeline(kwargs)
             if kwargs.get("clip_skip") is not None:
                 plain.text_encoder = with_text_model(plain.text_encoder)
             return self._run(plain, prompt, kwargs)
         height, width = self._image_size(kwargs)
-        call = self._for_one_call()
+        call = self._for_one_call(kwargs)
         no_settings = {**_CONTROL_SETTINGS, "controlnet_conditioning_scale": 0.0}
         call._control(None, torch.zeros(1, 3, height, width), no_settings, 0, None, kwargs)
         return self._run(call, prompt, kwargs)
 
-    def _for_one_call(self) -> Any:
+    def _for_one_call(self, kwargs: dict[str, Any]) -> Any:
         """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
         call = copy.copy(self)
-        call.scheduler = copy.deepcopy(self.scheduler)
+        # past `DiffusionPipeline.__setattr__`, which would write the pipeline's config anew for each
+        vars(call).update(components_of_call(self, kwargs), _is_of_call=True)
         return call
 
-    def _plain_pipeline(self) -> DiffusionPipeline:
+    def _plain_pipeline(self, kwargs: dict[str, Any]) -> DiffusionPipeline:
         """The stock pipeline without ControlNet on the same components, for one call."""
         parameters = inspect.signature(self._plain_class.__init__).parameters
-        components = {**self.config, **self.components, "scheduler": copy.deepcopy(self.scheduler)}
+        components = {**self.config, **self.components, **components_of_call(self, kwargs)}
         arguments = {name: value for name, value in components.items() if name in parameters}
         if "requires_safety_checker" in arguments:  # it was warned of when this pipeline was made
             arguments["requires_safety_checker"] = False
