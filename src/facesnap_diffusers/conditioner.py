@@ -15,6 +15,7 @@ from .errors import FaceEncoderMismatchError, InputError
 from .faces.alignment import align_face, align_for_clip
 from .faces.analyzers import FaceAnalyzer, default_analyzer
 from .faces.detection import find_face
+from .faces.face import Face
 from .faces.key_points import draw_for_style
 from .faces.photo import load_photo
 from .faces.pose import HeadPose
@@ -215,7 +216,8 @@ class FaceConditioner:
         values = {
             "identity": list(identities),
             "pose_image": [
-                find_face(photo, self.analyzer, steering.face_index, name) for photo, name in zip(photos, names)
+                photo if isinstance(photo, Face) else find_face(photo, self.analyzer, steering.face_index, name)
+                for photo, name in zip(photos, names)
             ],
             "pose": as_list(steering.pose, "pose", HeadPose),
             "expression": as_expressions(steering.expression),

@@ -27,7 +27,7 @@ class Steering:
     How a caller steers the face, for all images of a batch or, with lists, for each. What is `None` follows the identity.
 
     Attributes:
-        pose_image (photo or list of photos, *optional*): A photo of anyone whose pose, expression and place are taken.
+        pose_image (photo, [`Face`] or list, *optional*): A photo of anyone whose pose, expression and place are taken.
         pose ([`HeadPose`] or list, *optional*): Yaw, pitch and roll in degrees.
         expression (`str`, `dict`, [`Expression`] or list, *optional*): A preset such as `"smile"`, or ARKit weights.
         face_box (`tuple` or list of them, *optional*): Left, top, right, bottom as shares of the image.
@@ -175,16 +175,17 @@ def as_boxes(value: Any) -> list[torch.Tensor]:
     boxes = boxes.reshape(-1, 4)
     for box in boxes:
         left, top, right, bottom = box.tolist()
-        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        center_is_inside = 0 <= (left + right) / 2 <= 1 and 0 <= (top + bottom) / 2 <= 1
+        if not (left < right and top < bottom and center_is_inside and max(right - left, bottom - top) <= 2):
             raise InputError(
-                f"face_box ({left:g}, {top:g}, {right:g}, {bottom:g}) must hold shares of the image from 0 to 1,"
-                " left < right and top < bottom"
+                f"face_box ({left:g}, {top:g}, {right:g}, {bottom:g}) must hold shares of the image, left < right and"
+                " top < bottom, with its middle in the image, from 0 to 1"
             )
     return list(boxes)
 
 
 def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.Tensor:
-    """Landmarks that a caller gives, as a tensor of shape `(batch, points, 2 | 3)`."""
+    """Landmarks in pixels that a caller gives, as a tensor of shape `(batch, points, 2 | 3)`."""
     try:
         points = torch.as_tensor(value, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):
@@ -197,6 +198,8 @@ def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.
         )
     if not torch.isfinite(points).all():
         raise InputError(f"{name} has values that are not finite")
+    if points[..., :2].abs().max() <= 1:
+        raise InputError(f"{name} are all within one pixel; give pixels, not shares of the image")
     return points
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
 from .control import RoutedControlNet
 from .people import Person, check_people
+from .picture import Crop, as_size, open_pictures, picture_size
 from .signatures import stock_arguments, with_stock_signature
 
 
@@ -63,6 +64,12 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     #: Identity tokens and unconditional tokens, each (batch, tokens, width): only on the copy that a call runs on.
     _identity_tokens: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    #: Whether a call begins with a picture, which is then its `image=`.
+    _takes_picture = False
+
+    #: Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here.
+    _mask_is_ours = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -160,11 +167,15 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         """
         steering = Steering(pose_image, pose, expression, face_box, face_index)
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
+        self._open_pictures(kwargs)
+        crop = None
         if people is not None:
             own = {"face_image": face_image, "identity": identity, "face_index": face_index, "landmarks": landmarks}
             given = [*(name for name, value in own.items() if value is not None), *steering.given]
             if given:
                 raise InputError(f"{given[0]}= is for one person, people= for several; give each Person its own")
+            if kwargs.get("padding_mask_crop") is not None:
+                raise InputError("padding_mask_crop= goes with one person; for people= draw one after the other")
             height, width = self._image_size(kwargs)
             conditions = self._conditions_of_people(people, height, width)
         elif face_image is None and identity is None:
@@ -181,14 +192,21 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             num_prompts = len(prompt) if isinstance(prompt, list) else 1
             identities = conditioner.identities(face_image, identity, face_index, num_prompts)
             height, width = self._image_size(kwargs)
+            picture, mask = (kwargs.get("image"), kwargs.get("mask_image")) if self._takes_picture else (None, None)
+            crop = self._crop_to_mask(kwargs, height, width)
+            canvas = (height, width) if crop is None else (crop.image.height, crop.image.width)
             if landmarks is None:
-                points = conditioner.landmarks(identities, steering, height, width)
+                steering = self._default_steering(conditioner, steering, picture, mask, *canvas)
+                points = conditioner.landmarks(identities, steering, *canvas)
             else:
                 points = as_landmarks(landmarks, "landmarks")[..., :2]
+            if crop is not None:
+                points = crop.move(points)
             prompt = self._match_batch(prompt, identities, points, kwargs)
             picture = conditioner.landmark_picture(points, height, width)
             conditions = FaceConditions(*conditioner.tokens(identities), picture)
-        return self._call_with_face(prompt, conditions, kwargs)
+        output = self._call_with_face(prompt, conditions, kwargs)
+        return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
     def encode_face(
         self,
@@ -225,25 +243,53 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         expression: str | dict[str, float] | Expression | Sequence[Any] | None = None,
         face_box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         face_index: int | None = None,
+        image: Any = None,
+        mask_image: Any = None,
     ) -> torch.Tensor:
         r"""
         The landmarks by which a call with the same arguments steers: the identity's proportions, with its own pose and
         expression or those that the arguments ask for.
 
-        Without `face_box` the face stands as in the pose image, else as in the reference photo, the photo scaled to
+        Without `face_box` the face stands as in the pose image. Without that, in pipelines that begin with a picture: as
+        the face in `image` (the one nearest to the middle of the mask, of those that the mask touches), which gives pose
+        and expression too, else in the box around the mask. Without all of these: as in the reference photo, scaled to
         cover the image. An identity without landmarks looks straight ahead from the middle of a portrait.
 
         Returns:
             `torch.Tensor` of shape `(batch, 72, 2)`: in pixels of the image; [`draw_landmarks`] draws them.
         """
         conditioner = self.face_conditioner("predict_landmarks")
-        for name, size in (("height", height), ("width", width)):
-            if not isinstance(size, int) or size <= 0:
-                raise InputError(f"{name} must be a positive number of pixels, got {size!r}")
+        height, width = as_size("height", height, 1), as_size("width", width, 1)
         if identity is None:
             raise InputError("identity is None; give a FaceIdentity or a list of them")
         steering = Steering(pose_image, pose, expression, face_box, face_index)
+        for name, picture in (("image", image), ("mask_image", mask_image)):
+            if picture is not None and not self._takes_picture:
+                raise InputError(f"{name}= is for pipelines that begin with a picture; leave it out")
+        image, mask_image = (
+            None if picture is None else open_pictures(picture, name)
+            for name, picture in (("image", image), ("mask_image", mask_image))
+        )
+        steering = self._default_steering(conditioner, steering, image, mask_image, height, width)
         return conditioner.landmarks(as_list(identity, "identity", FaceIdentity), steering, height, width)
+
+    # what pipelines that begin with a picture do otherwise
+
+    def _open_pictures(self, kwargs: dict[str, Any]) -> None:
+        """Opens paths and URLs among the arguments of a call."""
+
+    def _default_steering(
+        self, conditioner: FaceConditioner, steering: Steering, image: Any, mask_image: Any, height: int, width: int
+    ) -> Steering:
+        """What steers the face where the caller says nothing else."""
+        return steering
+
+    def _crop_to_mask(self, kwargs: dict[str, Any], height: int, width: int) -> Crop | None:
+        """Cuts the pictures of a call to the surroundings of the mask, if it asks for that."""
+        return None
+
+    def _blend_by_mask(self, kwargs: dict[str, Any]) -> None:
+        """Has the mask applied after each step."""
 
     def _conditions_of_people(self, people: Sequence[Person], height: int, width: int) -> FaceConditions:
         conditioner = self.face_conditioner("people=")
@@ -294,18 +340,25 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _call_without_face(self, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
         """The stock pipeline as it is; without ControlNets, that without ControlNet where it takes all arguments."""
         if self.controlnet is not None:
-            return self._run(self._for_one_call(), prompt, kwargs)
+            crop = None
+            if kwargs.get("padding_mask_crop") is not None:
+                crop = self._crop_to_mask(kwargs, *self._image_size(kwargs))
+            output = self._run(self._for_one_call(), prompt, kwargs)
+            return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
         self._refuse_control_arguments(kwargs)
         kwargs.pop("guess_mode", None)
-        if set(kwargs) <= set(inspect.signature(self._plain_class.__call__).parameters):
+        takes_all = set(kwargs) <= set(inspect.signature(self._plain_class.__call__).parameters)
+        if takes_all and not self._mask_is_ours:
             plain = self._plain_pipeline()
             if kwargs.get("clip_skip") is not None:
                 plain.text_encoder = with_text_model(plain.text_encoder)
             return self._run(plain, prompt, kwargs)
         height, width = self._image_size(kwargs)
+        crop = self._crop_to_mask(kwargs, height, width)
         call = self._for_one_call()
         call._control(None, torch.zeros(1, 3, height, width), 0.0, 0, kwargs)
-        return self._run(call, prompt, kwargs)
+        output = self._run(call, prompt, kwargs)
+        return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
     def _for_one_call(self) -> Any:
         """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
@@ -328,9 +381,14 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         """The stock `__call__` of a pipeline that was made for this call."""
         try:
             if isinstance(call, FaceSnapMixin):
+                if self._mask_is_ours:
+                    call._blend_by_mask(kwargs)
                 return super(FaceSnapMixin, call).__call__(prompt, **kwargs)
             return call(prompt, **kwargs)
         finally:
+            for name in _SHOWN_AFTER_A_CALL:
+                if hasattr(call, name):
+                    setattr(self, name, getattr(call, name))
             if is_model_offloaded(self):  # the stock call has put its hooks on what the copy holds
                 self.maybe_free_model_hooks()
 
@@ -397,19 +455,30 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             raise InputError(f"{type(self).__name__} takes no argument {name}=; it takes {', '.join(known)}")
 
     def _image_size(self, kwargs: dict[str, Any]) -> tuple[int, int]:
-        height, width = kwargs.get("height"), kwargs.get("width")
-        initial = kwargs.get("image") if self._control_image_argument != "image" else None
-        if initial is not None and (height is None or width is None):
-            initial = initial[0] if isinstance(initial, (list, tuple)) else initial
-            height, width = self.image_processor.get_default_height_width(initial, height, width)
-        sample_size = self.unet.config.sample_size
-        sample_height, sample_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-        height = sample_height * self.vae_scale_factor if height is None else height
-        width = sample_width * self.vae_scale_factor if width is None else width
-        for name, size in (("height", height), ("width", width)):
-            if not isinstance(size, int) or size <= 0 or size % self.vae_scale_factor:
-                raise InputError(f"{name} must be a positive multiple of {self.vae_scale_factor}, got {size!r}")
-        kwargs["height"], kwargs["width"] = height, width
+        """
+        Height and width of the images of a call: as asked for, else those of its picture or latents, else the base
+        model's. They become arguments of the call.
+        """
+        multiple, latents = self.vae_scale_factor, kwargs.get("latents")
+        if latents is not None and (not isinstance(latents, torch.Tensor) or latents.ndim != 4):
+            raise InputError("latents must be a torch.Tensor of shape (batch, channels, height, width)")
+        if self._takes_picture:
+            sides = picture_size(kwargs["image"], self.vae.config.latent_channels, multiple)
+            default = tuple(side - side % multiple for side in sides)
+        elif latents is not None:
+            default = tuple(side * multiple for side in latents.shape[-2:])
+        else:
+            sample_size = self.unet.config.sample_size
+            sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+            default = tuple(side * multiple for side in sides)
+        for name, side in zip(("height", "width"), default):
+            kwargs[name] = as_size(name, side if kwargs.get(name) is None else kwargs[name], multiple)
+        height, width = kwargs["height"], kwargs["width"]
+        if latents is not None and tuple(latents.shape[-2:]) != (height // multiple, width // multiple):
+            raise InputError(
+                f"latents of {latents.shape[-2]}×{latents.shape[-1]} are an image of {latents.shape[-2] * multiple}×"
+                f"{latents.shape[-1] * multiple} pixels, height and width are {height}×{width}; make them agree"
+            )
         return height, width
 
     def _match_batch(
@@ -443,6 +512,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         return (prompt if isinstance(prompt, list) else [prompt]) * batch
 
 
+#: What the properties of a stock pipeline show of its last call.
+_SHOWN_AFTER_A_CALL = ("_guidance_scale", "_num_timesteps", "_clip_skip", "_interrupt")
+
 #: What a stock pipeline takes for each ControlNet, with its default.
 _CONTROL_SETTINGS = {"controlnet_conditioning_scale": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0}
 
@@ -456,6 +528,14 @@ def append_tokens(prompt_embeds: torch.Tensor, tokens: torch.Tensor) -> torch.Te
         )
     tokens = tokens.to(prompt_embeds).repeat_interleave(len(prompt_embeds) // len(tokens), dim=0)
     return torch.cat([prompt_embeds, tokens], dim=1)
+
+
+def _with_images(output: Any, change: Callable[..., Any], *args: Any) -> Any:
+    """What a stock pipeline returns, a tuple or an object, with its images changed."""
+    if isinstance(output, tuple):
+        return (change(output[0], *args), *output[1:])
+    output.images = change(output.images, *args)
+    return output
 
 
 def _for_each(value: Any, count: int, name: str) -> list[float]:
