@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,18 +14,20 @@ import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from .._upstream import is_model_offloaded, progress_bar_config, register_in_diffusers, with_text_model
+from .._upstream import is_model_offloaded, progress_bar_config, register_in_diffusers, resolve_dtype, with_text_model
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..faces.expression import Expression
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
 from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
+from .arguments import check_prompt, check_stock_arguments
+from .bases import check_base, is_xl_components, is_xl_file, is_xl_folder
 from .control import RoutedControlNet
-from .people import Person, check_people
+from .people import Person, check_people, with_identities
 from .picture import Crop, as_size, open_pictures, picture_size
 from .signatures import stock_arguments, with_stock_signature
 
@@ -79,6 +82,28 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             register_in_diffusers(cls)
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """
+        As `DiffusionPipeline.from_pretrained`. Raises [`InputError`], which names the right class, for checkpoints of another
+        family.
+        """
+        source = str(pretrained_model_name_or_path)
+        check_base(cls, is_xl_folder(pretrained_model_name_or_path, source, kwargs), source)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Any:
+        """
+        As in the stock pipelines. Raises [`InputError`], which names the right class, for checkpoints of another family.
+        """
+        try:
+            return super().from_single_file(pretrained_model_link_or_path, **kwargs)
+        except Exception:
+            # to look into it first would read every checkpoint twice
+            check_base(cls, is_xl_file(pretrained_model_link_or_path), str(pretrained_model_link_or_path))
+            raise
+
+    @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
         r"""
         A pipeline of this class from the components of another one: shared, not copied, each in its own dtype. An
@@ -87,10 +112,15 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         Args:
             pipeline (`DiffusionPipeline`): Any pipeline of the same Stable Diffusion family.
             kwargs: Components that replace those of `pipeline`; `dtype` to convert all of them, in place.
+
+        Raises:
+            InputError: `pipeline` is of another family, or an argument is wrong.
         """
-        dtype = kwargs.pop("dtype", None)
+        dtype = resolve_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
         if not isinstance(pipeline, DiffusionPipeline):
             raise InputError(f"pipeline must be a DiffusionPipeline, got {type(pipeline).__name__}")
+        source = f"pipeline ({type(pipeline).__name__})"
+        check_base(cls, is_xl_components(pipeline.components, type(pipeline).__name__, source), source)
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise InputError(f"dtype must be a torch.dtype, got {dtype!r}")
         parameters = inspect.signature(cls.__init__).parameters
@@ -167,6 +197,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         """
         steering = Steering(pose_image, pose, expression, face_box, face_index)
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
+        check_prompt("prompt", prompt)
+        check_stock_arguments(kwargs, self.vae_scale_factor)
         self._open_pictures(kwargs)
         crop = None
         if people is not None:
@@ -294,6 +326,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _conditions_of_people(self, people: Sequence[Person], height: int, width: int) -> FaceConditions:
         conditioner = self.face_conditioner("people=")
         people, boxes = check_people(people)
+        people = with_identities(people, conditioner.encode_face)
         points = []
         for person in people:
             conditioner.check(person.identity)
@@ -321,6 +354,11 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             any(attention_scale.values()) if isinstance(attention_scale, Mapping) else attention_scale
         ):
             return self._call_without_face(prompt, kwargs)
+        if self.unet.config.get("time_cond_proj_dim") is not None and self._takes_picture:
+            raise InputError(
+                "unet takes the guidance scale as an input (LCM), which the loops of image-to-image and inpainting with a"
+                " face do not pass; use the base model with an LCM LoRA"
+            )
         call = self._for_one_call()
         call._identity_tokens = conditions.tokens, conditions.unconditional_tokens
         num_tokens = conditions.tokens.shape[1]
@@ -412,10 +450,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             return
         is_multi = isinstance(self.controlnet, MultiControlNetModel)
         nets = list(self.controlnet.nets) if is_multi else [self.controlnet]
-        images = kwargs.get(name) if is_multi else [kwargs.get(name)]
-        if kwargs.get(name) is None or not isinstance(images, (list, tuple)) or len(images) != len(nets):
-            raise InputError(f"{name}= must have an image for each of the {len(nets)} further ControlNets")
-        images = [self.control_image_processor.preprocess(item, kwargs["height"], kwargs["width"]) for item in images]
+        images = self._control_images(kwargs.get(name), len(nets) if is_multi else None, kwargs)
         routed = [RoutedControlNet(net, num_tokens, "text") for net in nets]
         settings = {
             setting: _for_each(kwargs.get(setting, default), len(nets), setting)
@@ -429,6 +464,32 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self.controlnet = MultiControlNetModel(routed)
         kwargs[name] = images
         kwargs |= {setting: [float(value) for value in values] for setting, values in settings.items()}
+
+    def _control_images(self, images: Any, count: int | None, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        """
+        The images of further ControlNets, one batch for each of them. `count` of them take a list with an image for each, or
+        such a list for each prompt; a single one (`None`) takes an image, or one for each prompt.
+        """
+        name = self._control_image_argument
+        if images is None:
+            raise InputError(f"{name}= must have an image for each of the {count or 1} further ControlNets")
+        if count is None:
+            images = [images]
+        elif isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
+            if any(len(item) != count for item in images):
+                raise InputError(f"{name}= must have, for each prompt, an image for each of the {count} ControlNets")
+            images = [list(of_net) for of_net in zip(*images)]
+        elif not isinstance(images, (list, tuple)) or len(images) != count:
+            raise InputError(f"{name}= must have an image for each of the {count} further ControlNets")
+        try:
+            return [
+                self.control_image_processor.preprocess(open_pictures(item, name), kwargs["height"], kwargs["width"])
+                for item in images
+            ]
+        except InputError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"{name} could not be read ({one_line(error)}); pass PIL images or tensors") from None
 
     def _refuse_control_arguments(self, kwargs: dict[str, Any]) -> None:
         """Raises [`InputError`] for what is for further ControlNets, where there are none."""
@@ -489,13 +550,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         kwargs: dict[str, Any],
     ) -> str | list[str] | None:
         """One prompt serves a batch of faces; otherwise numbers must agree."""
-        if prompt is not None and not isinstance(prompt, (str, list)):
-            raise InputError(f"prompt must be a string or a list of strings, got {type(prompt).__name__}")
-        if prompt == []:
-            raise InputError("prompt is an empty list; give at least one")
         prompt_embeds = kwargs.get("prompt_embeds")
-        if prompt_embeds is not None and not isinstance(prompt_embeds, torch.Tensor):
-            raise InputError(f"prompt_embeds must be a torch.Tensor, got {type(prompt_embeds).__name__}")
         prompts = len(prompt) if isinstance(prompt, list) else 1 if prompt_embeds is None else len(prompt_embeds)
         faces = {"identity": len(identities), "landmarks": len(landmarks)}
         batch = max(prompts, *faces.values())
@@ -507,8 +562,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if prompt is None:
             raise InputError(f"prompt_embeds has 1 entry, there are {batch} faces; repeat it {batch} times")
         for name in ("prompt_2", "negative_prompt", "negative_prompt_2"):
-            if isinstance(kwargs.get(name), str):
-                kwargs[name] = [kwargs[name]] * batch
+            value = kwargs.get(name)
+            if isinstance(value, str) or (isinstance(value, list) and len(value) == 1):
+                kwargs[name] = (value if isinstance(value, list) else [value]) * batch
         return (prompt if isinstance(prompt, list) else [prompt]) * batch
 
 
