@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .._upstream import without_offloading
+from .._upstream import resolve_dtype, without_offloading
 from ..base_models import family_of
 from ..conditioner import FaceConditioner
 from ..errors import AdapterError, InputError, check_path, check_text, one_line
@@ -60,6 +60,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         force_download: bool = False,
         local_files_only: bool = False,
         dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         faceid_plus_v2: bool | None = None,
     ) -> None:
@@ -81,6 +82,7 @@ class FaceSnapAdapterMixin(_Pipeline):
             variant (`str`, *optional*): E.g. `"fp16"`.
             revision, token, cache_dir, force_download, local_files_only: As in `DiffusionPipeline.from_pretrained`.
             dtype (`torch.dtype`, *optional*): That of the UNet by default.
+            torch_dtype (`torch.dtype`, *optional*): The deprecated name of `dtype`.
             image_encoder (`CLIPVisionModelWithProjection`, *optional*): The image encoder that the adapter was trained
                 with, if you have it already; otherwise it is loaded too.
             faceid_plus_v2 (`bool`, *optional*): Whether a FaceID-Plus file is of version 2, which its content does not
@@ -101,7 +103,7 @@ class FaceSnapAdapterMixin(_Pipeline):
             cache_dir=cache_dir,
             force_download=force_download,
             local_files_only=local_files_only,
-            dtype=dtype,
+            dtype=resolve_dtype(dtype, torch_dtype),
             image_encoder=image_encoder,
             faceid_plus_v2=faceid_plus_v2,
         )
@@ -137,8 +139,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         family = family_of(self.unet)
         if config.base_family not in (None, family):
             raise AdapterError(f"config.base_family is {config.base_family}, this base model is of family {family}")
-        if self.unet.device.type == "meta":
-            raise AdapterError("unet has no weights to copy while it is offloaded: make the adapter before offloading")
+        _check_can_be_copied(self.unet)
         modules = load_image_encoder(
             config, Path(), None, self.unet.dtype, image_encoder, {}, image_processor=image_processor
         )
@@ -279,6 +280,8 @@ class FaceSnapAdapterMixin(_Pipeline):
                         module.to(self._execution_device)
             self.register_modules(**{name: modules.get(name) for name in ADAPTER_COMPONENTS})
             self.register_to_config(facesnap_config=vars(config) if config is not None else None)
+            if config is not None:
+                modules["mixer"]._facesnap_config = vars(config)
             self._facesnap_scale = None
 
     def _check_layer_scales(self, scales: Mapping[str, float]) -> None:
@@ -320,6 +323,29 @@ def conditioner_of(pipeline: Any, purpose: str, face_analyzer: FaceAnalyzer | No
         face_analyzer=face_analyzer,
         device=pipeline._execution_device,
     )
+
+
+def _check_can_be_copied(unet: torch.nn.Module) -> None:
+    """Raises [`AdapterError`] unless a UNet has plain weights, from which FFRNet and identity attention can start."""
+    if unet.device.type == "meta":
+        raise AdapterError("unet has no weights to copy while it is offloaded: make the adapter before offloading")
+    kinds = {parameter.dtype for parameter in unet.parameters()}
+    if getattr(unet, "is_quantized", False) or not kinds <= {
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+    }:
+        raise AdapterError(
+            "unet is quantized, and a new adapter starts as a copy of its weights; load it in full precision"
+        )
+    if getattr(unet, "peft_config", None):
+        raise AdapterError("unet has LoRA layers, which are not part of the base model; unload_lora_weights() first")
+    if unet.config.get("time_cond_proj_dim") is not None:
+        raise AdapterError(
+            "unet is distilled to take the guidance scale as an input (LCM), which FFRNet does not; make the adapter on the"
+            " base model that it was distilled from"
+        )
 
 
 def _check_scale(name: str, value: Any) -> None:
