@@ -39,29 +39,29 @@ class TestSamples:
     def test_every_photo_comes_once_in_an_epoch(self, samples):
         count = len(samples.faces)
         for epoch in range(2):
-            order = [samples._index(epoch * count + place) for place in range(count)]
+            order = [samples.photo(epoch * count + place) for place in range(count)]
             assert sorted(order) == list(range(count))
-        assert order != [samples._index(place) for place in range(count)]
+        assert order != [samples.photo(place) for place in range(count)]
 
     def test_reference_is_another_photo_of_the_same_person(self, samples):
         faces = samples.faces
         embeddings = np.stack([faces[index].embedding for index in range(len(faces))])
         for position in range(24):
-            index = samples._index(position)
+            index = samples.photo(position)
             reference = np.abs(embeddings - samples[position]["face_embeds"].numpy()).max(axis=1).argmin()
             assert reference != index and faces.person[reference] == faces.person[index]
 
     def test_without_labels_the_reference_is_the_photo_itself(self, samples, monkeypatch):
         monkeypatch.setattr(samples.faces, "person", [None] * len(samples.faces))
         for position in range(6):
-            own = samples.faces[samples._index(position)].embedding
+            own = samples.faces[samples.photo(position)].embedding
             assert np.array_equal(samples[position]["face_embeds"].numpy(), own)
 
     def test_landmarks_follow_crop_and_mirror(self, samples, monkeypatch):
         """The face's color, which nothing else in the image has, stands at the nose."""
         mirror = samples.predictor.config.mirror
         for position in range(12):
-            face = samples.faces[samples._index(position)]
+            face = samples.faces[samples.photo(position)]
             color = np.random.default_rng(int(face.info["identity"].removeprefix("person"))).integers(0, 255, (3, 3))[
                 0
             ]
