@@ -29,7 +29,7 @@ def test_hash_survives_scaling_and_compression():
 @needs_photos
 def test_rolled_photo_is_upright_in_the_shard():
     pytest.importorskip("dlib")
-    config = PrepareConfig(face_encoder_id="dlib/face_recognition_resnet_model_v1")
+    config = PrepareConfig(face_encoder_id="dlib/face_recognition_resnet_model_v1", resolution=256, min_face=32)
     record, face = PhotoPreparer(config)(Item("a", str(PHOTOS / "man_rotated_90.jpg")))
     assert record.kept
     assert face.landmarks[36:48, 1].mean() < face.landmarks[48:68, 1].mean()  # eyes above the mouth

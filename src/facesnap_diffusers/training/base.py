@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from ..adapter.config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, FaceSnapConfig
@@ -30,6 +31,13 @@ def load_pipeline(config: TrainingConfig) -> Any:
     pipeline_class = FaceSnapXLPipeline if is_xl else FaceSnapPipeline
     dtype = base_dtype(config)
     options: dict[str, Any] = {"dtype": dtype}
+    if config.base.vae is not None:
+        try:
+            options["vae"] = AutoencoderKL.from_pretrained(config.base.vae, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"base.vae {config.base.vae!r} could not be loaded ({one_line(error)}); correct it"
+            ) from error
     if not is_xl:
         options["safety_checker"] = None
     try:
@@ -43,7 +51,7 @@ def load_pipeline(config: TrainingConfig) -> Any:
         raise InputError(
             f"base.model {config.base.model!r} could not be loaded ({one_line(error)}); correct it"
         ) from error
-    if is_xl:
+    if is_xl and config.base.vae is None:
         pipeline.vae.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
@@ -67,6 +75,8 @@ def load_pipeline(config: TrainingConfig) -> Any:
             component = getattr(pipeline, name)
             if component is not None and getattr(component, "_supports_gradient_checkpointing", False):
                 component.enable_gradient_checkpointing()
+    if config.base.compile:
+        pipeline.unet.compile_repeated_blocks()
     return pipeline
 
 

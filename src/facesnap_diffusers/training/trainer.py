@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -170,6 +171,9 @@ class Trainer:
     def _train(self) -> dict[str, float]:
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
+            for name in ("adapter", "best"):
+                for left in self.folder.glob(f".{name}.*"):  # by a run that was killed while it wrote them
+                    shutil.rmtree(left, ignore_errors=True)
             with atomic_file(self.folder / "config.yaml") as temporary:
                 temporary.write_text(config.to_yaml())
         self._start_trackers()
