@@ -529,13 +529,9 @@ class Trainer:
             self._report("trackers", error)
 
     def _report(self, what: str, error: Exception) -> None:
-        logger.warning(
-            "step %d: %s failed (%s: %s); the run goes on",
-            self.progress.step,
-            what,
-            type(error).__name__,
-            one_line(error),
-        )
+        message = "step %d: %s failed (%s: %s); the run goes on"
+        logger.warning(message, self.progress.step, what, type(error).__name__, one_line(error))
+        logger.debug("the traceback", exc_info=error)
 
     def _learning_rates(self) -> dict[str, float]:
         return dict(zip(self.objective.parts, self.lr_scheduler.get_last_lr()))
