@@ -97,7 +97,10 @@ class FaceConditioner:
         embeds = None if embedding is None else self._as_embedding(embedding)
         names = ["face_image"] if len(photos) == 1 else [f"face_image[{i}]" for i in range(len(photos))]
         return FaceIdentity.fuse(
-            [self._encode_photo(photo, name, face_index, embeds, points) for photo, name in zip(photos, names)]
+            [
+                self._encode_photo(photo, name, face_index, embeds, points)
+                for photo, name in zip(photos, names, strict=True)
+            ]
         )
 
     def identities(
@@ -215,7 +218,8 @@ class FaceConditioner:
         values = {
             "identity": list(identities),
             "pose_image": [
-                find_face(photo, self.analyzer, steering.face_index, name) for photo, name in zip(photos, names)
+                find_face(photo, self.analyzer, steering.face_index, name)
+                for photo, name in zip(photos, names, strict=True)
             ],
             "pose": as_list(steering.pose, "pose", HeadPose),
             "expression": as_expressions(steering.expression),

@@ -151,7 +151,7 @@ class FaceIdentity:
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not iterable by itself)
         except SafetensorError as error:
             raise InputError(
                 f"path {path} is not a readable safetensors file ({error}); save the identity again"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 
 class DuplicateFinder:
     r"""
@@ -15,17 +17,17 @@ class DuplicateFinder:
     def __init__(self, bits: int):
         self.bits = bits
         edges = [round(64 * piece / (bits + 1)) for piece in range(bits + 2)] if bits >= 0 else []
-        self._pieces = [(low, (1 << (high - low)) - 1) for low, high in zip(edges, edges[1:])]
+        self._pieces = [(low, (1 << (high - low)) - 1) for low, high in pairwise(edges)]
         self._seen: list[dict[int, list[tuple[int, str]]]] = [{} for _ in self._pieces]
 
     def find(self, phash: int) -> str | None:
         """The name of an added photo with nearly this hash."""
-        for seen, (shift, mask) in zip(self._seen, self._pieces):
+        for seen, (shift, mask) in zip(self._seen, self._pieces, strict=True):
             for other, name in seen.get(phash >> shift & mask, ()):
                 if (other ^ phash).bit_count() <= self.bits:
                     return name
         return None
 
     def add(self, phash: int, name: str) -> None:
-        for seen, (shift, mask) in zip(self._seen, self._pieces):
+        for seen, (shift, mask) in zip(self._seen, self._pieces, strict=True):
             seen.setdefault(phash >> shift & mask, []).append((phash, name))

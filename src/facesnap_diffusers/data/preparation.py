@@ -76,7 +76,7 @@ def prepare(
         else:
             results = ((item, *preparer(item)) for item in todo)
         bar = tqdm(results, initial=len(done), total=total, unit="photo", disable=not progress, smoothing=0.05)
-        for item, record, sample in bar:
+        for _item, record, sample in bar:
             if record.phash is not None:
                 twin = duplicates.find(record.phash)
                 if twin is None:

@@ -103,7 +103,7 @@ class ShardWriter:
                 ends[shard] = end
         self.number = max(0, len(ends) - 1)
         self.count = sum(record.kept for record in self.records)
-        self._manifest = open(manifest, "ab")
+        self._manifest = open(manifest, "ab")  # noqa: SIM115  (closed by `close`)
         self._manifest.truncate(complete)
         self._open_shard(ends.get(self._name(), 0))
 
@@ -162,7 +162,7 @@ class ShardWriter:
 
     def _open_shard(self, end: int) -> None:
         path = self.folder / self._name()
-        self._shard = open(path, "r+b" if path.exists() else "w+b")
+        self._shard = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         self._shard.truncate(end)
         self._shard.seek(end)
 

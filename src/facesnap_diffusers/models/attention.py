@@ -275,7 +275,8 @@ class _UpdatedLinear(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         parts = self.linear(hidden_states).chunk(len(self.updates), dim=-1)
         updated = [
-            part if update is None else part + update(hidden_states) for part, update in zip(parts, self.updates)
+            part if update is None else part + update(hidden_states)
+            for part, update in zip(parts, self.updates, strict=True)
         ]
         return updated[0] if len(updated) == 1 else torch.cat(updated, dim=-1)
 

@@ -332,8 +332,8 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         template = _like(self.mean, points)
         weight = visible / visible.sum(dim=1, keepdim=True)
         centre, template_centre = (weight * points).sum(dim=1), (weight * template).sum(dim=1)
-        x, y, z = ((points - centre[:, None]) * weight.sqrt()).unbind(-1)
-        u, v, w = ((template - template_centre[:, None]) * weight.sqrt()).unbind(-1)
+        x, y, _z = ((points - centre[:, None]) * weight.sqrt()).unbind(-1)
+        u, v, _w = ((template - template_centre[:, None]) * weight.sqrt()).unbind(-1)
         angle = torch.atan2((u * y - v * x).sum(1), (u * x + v * y).sum(1))
         scale = torch.sqrt((x.square() + y.square()).sum(1) / (u.square() + v.square()).sum(1))
 

@@ -72,7 +72,7 @@ def redraw_faces(
     result = image.convert("RGB")
     scale = boxes.new_tensor([result.width, result.height, result.width, result.height])
     boxes = boxes * scale
-    for i, (person, box) in enumerate(zip(people, boxes)):
+    for i, (person, box) in enumerate(zip(people, boxes, strict=True)):
         left, top, side = _square(box, margin, result.height, result.width)
         if side >= size:
             continue
@@ -125,7 +125,7 @@ def _square(box: torch.Tensor, margin: float, height: int, width: int) -> tuple[
     left, top, right, bottom = box.tolist()
     side = min(round((1 + 2 * margin) * max(right - left, bottom - top)), height, width)
     corner = [(left + right - side) / 2, (top + bottom - side) / 2]
-    x, y = (round(min(max(value, 0), limit - side)) for value, limit in zip(corner, (width, height)))
+    x, y = (round(min(max(value, 0), limit - side)) for value, limit in zip(corner, (width, height), strict=True))
     return x, y, side
 
 

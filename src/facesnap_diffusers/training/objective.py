@@ -283,7 +283,7 @@ class Objective(nn.Module):
         pipeline = self.pipeline
         is_xl = is_sdxl(pipeline.unet)
         zeros = is_xl and pipeline.config.force_zeros_for_empty_prompt
-        captions = ["" if left_out else caption for caption, left_out in zip(captions, without.tolist())]
+        captions = ["" if left_out else caption for caption, left_out in zip(captions, without.tolist(), strict=True)]
         encoded = pipeline.encode_prompt(
             prompt=captions, device=without.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )

@@ -332,7 +332,7 @@ class Trainer:
                 tracker.log_images({"validation": np.asarray(sheet)[None]}, step=step)
 
     def _learning_rates(self) -> dict[str, float]:
-        return dict(zip(self.objective.parts, self.lr_scheduler.get_last_lr()))
+        return dict(zip(self.objective.parts, self.lr_scheduler.get_last_lr(), strict=True))
 
     def _tell_deepspeed_the_batch_size(self) -> None:
         # accelerate reads it off the DataLoader that it prepares; ours is not prepared, for it is exact by itself
