@@ -1,9 +1,9 @@
-"""Every private name of diffusers and transformers that this package uses, each with its reason."""
+"""Every private name of diffusers, transformers and torch that this package uses, each with its reason."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+from diffusers.utils.torch_utils import is_compiled_module
 
 
 @contextmanager
@@ -28,6 +29,11 @@ def without_offloading(pipeline: DiffusionPipeline) -> Iterator[bool]:
         pipeline.enable_sequential_cpu_offload(device=pipeline._offload_device)
 
 
+def execution_device(pipeline: DiffusionPipeline) -> torch.device:
+    """Where a pipeline computes; with offloading that is not `pipeline.device`, the only public name."""
+    return pipeline._execution_device
+
+
 def is_model_offloaded(pipeline: DiffusionPipeline) -> bool:
     """Whether `enable_model_cpu_offload` is on, which diffusers only shows by the hooks that it keeps."""
     return bool(getattr(pipeline, "_all_hooks", None))
@@ -36,6 +42,21 @@ def is_model_offloaded(pipeline: DiffusionPipeline) -> bool:
 def convert_image_projection(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
     """An IP-Adapter's projection from a checkpoint's tensors, which diffusers recognizes and renames in private only."""
     return UNet2DConditionLoadersMixin()._convert_ip_adapter_image_proj_to_diffusers(tensors, low_cpu_mem_usage=False)
+
+
+def saved_class_name(config: Mapping[str, Any]) -> str | None:
+    """The class that `save_pretrained` wrote into a `config.json`, which `from_pretrained` of a class does not heed."""
+    return config.get("_class_name")
+
+
+def supports_gradient_checkpointing(module: torch.nn.Module) -> bool:
+    """Whether `enable_gradient_checkpointing` works; without it diffusers raises, and has no public question."""
+    return getattr(module, "_supports_gradient_checkpointing", False)
+
+
+def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+    """What `torch.compile` was given, whose submodules go by their own names; torch has no public name for it."""
+    return module._orig_mod if is_compiled_module(module) else module
 
 
 def register_in_diffusers(cls: type) -> type:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .._upstream import without_offloading
+from .._upstream import execution_device, without_offloading
 from ..base_models import family_of
 from ..conditioner import FaceConditioner
 from ..errors import AdapterError, InputError, check_path, check_text, one_line
@@ -284,7 +284,7 @@ class FaceSnapAdapterMixin(_Pipeline):
                 if isinstance(module, torch.nn.Module):
                     module.eval().requires_grad_(False)
                     if not offloaded:
-                        module.to(self._execution_device)
+                        module.to(execution_device(self))
             self.register_modules(**{name: modules.get(name) for name in ADAPTER_COMPONENTS})
             self.register_to_config(facesnap_config=vars(config) if config is not None else None)
             self._facesnap_scale = None
@@ -326,7 +326,7 @@ def conditioner_of(pipeline: Any, purpose: str, face_analyzer: FaceAnalyzer | No
         image_encoder=pipeline.face_image_encoder,
         image_processor=pipeline.face_image_processor,
         face_analyzer=face_analyzer,
-        device=pipeline._execution_device,
+        device=execution_device(pipeline),
     )
 
 

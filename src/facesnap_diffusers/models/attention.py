@@ -13,9 +13,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
+from .._upstream import uncompiled
 from ..errors import InputError
 from .regions import Regions
 
@@ -55,7 +55,7 @@ def accept_contexts(net: nn.Module) -> None:
     Makes the attention layers of a UNet or ControlNet take contexts. Their weights, processors and results stay as they
     are, so this is done once, for all who share the net, and never undone.
     """
-    net = _uncompiled(net)
+    net = uncompiled(net)
     if getattr(net, "_accepts_contexts", False):
         return
     for name, module in net.named_modules():
@@ -136,9 +136,7 @@ class IdentityAttention(ModelMixin, ConfigMixin):
                 f"identity attention does not fit this UNet: layer {odd} is {own.get(odd)} in the adapter and"
                 f" {expected.get(odd)} in the UNet; use an adapter of the base model's family"
             )
-        linears = {
-            name: module for name, module in _uncompiled(unet).named_modules() if hasattr(module, "in_features")
-        }
+        linears = {name: module for name, module in uncompiled(unet).named_modules() if hasattr(module, "in_features")}
         for name, (in_features, _, out_features) in (self.config.lora_layers or {}).items():
             linear = linears.get(name)
             if linear is None or (linear.in_features, linear.out_features) != (in_features, out_features):
@@ -192,7 +190,7 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         for key, lora in self.loras.items():
             layer, linear = key.replace("-", ".").removesuffix(".0").rsplit(".", 1)
             updates.setdefault(layer, {})[linear] = lora
-        return {name: _updated(_uncompiled(unet).get_submodule(name), loras) for name, loras in updates.items()}
+        return {name: _updated(uncompiled(unet).get_submodule(name), loras) for name, loras in updates.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,10 +310,6 @@ def scale_of_layer(scale: float | Mapping[str, float], name: str) -> float:
     return scale[max(fitting, key=len)] if fitting else 0.0
 
 
-def _uncompiled(net: nn.Module) -> nn.Module:
-    return net._orig_mod if is_compiled_module(net) else net
-
-
 def _sizes(attn: Attention) -> list[int]:
     return [attn.to_k.in_features, attn.to_k.out_features]
 
@@ -323,6 +317,6 @@ def _sizes(attn: Attention) -> list[int]:
 def _cross_attention_modules(unet: UNet2DConditionModel) -> dict[str, Attention]:
     return {
         name: module
-        for name, module in _uncompiled(unet).named_modules()
+        for name, module in uncompiled(unet).named_modules()
         if name.endswith(".attn2") and isinstance(module, Attention)
     }

@@ -13,7 +13,13 @@ import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from .._upstream import is_model_offloaded, progress_bar_config, register_in_diffusers, with_text_model
+from .._upstream import (
+    execution_device,
+    is_model_offloaded,
+    progress_bar_config,
+    register_in_diffusers,
+    with_text_model,
+)
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
 from ..errors import InputError
@@ -286,7 +292,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if self.ffrnet is not None:
             regions = None
             if conditions.regions is not None:
-                regions = RegionalContext(conditions.regions.masks(num_tokens, self._execution_device))
+                regions = RegionalContext(conditions.regions.masks(num_tokens, execution_device(self)))
             ffrnet = RoutedControlNet(self.ffrnet, num_tokens, "identity", regions)
         call._control(ffrnet, conditions.landmark_picture, landmark_scale, num_tokens, kwargs)
         return self._run(call, prompt, kwargs)
@@ -347,7 +353,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if self.controlnet is None:
             self._refuse_control_arguments(kwargs)
             self.controlnet = ffrnet or RoutedControlNet(
-                None, num_tokens, "text", device=self._execution_device, dtype=self.unet.dtype
+                None, num_tokens, "text", device=execution_device(self), dtype=self.unet.dtype
             )
             kwargs[name] = landmark_picture
             kwargs["controlnet_conditioning_scale"] = float(landmark_scale)
