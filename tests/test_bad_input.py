@@ -286,7 +286,7 @@ def test_no_face_analyzer(pipe):
     pipe.face_analyzer = own
 
 
-def test_another_recogniser(pipe):
+def test_another_recognizer(pipe):
     pipe.face_analyzer, own = OtherRecognizer(), pipe.face_analyzer
     try:
         for call in (

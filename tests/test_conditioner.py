@@ -81,9 +81,9 @@ def test_a_pose_image_brings_pose_and_framing_but_not_proportions(pipe, photo, p
     someone = tiny.identity()
     points = pipe.predict_landmarks(someone, height=512, width=512, pose_image=mirrored)[0]
     driving = pipe.predict_landmarks(pipe.encode_face(mirrored), height=512, width=512)[0]
-    centre = (driving.amin(0) + driving.amax(0)) / 2
+    center = (driving.amin(0) + driving.amax(0)) / 2
     assert (points.mean(0) - driving.mean(0)).norm() < 0.2 * (driving.amax(0) - driving.amin(0)).norm()
-    assert (centre[0] - 512 / 2) * (person.landmarks[:, 0].mean() - 512 / 2) < 0, "the mirrored photo's place"
+    assert (center[0] - 512 / 2) * (person.landmarks[:, 0].mean() - 512 / 2) < 0, "the mirrored photo's place"
     assert (points - driving).norm(dim=-1).mean() > 1.0, "someone else's proportions"
 
 

@@ -1,5 +1,5 @@
 """
-Other people's checkpoints with random weights: the public key layouts, with shapes that fit a base model. For a UNet on
+Third-party checkpoints with random weights: the public key layouts, with shapes that fit a base model. For a UNet on
 the meta device there are shapes without weights.
 """
 
@@ -119,7 +119,7 @@ def flat(checkpoint):
 
 
 def faceid_person(image_features=False, length=1.0, seed=5):
-    """Somebody as the recogniser of the FaceID family sees them, with CLIP features for FaceID-Plus."""
+    """Somebody as the recognizer of the FaceID family sees them, with CLIP features for FaceID-Plus."""
     states = torch.randn(5, CLIP_WIDTH, generator=torch.Generator().manual_seed(seed))
     return FaceIdentity(
         face_embeds=length * _direction(seed),
@@ -130,7 +130,7 @@ def faceid_person(image_features=False, length=1.0, seed=5):
 
 
 def instantid_person(length=21.0, seed=5):
-    """Somebody as InstantID's recogniser sees them, which gives embeddings of about this length."""
+    """Somebody as InstantID's recognizer sees them, which gives embeddings of about this length."""
     return FaceIdentity(
         face_embeds=length * _direction(seed),
         face_encoder_id="insightface/glintr100",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -56,7 +56,7 @@ def supports_gradient_checkpointing(module: torch.nn.Module) -> bool:
 
 def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
     """What `torch.compile` was given, whose submodules go by their own names; torch has no public name for it."""
-    return module._orig_mod if is_compiled_module(module) else module
+    return cast(torch.nn.Module, module._orig_mod) if is_compiled_module(module) else module
 
 
 def register_in_diffusers(cls: type) -> type:

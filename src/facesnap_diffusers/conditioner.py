@@ -215,7 +215,7 @@ class FaceConditioner:
         """The landmarks `(batch, 72, 2)` of identities and steering, each for one image or a batch, in pixels."""
         photos = as_list(steering.pose_image, "pose_image")
         names = ["pose_image"] if len(photos) == 1 else [f"pose_image[{i}]" for i in range(len(photos))]
-        values = {
+        values: dict[str, list[Any]] = {
             "identity": list(identities),
             "pose_image": [
                 find_face(photo, self.analyzer, steering.face_index, name)

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from facesnap_diffusers import AdapterError, FaceEncoderMismatchError, FaceIdentity, InputError
 from facesnap_diffusers.base_models import empty_unet
 from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
-from facesnap_diffusers.interop.checkpoint import Checkpoint, recognise
+from facesnap_diffusers.interop.checkpoint import Checkpoint, recognize
 from facesnap_diffusers.interop.conversion import convert_checkpoint
 
 
@@ -53,7 +53,7 @@ def test_the_layouts_have_the_size_of_the_public_files(name):
     assert 100 * tensors < around < 400 * tensors
     # and every tensor has its place in the base model
     with torch.device("meta"):
-        checkpoint = Checkpoint(recognise(groups["image_proj"], name), **groups, source=name)
+        checkpoint = Checkpoint(recognize(groups["image_proj"], name), **groups, source=name)
         config, modules = convert_checkpoint(checkpoint, empty_unet(family))
     assert (config.base_family, list(modules)) == (family, ["mixer", "identity_attention"])
     assert sum(p.numel() for part in modules.values() for p in part.parameters()) == sum(numbers)
@@ -174,7 +174,7 @@ def test_embeddings_of_any_length_are_the_same_person():
 
 
 def test_unnorm_embeddings_need_their_length(tmp_path):
-    """The one of the family that is trained with embeddings as the recogniser gives them; only its name says so."""
+    """The one of the family that is trained with embeddings as the recognizer gives them; only its name says so."""
     base = tiny.xl_pipeline()
     pipe = tiny.facesnap(base)
     name = "ip-adapter-faceid-portrait_sdxl_unnorm.bin"
@@ -308,7 +308,7 @@ def test_from_the_hub(hub, tmp_path):
     assert torch.equal(*images)
     with pytest.raises(AdapterError, match="with weight_name="):
         pipe.load_facesnap_adapter("h94/IP-Adapter-FaceID", cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(AdapterError, match="cannot be had from the Hub") as caught:
+    with pytest.raises(AdapterError, match="could not be loaded from the Hub") as caught:
         pipe.load_facesnap_adapter(
             "h94/IP-Adapter-FaceID", weight_name="absent.bin", cache_dir=str(tmp_path / "cache")
         )

@@ -70,7 +70,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         Args:
             pretrained_model_name_or_path (`str`, `Path` or `dict`, *optional*): Hub repo, folder, or a file or state
                 dict of an IP-Adapter FaceID or InstantID. Without it, the default adapter of the base model's family.
-            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognised by its
+            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognized by its
                 content: IP-Adapter FaceID, FaceID-Plus (both versions), FaceID-Portrait or InstantID, as
                 `.safetensors` or `.bin` (read with `weights_only`). InstantID's ControlNet is looked for beside it, in
                 `ControlNetModel`, and its repo needs no `weight_name`.

@@ -62,7 +62,7 @@ def accept_contexts(net: nn.Module) -> None:
         if type(module) is Attention and name.endswith((".attn1", ".attn2")):
             module.layer_name = name
             module.__class__ = ContextAttention
-    net._accepts_contexts = True
+    net._accepts_contexts = True  # type: ignore[assignment]
 
 
 class IdentityProjection(nn.Module):
@@ -107,10 +107,10 @@ class IdentityAttention(ModelMixin, ConfigMixin):
     def __init__(self, layers: dict[str, list[int]], lora_layers: dict[str, list[int]] | None = None):
         super().__init__()
         # module names must not contain dots
-        self.projections = nn.ModuleDict(
+        self.projections: Any = nn.ModuleDict(
             {name.replace(".", "-"): IdentityProjection(context, inner) for name, (context, inner) in layers.items()}
         )
-        self.loras = nn.ModuleDict(
+        self.loras: Any = nn.ModuleDict(
             {name.replace(".", "-"): LowRankUpdate(*sizes) for name, sizes in (lora_layers or {}).items()}
         )
 
@@ -168,9 +168,9 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         """
         accept_contexts(unet)
         active = any(scale.values()) if isinstance(scale, Mapping) else scale != 0
-        scales = {name: scale_of_layer(scale, name) for name in self.config.layers}
+        values = {name: scale_of_layer(scale, name) for name in self.config.layers}
         # as tensors, a compiled UNet need not be compiled again for another value
-        scales = {name: torch.tensor(value, device=unet.device) for name, value in scales.items() if value != 0}
+        scales = {name: torch.tensor(value, device=unet.device) for name, value in values.items() if value != 0}
         return IdentityContext(
             num_tokens=num_tokens,
             projections={name: self.projections[name.replace(".", "-")] for name in scales},
@@ -237,22 +237,22 @@ class IdentityContext:
         stock_adapters: list[list[torch.Tensor]] = []
         if isinstance(encoder_hidden_states, tuple):  # a stock IP-Adapter is loaded too
             encoder_hidden_states, *stock_adapters = encoder_hidden_states
-        text = encoder_hidden_states[:, : -self.num_tokens]
-        tokens = encoder_hidden_states[:, -self.num_tokens :]
+        text = encoder_hidden_states[:, : -self.num_tokens]  # (batch, text tokens, width)
+        tokens = encoder_hidden_states[:, -self.num_tokens :]  # (batch, num_tokens, width)
 
         if name not in self.scales:
             text_and_images = (text, *stock_adapters) if stock_adapters else text
             return layer.stock(hidden_states, text_and_images, attention_mask, **kwargs)
         if type(layer.processor) is AttnProcessor2_0 and attention_mask is None:
             # the stock computation, with the query and the output projection shared
-            query = layer.to_q(hidden_states)
+            query = layer.to_q(hidden_states)  # (batch, queries, channels)
             attended = _attend(query, layer.to_k(text), layer.to_v(text), layer.heads)
             return layer.to_out[1](layer.to_out[0](attended + self._identity(name, query, tokens, layer.heads)))
         text_and_images = (text, *stock_adapters) if stock_adapters else text
         attended = layer.stock(hidden_states, text_and_images, attention_mask, **kwargs)
-        identity = self._identity(name, layer.to_q(hidden_states), tokens, layer.heads)
+        identity = self._identity(name, layer.to_q(hidden_states), tokens, layer.heads)  # (batch, queries, channels)
         # the output projection is linear but for its bias, which `attended` has already
-        bias = layer.to_out[0](torch.zeros_like(identity[:1, :1]))
+        bias = layer.to_out[0](torch.zeros_like(identity[:1, :1]))  # (1, 1, channels)
         return attended + (layer.to_out[0](identity) - bias)
 
     def _identity(self, name: str, query: torch.Tensor, tokens: torch.Tensor, heads: int) -> torch.Tensor:

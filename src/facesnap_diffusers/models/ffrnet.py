@@ -1,3 +1,5 @@
+"""FFRNet: a ControlNet whose context is the identity, and whose image the landmarks."""
+
 from typing import Any
 
 import torch

@@ -350,7 +350,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     ) -> None:
         """Puts FFRNet beside the ControlNets of this copy of the pipeline, each with its part of the context."""
         name = self._control_image_argument
-        if self.controlnet is None:
+        if self.controlnet is None:  # type: ignore[has-type]
             self._refuse_control_arguments(kwargs)
             self.controlnet = ffrnet or RoutedControlNet(
                 None, num_tokens, "text", device=execution_device(self), dtype=self.unet.dtype
@@ -394,7 +394,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _check_arguments(self, kwargs: dict[str, Any], with_face: bool) -> None:
         # the stock pipelines take any keyword and ignore those that they do not know
         known = stock_arguments(super().__call__)
-        plain = [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        plain: list[str] = [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
         for name in kwargs:
             if name in known or name in plain or name in ("callback", "callback_steps"):
                 continue

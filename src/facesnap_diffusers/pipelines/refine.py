@@ -133,7 +133,7 @@ def _soft_mask(
     left: int, top: int, side: int, height: int, width: int, others: np.ndarray, feather: float
 ) -> PIL.Image.Image:
     """
-    White; towards those of its edges that are none of the image's, and towards the boxes of others, it fades to black
+    White; toward those of its edges that are none of the image's, and toward the boxes of others, it fades to black
     along half a cosine.
     """
     right, bottom = left + side, top + side

@@ -1,3 +1,5 @@
+"""What the pipelines for Stable Diffusion 1.x and 2.x have in common."""
+
 import copy
 from typing import TYPE_CHECKING, Any
 

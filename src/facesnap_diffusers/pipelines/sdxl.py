@@ -1,3 +1,5 @@
+"""What the pipelines for Stable Diffusion XL have in common."""
+
 from inspect import signature
 from typing import TYPE_CHECKING
 

@@ -35,6 +35,7 @@ class DlibNetwork(nn.Module):
             _Block(before, after, halves=number in _HALVING) for number, (before, after) in enumerate(pairwise(widths))
         )
         self.embedding = nn.Linear(256, 128, bias=False)
+        self.mean_color: torch.Tensor
         self.register_buffer("mean_color", torch.tensor(_MEAN_COLOR)[:, None, None], persistent=False)
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
@@ -110,6 +111,7 @@ def load_dlib_network(path: str | Path | None = None) -> DlibNetwork:
         reader = _ParameterReader(path.read_bytes())
         for layer in network.modules():
             if isinstance(layer, _Convolution):
+                assert layer.conv.bias is not None
                 reader.read("con_4", layer.conv.weight, layer.conv.bias)
                 reader.read("affine_", layer.scale, layer.offset)
         transposed = torch.empty(256, 128)

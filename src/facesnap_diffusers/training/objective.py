@@ -109,7 +109,7 @@ class Objective(nn.Module):
         error = (predicted - self.noise_schedule.target(clean, batch["noise"], timesteps)).square()
         if self.loss.face_weight != 1:
             image_size = self._image_size(batch)
-            error = error * face_weights(batch["detected"], image_size, error.shape[-2:], self.loss.face_weight)
+            error = error * face_weights(batch["detected"], image_size, (error.shape[-2], error.shape[-1]), self.loss.face_weight)
         error = error.mean(dim=(1, 2, 3))
         losses = {"mse": error.mean().detach()}
         if self.loss.min_snr_gamma is not None:
@@ -290,7 +290,7 @@ class Objective(nn.Module):
         embeds, pooled = encoded[0], encoded[2] if is_xl else None
         if zeros:
             embeds = embeds * ~without[:, None, None]
-            pooled = pooled * ~without[:, None]
+            pooled = None if pooled is None else pooled * ~without[:, None]
         return embeds, pooled
 
 
