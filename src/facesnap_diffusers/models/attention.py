@@ -299,6 +299,7 @@ def _attend(
 ) -> torch.Tensor:
     """Multi-head attention `(batch, queries, channels)` of projected queries, keys and values."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    # now (batch, heads, tokens, channels of a head)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 

@@ -448,7 +448,9 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         residual, _ = self._residual(points, seen, even, odd, basis)
         # An outlier must not drown the rest: beyond some millimeters only a residual's direction counts.
         bounded = residual / (torch.linalg.vector_norm(residual, dim=-1, keepdim=True) + 0.3)
-        vectors = torch.stack([deviation, 2 * residual, 2 * bounded], dim=-1).flatten(2)  # (batch, 72, 9): all x, all y, all z
+        vectors = torch.stack([deviation, 2 * residual, 2 * bounded], dim=-1).flatten(
+            2
+        )  # (batch, 72, 9): all x, all y, all z
         even_points, odd_points = self._split(torch.cat([vectors, visible], dim=-1), num_odd=3)
         constant = even.new_ones(even.shape[0], 1)
         even_hinges, odd_hinges = self._hinges(even, odd)

@@ -102,15 +102,15 @@ class Objective(nn.Module):
         if clean is None:
             clean = self.encode_images(batch["pixel_values"], batch["encoder_noise"])
         timesteps = batch["timestep"]
-        noisy = self.noise_schedule.add_noise(clean, batch["noise"], timesteps)
+        noisy = self.noise_schedule.add_noise(clean, batch["noise"], timesteps)  # (batch, channels, height, width)
         conditions = self.encode_conditions(batch)
-        predicted = self.predict(noisy, timesteps, conditions)
+        predicted = self.predict(noisy, timesteps, conditions)  # (batch, channels, height, width)
 
         error = (predicted - self.noise_schedule.target(clean, batch["noise"], timesteps)).square()
         if self.loss.face_weight != 1:
-            image_size = self._image_size(batch)
-            error = error * face_weights(batch["detected"], image_size, (error.shape[-2], error.shape[-1]), self.loss.face_weight)
-        error = error.mean(dim=(1, 2, 3))
+            image_size, latent_size = self._image_size(batch), (error.shape[-2], error.shape[-1])
+            error = error * face_weights(batch["detected"], image_size, latent_size, self.loss.face_weight)
+        error = error.mean(dim=(1, 2, 3))  # (batch,)
         losses = {"mse": error.mean().detach()}
         if self.loss.min_snr_gamma is not None:
             error = error * self.noise_schedule.min_snr_weight(timesteps, self.loss.min_snr_gamma)
@@ -170,10 +170,14 @@ class Objective(nn.Module):
         text_embeds, pooled = self._encode_text(batch["caption"], batch["without_text"])
         states = conditioner.image_states(batch["clip_crop"]) if "clip_crop" in batch else None
         conditions = {
-            "text_embeds": text_embeds,  # (batch, text, width)
-            "identity_tokens": conditioner.mix(batch["face_embeds"], states, batch["without_identity"]),
-            "landmark_picture": conditioner.landmark_picture(batch["landmarks"], *self._image_size(batch)),
-            "with_landmarks": ~batch["without_landmarks"],
+            "text_embeds": text_embeds,  # (batch, text tokens, width)
+            "identity_tokens": conditioner.mix(  # (batch, identity tokens, width)
+                batch["face_embeds"], states, batch["without_identity"]
+            ),
+            "landmark_picture": conditioner.landmark_picture(  # (batch, 3, 8 · height, 8 · width)
+                batch["landmarks"], *self._image_size(batch)
+            ),
+            "with_landmarks": ~batch["without_landmarks"],  # (batch,)
             "added": None,
         }
         if pooled is not None:
@@ -196,12 +200,14 @@ class Objective(nn.Module):
                 added_cond_kwargs=None if added is None else {k: v.to(ffrnet.dtype) for k, v in added.items()},
                 return_dict=False,
             )
-            kept = conditions["with_landmarks"][:, None, None, None]
+            kept = conditions["with_landmarks"][:, None, None, None]  # (batch, 1, 1, 1)
             residuals = {
                 "down_block_additional_residuals": [(item * kept).to(unet.dtype) for item in down],
                 "mid_block_additional_residual": (mid * kept).to(unet.dtype),
             }
-        context = torch.cat([conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1)
+        context = torch.cat(
+            [conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1
+        )  # (batch, tokens, width)
         attention = self.pipeline.identity_attention
         if attention is None:  # the tokens are only kept from the UNet
             attention = IdentityAttention(layers={})
@@ -224,7 +230,7 @@ class Objective(nn.Module):
         config, count = self.identity_loss, len(noise)
         # the first timestep is the last of the schedule, where the sample is (almost) pure noise
         spaced = torch.arange(config.steps, 0, -1, device=noise.device) * len(self.noise_schedule) / config.steps
-        timesteps = spaced.round().long() - 1
+        timesteps = spaced.round().long() - 1  # (steps,)
         noisy = clean = noise
         for number, timestep in enumerate(timesteps):
             now = timestep.expand(count)
@@ -249,12 +255,14 @@ class Objective(nn.Module):
     def _identity_of_prediction(
         self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor, batch: dict[str, Any]
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_id on the clean images that the predictions amount to, of samples that are clean enough and show someone."""
+        """L_id on the clean images implied by the predictions, of samples that are clean enough and show someone."""
         usable = (self.noise_schedule.snr(timesteps) >= self.identity_loss.min_snr) & ~batch["without_identity"]
         share = usable.float().mean()
         if not usable.any():
             return predicted.sum() * 0.0, share
-        clean = self.noise_schedule.clean(noisy[usable], predicted[usable], timesteps[usable])
+        clean = self.noise_schedule.clean(
+            noisy[usable], predicted[usable], timesteps[usable]
+        )  # (usable, channels, height, width)
         return self._distance(clean, batch, usable).sum() / len(usable), share
 
     def _identity_of_sample(self, sampled: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -268,9 +276,9 @@ class Objective(nn.Module):
     def _distance(self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor) -> torch.Tensor:
         recognizer = self.recognizer
         assert recognizer is not None
-        images = self.decode_latents(clean)
+        images = self.decode_latents(clean)  # (usable, 3, height, width) in pixels
         with torch.autocast(images.device.type, enabled=False):
-            embeds = recognizer(images, batch["detected"][usable])
+            embeds = recognizer(images, batch["detected"][usable])  # (usable, dim)
             if self.identity_loss.reference == "embedding":
                 reference = recognizer.relative(batch["face_embeds"][usable].to(embeds.dtype))
             else:
