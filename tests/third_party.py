@@ -16,13 +16,13 @@ FACE_WIDTH = 512
 CLIP_WIDTH = 24
 
 
-def faceid(unet, num_tokens=4, lora_rank=4, seed=0):
+def faceid(unet, num_tokens=4, lora_rank=4, seed=0, face_width=FACE_WIDTH):
     """IP-Adapter FaceID; with 16 tokens and no LoRA, FaceID-Portrait."""
     make = _maker(unet, seed)
     width = unet.config.cross_attention_dim
     image_proj = {
-        **_linear(make, "proj.0", FACE_WIDTH, 2 * FACE_WIDTH),
-        **_linear(make, "proj.2", 2 * FACE_WIDTH, num_tokens * width),
+        **_linear(make, "proj.0", face_width, 2 * face_width),
+        **_linear(make, "proj.2", 2 * face_width, num_tokens * width),
         **_norm(make, "norm", width),
     }
     return {"image_proj": image_proj, "ip_adapter": attention(make, unet, lora_rank)}
@@ -33,13 +33,13 @@ def portrait(unet):
     return faceid(unet, num_tokens=16, lora_rank=0)
 
 
-def faceid_plus(unet, num_tokens=4, lora_rank=4, clip_width=CLIP_WIDTH, seed=0):
+def faceid_plus(unet, num_tokens=4, lora_rank=4, clip_width=CLIP_WIDTH, seed=0, face_width=FACE_WIDTH):
     """IP-Adapter FaceID-Plus; version 2 has the same layout."""
     make = _maker(unet, seed)
     width = unet.config.cross_attention_dim
     image_proj = {
-        **_linear(make, "proj.0", FACE_WIDTH, 2 * FACE_WIDTH),
-        **_linear(make, "proj.2", 2 * FACE_WIDTH, num_tokens * width),
+        **_linear(make, "proj.0", face_width, 2 * face_width),
+        **_linear(make, "proj.2", 2 * face_width, num_tokens * width),
         **_norm(make, "norm", width),
         **{f"perceiver_resampler.{k}": v for k, v in _resampler(make, clip_width, width, width).items()},
     }

@@ -1,4 +1,6 @@
-"""From rendered people to the shards that `facesnap train` reads. Run again to go on, or to take in new people.
+"""From rendered people to the shards that `facesnap train` reads.
+
+Run again to continue, or to take in new people.
 
     python embed_faces.py --split train && python prepare_shards.py --split train
 

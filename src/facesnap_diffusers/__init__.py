@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from .faces.analyzers import FaceAnalyzer as FaceAnalyzer
     from .faces.analyzers.dlib import DlibFaceAnalyzer as DlibFaceAnalyzer
     from .faces.analyzers.insightface import InsightFaceAnalyzer as InsightFaceAnalyzer
+    from .faces.choice import FaceChoice as FaceChoice
     from .faces.drawing import draw_landmarks as draw_landmarks
     from .faces.expression import Expression as Expression
     from .faces.face import Face as Face
+    from .faces.key_points import draw_key_points as draw_key_points
+    from .faces.photo import PhotoPolicy as PhotoPolicy
+    from .faces.photo import set_photo_policy as set_photo_policy
     from .faces.pose import HeadPose as HeadPose
     from .identity import FaceIdentity as FaceIdentity
     from .models.attention import IdentityAttention as IdentityAttention
@@ -47,6 +51,7 @@ _HOME = {
     "FFRNet": "models.ffrnet",
     "Face": "faces.face",
     "FaceAnalyzer": "faces.analyzers",
+    "FaceChoice": "faces.choice",
     "FaceEncoderMismatchError": "errors",
     "FaceIdentity": "identity",
     "FaceSnapConfig": "adapter.config",
@@ -67,11 +72,14 @@ _HOME = {
     "NoFaceFoundError": "errors",
     "Person": "pipelines.people",
     "PhotoError": "errors",
+    "PhotoPolicy": "faces.photo",
+    "draw_key_points": "faces.key_points",
     "draw_landmarks": "faces.drawing",
     "load_landmark_predictor": "models.landmark_predictor",
     "load_nano_pipeline": "nano.model",
     "nano_people": "nano.model",
     "redraw_faces": "pipelines.refine",
+    "set_photo_policy": "faces.photo",
 }
 
 __all__ = sorted(_HOME)

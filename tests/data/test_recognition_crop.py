@@ -7,7 +7,7 @@ import torch
 from tiny_preparation import PHOTOS, needs_photos
 
 from facesnap_diffusers.data.recognition_crop import align_faces
-from facesnap_diffusers.faces.alignment import five_points
+from facesnap_diffusers.faces.key_points import five_points
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             new_pipeline.to(dtype=dtype)
         if isinstance(pipeline, FaceSnapMixin):
             new_pipeline._facesnap_scale = pipeline.facesnap_scale
-            new_pipeline._face_analyzer = pipeline._face_analyzer
+            new_pipeline.face_analyzer = pipeline.face_analyzer
         return new_pipeline
 
     @torch.no_grad()
@@ -394,7 +394,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _check_arguments(self, kwargs: dict[str, Any], with_face: bool) -> None:
         # the stock pipelines take any keyword and ignore those that they do not know
         known = stock_arguments(super().__call__)
-        plain: list[str] = [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        plain: list[str] = (
+            [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        )
         for name in kwargs:
             if name in known or name in plain or name in ("callback", "callback_steps"):
                 continue

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import InputError, one_line
-from ..faces.analyzers.dlib import RECOGNISER_FILE, dlib_models
+from ..faces.analyzers.dlib import RECOGNIZER_FILE, dlib_models
 
 
 # Channels of its residual blocks in order; a block halves the resolution where the channels change.
@@ -105,7 +105,7 @@ def load_dlib_network(path: str | Path | None = None) -> DlibNetwork:
         InputError: The file is not that network's.
         MissingDependencyError: No path is given, and the package is not installed.
     """
-    path = Path(path or dlib_models() / RECOGNISER_FILE)
+    path = Path(path or dlib_models() / RECOGNIZER_FILE)
     network = DlibNetwork()
     try:
         reader = _ParameterReader(path.read_bytes())
@@ -118,7 +118,7 @@ def load_dlib_network(path: str | Path | None = None) -> DlibNetwork:
         reader.read("fc_2", transposed, sizes_before=2)
         network.embedding.weight.data.copy_(transposed.T)
     except (OSError, ValueError, IndexError) as error:  # the last where the file is cut off
-        raise InputError(f"{path} is not dlib's recognizer ({one_line(error)}); name {RECOGNISER_FILE}") from error
+        raise InputError(f"{path} is not dlib's recognizer ({one_line(error)}); name {RECOGNIZER_FILE}") from error
     return network.eval()
 
 
