@@ -191,6 +191,7 @@ def packaged(pipe, tmp_path_factory):
     return repo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "Hub"])
 def test_packaged_by_diffusers_cli(pipe, packaged, source, hub, modules_cache, tmp_path):
     name, cache = str(packaged), {}

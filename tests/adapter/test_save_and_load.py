@@ -53,6 +53,7 @@ class TestSaveAndLoad:
         again.load_facesnap_adapter(tmp_path / "adapter", variant="fp16", dtype=torch.bfloat16)
         assert again.ffrnet.dtype == torch.bfloat16 and again.landmark_predictor.dtype == torch.float32
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("variant", [None, "fp16"])
     def test_hub(self, variant, hub, tmp_path):
         """Through the real client: newest, pinned revision, then from the cache with the server gone."""

@@ -16,7 +16,7 @@ from facesnap_diffusers import FaceSnapPipeline, FaceSnapXLPipeline, InputError
 BASES = {"sd": (tiny.sd_pipeline, FaceSnapPipeline), "xl": (tiny.xl_pipeline, FaceSnapXLPipeline)}
 
 
-pytestmark = pytest.mark.usefixtures("modules_cache")
+pytestmark = [pytest.mark.usefixtures("modules_cache"), pytest.mark.slow]
 
 
 @pytest.fixture(params=BASES)

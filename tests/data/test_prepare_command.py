@@ -24,6 +24,9 @@ from facesnap_diffusers.data.shards import (
 )
 
 
+pytestmark = pytest.mark.slow
+
+
 class TestPhotos:
     def test_command(self, tmp_path):
         """

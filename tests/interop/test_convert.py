@@ -11,6 +11,9 @@ from facesnap_diffusers.base_models import empty_unet
 from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
 
 
+pytestmark = pytest.mark.slow
+
+
 CALL = {**tiny.CALL, "num_inference_steps": 3, "guidance_scale": 5.0}
 BASES = {"sd": tiny.sd_pipeline, "xl": tiny.xl_pipeline}
 

@@ -9,6 +9,9 @@ import torch
 from facesnap_diffusers import FFRNet, IdentityAttention
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize("part", ["mixer", "ffrnet"])
 def test_no_graph_breaks(unet, part):
     sample, _, tokens = nets.random_inputs(unet)

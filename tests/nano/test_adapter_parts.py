@@ -21,6 +21,9 @@ from facesnap_diffusers.faces.alignment import align_face
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 
 
+pytestmark = pytest.mark.slow
+
+
 def smooth_picture(side: int = 128) -> np.ndarray:
     small = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     tensor = torch.from_numpy(small).permute(2, 0, 1)[None].float()

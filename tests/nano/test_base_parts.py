@@ -21,6 +21,9 @@ from restore import renumber_tokens
 from facesnap_diffusers.nano.autoencoder import AutoencoderPatch
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_every_caption_word_is_one_token(tmp_path):
     tokenizer = create_tokenizer()
     for word in vocabulary():

@@ -21,6 +21,9 @@ from people.sampling import sample_person
 from facesnap_diffusers import load_nano_pipeline, nano_people
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")

@@ -24,6 +24,9 @@ from facesnap_diffusers.nano.portrait_box import portrait_box
 from facesnap_diffusers.steering import as_boxes, fit_into_box
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def eval_set(renderer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("eval-set")

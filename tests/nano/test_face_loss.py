@@ -21,6 +21,9 @@ from facesnap_diffusers.training.objective import Objective
 from facesnap_diffusers.training.training_config import IdentityLossConfig, LossConfig
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def people():
     return nano_people()[:3]

@@ -14,6 +14,9 @@ from people.renderer import CAMERA_DISTANCE
 from people.sampling import EXPRESSIONS, HAIR_STYLES, sample_person, sample_scene
 
 
+pytestmark = pytest.mark.slow
+
+
 def render(renderer, person, view, seed=3):
     scene = sample_scene(seed, person, view, renderer.model.expression_index)
     return scene, renderer.render(sample_person(seed, person), scene)

@@ -80,6 +80,7 @@ class TestEveryPipeline:
             assert pipe.components[name] is component, name
         assert pipe.facesnap_config == base.facesnap_config and pipe.facesnap_scale["identity_scale"] == 0.3
 
+    @pytest.mark.slow
     def test_from_pretrained_and_back(self, cls, stock_cls, arguments, sd, xl, tmp_path):
         base = xl if "XL" in cls.__name__ else sd
         base.save_pretrained(tmp_path / "base")

@@ -130,6 +130,7 @@ def test_the_same_tokens_everywhere_are_plain_attention_in_ffrnet(pipe):
             torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_each_person_counts(pipe, count):
     boxes = [LEFT, RIGHT, MIDDLE][:count]

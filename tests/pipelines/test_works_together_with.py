@@ -110,6 +110,7 @@ class TestWorksTogetherWith:
         assert (tiny.generate(pipe, identity=tiny.identity(), **arguments) - expected).abs().max() > 1e-3
         assert torch.equal(tiny.generate(pipe, **arguments), expected)
 
+    @pytest.mark.slow
     def test_lora(self, tmp_path):
         from peft import LoraConfig, get_peft_model_state_dict
 
@@ -223,6 +224,7 @@ class TestWorksTogetherWith:
             assert torch.equal(tiny.generate(pipe, identity=tiny.identity()), expected)
         assert pipe.controlnet is None and hasattr(pipe.ffrnet, "_hf_hook")
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["leaf_level", "block_level"])
     def test_group_offload(self, kind, tmp_path, monkeypatch):
         """Weights lie on disk until their hook brings them; what stands in for them meanwhile is not finite."""
