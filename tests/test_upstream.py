@@ -13,7 +13,7 @@ import torch
 from diffusers.models.embeddings import IPAdapterFaceIDImageProjection
 
 import facesnap_diffusers
-from facesnap_diffusers import _upstream
+from facesnap_diffusers import InputError, _upstream
 
 
 SOURCES = Path(facesnap_diffusers.__file__).parent
@@ -93,6 +93,22 @@ def with_text_model():
     pipe.text_encoder = _upstream.with_text_model(pipe.text_encoder)
     embeds, _ = pipe.encode_prompt("a cat", "cpu", 1, False, clip_skip=1)
     assert embeds.shape == (1, 77, 32)
+
+
+def resolve_dtype():
+    assert _upstream.resolve_dtype(torch.float16, None) == torch.float16
+    assert _upstream.resolve_dtype(None, torch.float16) == torch.float16
+    with pytest.raises(InputError, match="both given"):
+        _upstream.resolve_dtype(torch.float16, torch.float32)
+
+
+def own_tokenizer():
+    shared = tiny.tokenizer()
+    own = _upstream.own_tokenizer(shared)
+    assert own("a cat").input_ids == shared("a cat").input_ids
+    assert len(own("a cat", padding="max_length", max_length=30).input_ids) == 30
+    assert own._tokenizer.padding is not None
+    assert shared._tokenizer.padding is None
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,11 @@ PART_CLASSES: dict[str, tuple[type[ModelMixin], ...]] = {
 ADAPTER_COMPONENTS = [*PARTS, "face_image_encoder", "face_image_processor"]
 
 
+def config_of_mixer(mixer: Any) -> dict[str, Any] | None:
+    """The config of the adapter that a mixer was installed with: so `Pipeline(**pipe.components)` has it too."""
+    return getattr(mixer, "_facesnap_config", None)
+
+
 @dataclass(frozen=True)
 class AdapterSource:
     """Where an adapter comes from and what of it is wanted: the arguments of `load_facesnap_adapter`, checked."""

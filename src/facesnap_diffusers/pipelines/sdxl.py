@@ -14,11 +14,12 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ..adapter.folder import ADAPTER_COMPONENTS
+from ..adapter.folder import ADAPTER_COMPONENTS, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
 from ..models.mixer import IdentityMixer
+from .bases import check_components
 from .mixin import FaceSnapMixin
 
 
@@ -68,6 +69,7 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
     ):
+        check_components(type(self), unet, controlnet)
         # text-to-image knows no aesthetics score
         knows_score = "requires_aesthetics_score" in signature(super().__init__).parameters
         options = {"requires_aesthetics_score": requires_aesthetics_score} if knows_score else {}
@@ -94,4 +96,4 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
         )
-        self.register_to_config(facesnap_config=facesnap_config)
+        self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))
