@@ -10,6 +10,7 @@ import pytest
 import third_party
 import tiny
 import torch
+from accelerate import cpu_offload_with_hook
 from diffusers.models.embeddings import IPAdapterFaceIDImageProjection
 
 import facesnap_diffusers
@@ -68,6 +69,25 @@ def uncompiled():
     unet = tiny.sd_unet()
     assert _upstream.uncompiled(unet) is unet
     assert _upstream.uncompiled(torch.compile(unet, backend="eager")) is unet
+
+
+def onload_model():
+    unet = tiny.sd_unet()
+    _upstream.onload_model(unet, torch.device("cpu"))
+    seen = []
+    _, hook = cpu_offload_with_hook(unet, torch.device("cpu"))
+    hook.hook.pre_forward = lambda module, *args: seen.append(module)
+    _upstream.onload_model(unet, torch.device("meta"))
+    assert seen == [unet]
+
+
+def offloading_group():
+    unet = tiny.sd_unet()
+    assert _upstream.offloading_group(unet.mid_block) is None
+    unet.enable_group_offload(torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
+    group = _upstream.offloading_group(unet.mid_block)
+    assert callable(group.onload_)
+    assert callable(group.offload_)
 
 
 def register_in_diffusers():

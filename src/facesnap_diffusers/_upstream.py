@@ -63,6 +63,23 @@ def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
     return cast(torch.nn.Module, module._orig_mod) if is_compiled_module(module) else module
 
 
+def onload_model(model: torch.nn.Module | None, device: torch.device) -> None:
+    """What model offloading does before `model` runs, a moment earlier; accelerate does it in the hook alone."""
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None and model is not None:
+        from accelerate.hooks import CpuOffload  # which has put the hook there
+
+        if isinstance(hook, CpuOffload) and model.device != device:
+            hook.pre_forward(model)
+
+
+def offloading_group(module: torch.nn.Module) -> Any:
+    """The layers that diffusers' group offloading moves together with `module`; `None` without it."""
+    registry = getattr(module, "_diffusers_hook", None)
+    hook = None if registry is None else registry.get_hook("group_offloading")
+    return None if hook is None else hook.group
+
+
 def register_in_diffusers(cls: type) -> type:
     """
     Makes `from_pretrained` of diffusers' generic classes find a class of ours by the name that `save_pretrained` wrote:
