@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import diffusers
 import torch
@@ -58,9 +58,9 @@ def supports_gradient_checkpointing(module: torch.nn.Module) -> bool:
     return getattr(module, "_supports_gradient_checkpointing", False)
 
 
-def uncompiled(module: torch.nn.Module) -> torch.nn.Module:
+def uncompiled(module: torch.nn.Module) -> Any:
     """What `torch.compile` was given, whose submodules go by their own names; torch has no public name for it."""
-    return cast(torch.nn.Module, module._orig_mod) if is_compiled_module(module) else module
+    return module._orig_mod if is_compiled_module(module) else module
 
 
 def onload_model(model: torch.nn.Module | None, device: torch.device) -> None:

@@ -86,9 +86,6 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     #: Whether a call begins with a picture, which is then its `image=`.
     _takes_picture = False
 
-    #: Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here.
-    _mask_is_ours = False
-
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "_plain_class"):
@@ -463,11 +460,16 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         output = self._run(call, prompt, kwargs)
         return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
+    @property
+    def _mask_is_ours(self) -> bool:
+        """Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here."""
+        return False
+
     def _for_one_call(self, kwargs: dict[str, Any]) -> Any:
         """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
         call = copy.copy(self)
         # past `DiffusionPipeline.__setattr__`, which would write the pipeline's config anew for each
-        vars(call).update(components_of_call(self, kwargs), _is_of_call=True)
+        call.__dict__.update(components_of_call(self, kwargs), _is_of_call=True)
         return call
 
     def _plain_pipeline(self, kwargs: dict[str, Any]) -> DiffusionPipeline:

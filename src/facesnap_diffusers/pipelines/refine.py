@@ -131,7 +131,8 @@ def _people_in(image: PIL.Image.Image, pipe: FaceSnapMixin) -> tuple[list[Person
     conditioner = pipe.face_conditioner("redraw_faces")
     picture = np.array(image.convert("RGB"))
     faces = sorted(conditioner.analyzer.analyze(picture), key=lambda face: face.area, reverse=True)
-    people, kept = [], []
+    people: list[Any] = []
+    kept = []
     for face in faces:
         box = _box_of(face, image.height, image.width)
         if any(_overlap(box, person.face_box) for person in people):

@@ -72,7 +72,8 @@ class Objective(nn.Module):
     @property
     def extras(self) -> set[str]:
         """What its samples must hold besides, of the extras of [`TrainingSamples`]."""
-        config, extras = self.identity_loss, set()
+        config = self.identity_loss
+        extras: set[str] = set()
         if config.weight == 0:
             return extras
         if config.reference != "embedding":
