@@ -83,9 +83,9 @@ def onload_model():
 
 def offloading_group():
     unet = tiny.sd_unet()
-    assert _upstream.offloading_group(unet.mid_block) is None
+    assert _upstream.offloading_group(unet.down_blocks[0]) is None
     unet.enable_group_offload(torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1)
-    group = _upstream.offloading_group(unet.mid_block)
+    group = _upstream.offloading_group(unet.down_blocks[0])
     assert callable(group.onload_)
     assert callable(group.offload_)
 

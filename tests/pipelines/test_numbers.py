@@ -12,6 +12,7 @@ from diffusers import (
 from facesnap_diffusers import (
     draw_landmarks,
 )
+from facesnap_diffusers.pipelines.schedule import FaceSnapSchedule
 
 
 class TestNumbers:
@@ -93,8 +94,7 @@ class TestNumbers:
             pipe,
             identity=tiny.identity(),
             num_inference_steps=4,
-            control_guidance_start=0.25,
-            control_guidance_end=0.75,
+            facesnap_schedule=FaceSnapSchedule(landmark_start=0.25, landmark_end=0.75),
         )
         assert len(calls) == 2
         calls.clear()
