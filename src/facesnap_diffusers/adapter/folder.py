@@ -260,6 +260,16 @@ def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DCo
                 )
 
 
+def bind_to_base(modules: Mapping[str, Any], unet: UNet2DConditionModel) -> None:
+    """Lets an FFRNet of low rank share the layers of the base model; raises [`AdapterError`] if it cannot."""
+    ffrnet = modules.get("ffrnet")
+    if isinstance(ffrnet, FFRNet):
+        try:
+            ffrnet.bind(unet)
+        except InputError as error:
+            raise AdapterError(str(error)) from None
+
+
 def _as_lists(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 

@@ -24,6 +24,7 @@ from .config import PARTS, FaceSnapConfig
 from .folder import (
     ADAPTER_COMPONENTS,
     AdapterSource,
+    bind_to_base,
     check_fit,
     load_image_encoder,
     read_adapter,
@@ -114,6 +115,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         config: FaceSnapConfig | None = None,
         *,
         mixer: Mapping[str, Any] | None = None,
+        ffrnet_rank: int | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         image_processor: CLIPImageProcessor | None = None,
     ) -> None:
@@ -124,6 +126,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         Args:
             config ([`FaceSnapConfig`], *optional*): Which encoders, how many tokens, which parts.
             mixer (`dict`, *optional*): Sizes of the [`FacialAttributeMixer`] that differ from its defaults.
+            ffrnet_rank (`int`, *optional*): Makes a small FFRNet of this rank, which shares the UNet's layers; see
+                [`FFRNet.from_unet`]. A full one by default.
             image_encoder (`CLIPVisionModelWithProjection`, *optional*): The image encoder, if you have it already;
                 otherwise `config.image_encoder_id` is loaded. With `config.image_encoder_id="image_encoder"` it becomes
                 a part of the adapter.
@@ -165,7 +169,9 @@ class FaceSnapAdapterMixin(_Pipeline):
             # each channel count beyond the first halves the landmark image: it must come down to the latents' size
             halvings = round(math.log2(self.vae_scale_factor))
             channels = [(16, 32, 96, 256)[min(i, 3)] for i in range(halvings + 1)]
-            modules["ffrnet"] = FFRNet.from_unet(self.unet, conditioning_embedding_out_channels=channels)
+            modules["ffrnet"] = FFRNet.from_unet(
+                self.unet, rank=ffrnet_rank, conditioning_embedding_out_channels=channels
+            )
         modules["landmark_predictor"] = load_landmark_predictor()
         parts = [part for part in PARTS if part in modules]
         self._install_adapter(config.replace(parts=parts, base_family=family), modules)
@@ -271,6 +277,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         """Checks that the parts fit the base model and one another, then exchanges all components at once."""
         if config is not None:
             check_fit(config, modules, self.unet)
+            bind_to_base(modules, self.unet)
             accept_contexts(self.unet)
         with without_offloading(self) as offloaded:
             for module in modules.values():

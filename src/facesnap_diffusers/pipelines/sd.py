@@ -11,7 +11,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from .._upstream import with_text_model
-from ..adapter.folder import ADAPTER_COMPONENTS, config_of_mixer
+from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
@@ -96,6 +96,8 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
         )
+        if isinstance(ffrnet, FFRNet) and not ffrnet.is_bound:
+            bind_to_base({"ffrnet": ffrnet}, unet)
         self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:

@@ -14,7 +14,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ..adapter.folder import ADAPTER_COMPONENTS, config_of_mixer
+from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
@@ -96,4 +96,6 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
         )
+        if isinstance(ffrnet, FFRNet) and not ffrnet.is_bound:
+            bind_to_base({"ffrnet": ffrnet}, unet)
         self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))

@@ -61,6 +61,7 @@ class AdapterConfig:
             normalized_embeds (`bool`), image_crop (`str`), landmark_style (`str`), num_tokens (`int`): Of a fresh adapter,
             as in [`FaceSnapConfig`]. The shards must give what they say.
         bundle_image_encoder (`bool`): `image_encoder_id` is a local folder that becomes a part of the adapter.
+        ffrnet_rank (`int`, *optional*): Rank of a small FFRNet, which shares the base's layers; a full one by default.
         mixer (`dict`): Sizes of the mixer that differ from its defaults.
         license (`str`, *optional*): Of the trained weights, for the model card.
     """
@@ -77,6 +78,7 @@ class AdapterConfig:
     landmark_style: Literal["facesnap72", "instantid5"] = "facesnap72"
     num_tokens: Count = 16
     mixer: dict[str, Any] = field(default_factory=dict)
+    ffrnet_rank: Count | None = None
     license: str | None = None
 
     def __post_init__(self) -> None:
