@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .._upstream import execution_device, resolve_dtype, without_offloading
@@ -332,7 +333,7 @@ def conditioner_of(pipeline: Any, purpose: str, face_analyzer: FaceAnalyzer | No
     )
 
 
-def _check_can_be_copied(unet: torch.nn.Module) -> None:
+def _check_can_be_copied(unet: UNet2DConditionModel) -> None:
     """Raises [`AdapterError`] unless a UNet has plain weights, from which FFRNet and identity attention can start."""
     if unet.device.type == "meta":
         raise AdapterError("unet has no weights to copy while it is offloaded: make the adapter before offloading")
