@@ -284,16 +284,16 @@ def _load_image_encoder(
         if bundled:
             folder = Path(source)
             values = read_json(folder / "config.json")
-            files = check_files(folder, "model", variant)
-            config = CLIPVisionConfig.from_dict(values)
-            check_sizes(values, files, lambda: CLIPVisionModelWithProjection(config))
-            hub_arguments = {"local_files_only": True}
+            # an attention kernel that a config names would be downloaded and run
+            config = CLIPVisionConfig.from_dict({k: v for k, v in values.items() if "attn_implementation" not in k})
+            config._attn_implementation = "sdpa"
+            check_sizes(values, check_files(folder, "model", variant), lambda: CLIPVisionModelWithProjection(config))
+            hub_arguments = {"local_files_only": True, "config": config}
         image_encoder, info = CLIPVisionModelWithProjection.from_pretrained(
             source,
             dtype=dtype,
             variant=variant,
             use_safetensors=True,
-            # a config may name an attention kernel, which would be downloaded and run
             attn_implementation="sdpa",
             output_loading_info=True,
             **hub_arguments,
