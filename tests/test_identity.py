@@ -37,8 +37,11 @@ def test_a_picture_in_notebooks():
     picture = np.asarray(PIL.Image.open(io.BytesIO(tiny.identity()._repr_png_())))
     assert picture.shape == (192, 192, 3)
     rows, columns = np.nonzero(picture.any(-1))
-    # within a portrait's face box, give or take the discs
-    assert 0.25 < columns.min() / 192 and columns.max() / 192 < 0.75 and rows.max() / 192 < 0.7
+    # it fills the middle seven tenths, give or take the discs
+    extent = max(np.ptp(rows), np.ptp(columns)) / 192
+    assert (
+        0.68 < extent < 0.8 and abs(rows.min() + rows.max() - 191) < 6 and abs(columns.min() + columns.max() - 191) < 6
+    )
     assert tiny.identity(landmarks=False)._repr_png_() is None
 
 

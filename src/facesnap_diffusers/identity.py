@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from .errors import FaceEncoderMismatchError, InputError, check_path, check_text, one_line
+from .faces.drawing import draw_landmarks
 from .files import atomic_file
+from .models.landmark_predictor import load_landmark_predictor
 
 
 FORMAT_VERSION = "1"
@@ -115,15 +117,13 @@ class FaceIdentity:
         """In notebooks: the landmarks, looking as in the photo."""
         if self.landmarks is None:
             return None
-        from .faces.drawing import draw_landmarks
-        from .models.landmark_predictor import load_landmark_predictor
-        from .steering import PORTRAIT_BOX, ImageSteering, steer
-
-        steering = ImageSteering(face_box=torch.tensor(PORTRAIT_BOX))
-        points = steer(load_landmark_predictor(), self, steering, 192, 192)
-        picture = draw_landmarks(points, 192, 192)[0].permute(1, 2, 0)
+        predictor = load_landmark_predictor()
+        points = predictor.decode(predictor.encode(self.landmarks[None].float().cpu()))  # (1, 72, 2)
+        low, high = points.amin(dim=1, keepdim=True), points.amax(dim=1, keepdim=True)
+        points = (points - (low + high) / 2) * (0.7 * _PICTURE_SIDE / (high - low).max()) + _PICTURE_SIDE / 2
+        picture = draw_landmarks(points, _PICTURE_SIDE, _PICTURE_SIDE)[0].permute(1, 2, 0)
         file = io.BytesIO()
-        PIL.Image.fromarray((picture * 255).round().byte().cpu().numpy()).save(file, "PNG")
+        PIL.Image.fromarray((picture * 255).round().byte().numpy()).save(file, "PNG")
         return file.getvalue()
 
     @classmethod
@@ -232,5 +232,6 @@ _MAX_VALUES = {
     "landmarks": 1e6,
 }
 _MAX_SIDE = 10**6
+_PICTURE_SIDE = 192
 _TENSORS = tuple(_MAX_VALUES)
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
