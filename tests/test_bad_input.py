@@ -130,7 +130,11 @@ CALLS = [
     ({"face_image": [NOISE] * 2, "prompt": ["a"] * 2}, InputError, "one person or 2"),
     ({"identity": PERSON, "prompt": 5}, InputError, "prompt must be a string"),
     ({"identity": PERSON, "prompt": []}, InputError, "prompt is an empty list"),
-    ({"identity": PERSON, "prompt": None, "prompt_embeds": 5}, InputError, "prompt_embeds must be a floating point torch.Tensor"),
+    (
+        {"identity": PERSON, "prompt": None, "prompt_embeds": 5},
+        InputError,
+        "prompt_embeds must be a floating point torch.Tensor",
+    ),
     ({"identity": PERSON, "prompt": None, **text_of_width(16)}, InputError, "prompt_embeds have width 16"),
     ({"identity": PERSON, "pose": []}, InputError, "pose is an empty list"),
     ({"identity": PERSON, "expression": []}, InputError, "expression is an empty list"),
