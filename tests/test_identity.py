@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import PIL.Image
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
@@ -112,7 +114,7 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full(tensors, name, metadata):
-        open(name, "wb").write(b"half")
+        Path(name).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("facesnap_diffusers.identity.save_file", full)

@@ -87,10 +87,7 @@ def steer(
         weights = torch.as_tensor(steering.expression.to_vector(predictor.config.expression_names))
         coefficients = replace(coefficients, expression=weights[None].to(coefficients.expression))
 
-    if seen is None:
-        landmarks = predictor.decode(coefficients)  # (1, 72, 2)
-    else:
-        landmarks = retarget(predictor, seen, fitted, coefficients)
+    landmarks = predictor.decode(coefficients) if seen is None else retarget(predictor, seen, fitted, coefficients)
     face_box = steering.face_box
     if face_box is None and photo_size is not None:
         return photo_to_canvas(landmarks, photo_size, height, width)
