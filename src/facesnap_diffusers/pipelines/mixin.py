@@ -218,7 +218,12 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """As in the stock pipeline; in a call with a face, the identity tokens follow the text."""
         if not self._is_of_call:
-            return self._for_one_call({}).encode_prompt(*args, **kwargs)
+            scale = {} if kwargs.get("lora_scale") is None else {"scale": kwargs["lora_scale"]}
+            call_kwargs = {"cross_attention_kwargs": scale}
+            call = self._for_one_call(call_kwargs)
+            if scale and not call_kwargs["cross_attention_kwargs"]:  # it is in the copy's layers
+                kwargs["lora_scale"] = None
+            return call.encode_prompt(*args, **kwargs)
         prompt_embeds, negative_prompt_embeds, *pooled = super().encode_prompt(*args, **kwargs)
         if self._identity_tokens is not None:
             tokens, unconditional_tokens = self._identity_tokens
