@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -16,8 +17,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from .._upstream import is_model_offloaded, progress_bar_config, register_in_diffusers, with_text_model
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..faces.expression import Expression
+from ..faces.photo import read_pixels
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
@@ -167,6 +169,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             InputError: An argument has a wrong type, shape, range or length.
         """
         steering = Steering(pose_image, pose, expression, face_box, face_index)
+        _read_pictures(kwargs)
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
         if people is not None:
             own = {"face_image": face_image, "identity": identity, "face_index": face_index, "landmarks": landmarks}
@@ -485,6 +488,17 @@ def _for_each(value: Any, count: int, name: str) -> list[float]:
     if len(values) != count or not all(isinstance(item, (int, float)) for item in values):
         raise InputError(f"{name} must be a number, or {count} for the {count} further ControlNets, got {value!r}")
     return values
+
+
+def _read_pictures(kwargs: Mapping[str, Any]) -> None:
+    """Reads the opened images among the stock pipeline's arguments, which other calls may read at the same time."""
+    for name, value in kwargs.items():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, PIL.Image.Image):
+                try:
+                    read_pixels(item)
+                except (OSError, SyntaxError) as error:  # what Pillow's decoders raise for a damaged file
+                    raise InputError(f"{name}= cannot be decoded ({one_line(error)}); pass an intact image") from error
 
 
 def _refuse_steering_without_face(steering: Steering, landmarks: Any) -> None:
