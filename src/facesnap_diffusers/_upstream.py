@@ -12,7 +12,10 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+from diffusers.utils.deprecation_utils import _resolve_dtype
 from tokenizers import Tokenizer
+
+from .errors import InputError
 
 
 @contextmanager
@@ -46,6 +49,14 @@ def register_in_diffusers(cls: type) -> type:
     """
     setattr(diffusers, cls.__name__, cls)
     return cls
+
+
+def resolve_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype | None:
+    """`dtype`, or the deprecated `torch_dtype` with diffusers' own warning. Raises [`InputError`] where both are given."""
+    try:
+        return _resolve_dtype(dtype, torch_dtype)
+    except ValueError:
+        raise InputError("dtype= and torch_dtype= are both given; pass dtype=") from None
 
 
 def progress_bar_config(pipeline: DiffusionPipeline) -> dict[str, Any]:

@@ -27,12 +27,12 @@ class DotFaces:
                 continue
             right, left, mouth = (np.array([dot[1].mean(), dot[0].mean()]) for dot in dots)
             distance = np.hypot(*(left - right))
-            centre = (right + left + mouth) / 3
-            box = np.concatenate([centre - distance * 1.2, centre + distance * 1.2])
+            center = (right + left + mouth) / 3
+            box = np.concatenate([center - distance * 1.2, center + distance * 1.2])
             roll = math.degrees(math.atan2(*(left - right)[::-1]))
             if abs(roll) > self.max_roll or (box < 0).any() or (box >= np.tile(image.shape[1::-1], 2)).any():
                 continue
-            landmarks = np.tile(centre, (68, 1))
+            landmarks = np.tile(center, (68, 1))
             landmarks[36:42], landmarks[42:48], landmarks[48:] = right, left, mouth
             faces.append(Face(image, box, landmarks, np.array([level, distance]), level / 255, self.encoder))
         return faces
@@ -42,8 +42,8 @@ def dots(*faces, size=(300, 240)) -> np.ndarray:
     """A photo with faces (x, y, distance of the eyes, level)."""
     image = np.full((size[1], size[0], 3), 90, np.uint8)
     y, x = np.mgrid[: size[1], : size[0]]
-    for centre_x, centre_y, distance, level in faces:
+    for center_x, center_y, distance, level in faces:
         for channel, (dx, dy) in enumerate([(-0.5, -0.4), (0.5, -0.4), (0, 0.6)]):
-            near = np.hypot(x - centre_x - dx * distance, y - centre_y - dy * distance) <= 3
+            near = np.hypot(x - center_x - dx * distance, y - center_y - dy * distance) <= 3
             image[near] = level * np.eye(3, dtype=int)[channel]
     return image

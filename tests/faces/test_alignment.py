@@ -19,7 +19,7 @@ from facesnap_diffusers.faces.key_points import five_points
 
 
 def landmarks_at(right_eye, left_eye, nose, right_mouth, left_mouth) -> np.ndarray:
-    """68 points whose eyes are rings around the given centres."""
+    """68 points whose eyes are rings around the given centers."""
     points = np.zeros((68, 2))
     ring = np.array([[-3, 0], [-1, -1], [1, -1], [3, 0], [1, 1], [-1, 1]])
     points[36:42] = ring + right_eye
@@ -154,15 +154,15 @@ class TestAlignFace:
 
 class TestAlignForClip:
     def test_geometry(self):
-        # By hand: eyes 30 apart, 36 from eyes to mouth: side = max(4 · 30, 3.6 · 36) = 129.6, centre 3.6 below the eyes.
-        centre, right, side = head_axes(upright_face())
-        assert np.allclose(centre, [100, 93.6]) and np.allclose(right, [1, 0]) and math.isclose(side, 129.6)
+        # By hand: eyes 30 apart, 36 from eyes to mouth: side = max(4 · 30, 3.6 · 36) = 129.6, center 3.6 below the eyes.
+        center, right, side = head_axes(upright_face())
+        assert np.allclose(center, [100, 93.6]) and np.allclose(right, [1, 0]) and math.isclose(side, 129.6)
 
     @pytest.mark.parametrize("degrees", [-170, -90, -30, 15, 60, 135])
     def test_axes_turn_with_the_head(self, degrees):
-        centre, right, side = head_axes(turned(upright_face(), degrees, 2.0))
+        center, right, side = head_axes(turned(upright_face(), degrees, 2.0))
         assert np.allclose(right, [math.cos(math.radians(degrees)), math.sin(math.radians(degrees))])
-        assert np.allclose(centre, turned(np.array([[100, 93.6]]), degrees, 2.0)[0]) and math.isclose(side, 259.2)
+        assert np.allclose(center, turned(np.array([[100, 93.6]]), degrees, 2.0)[0]) and math.isclose(side, 259.2)
 
     def test_profile_keeps_its_roll_and_size(self):
         # A head turned by 85° has almost no eye distance, which says nothing of the roll then.
@@ -175,7 +175,7 @@ class TestAlignForClip:
     @pytest.mark.parametrize("degrees", [0, 30, -100])
     @pytest.mark.parametrize("scale", [0.4, 1.0, 5.0])
     def test_points_land_where_the_geometry_says(self, degrees, scale):
-        """Paints a disc on each eye and the mouth and finds their centres in the crop."""
+        """Paints a disc on each eye and the mouth and finds their centers in the crop."""
         about = (600.0, 600.0)
         landmarks = turned(upright_face() + 500, degrees, scale, about=about)
         y, x = np.mgrid[:1200, :1200]
@@ -193,7 +193,7 @@ class TestAlignForClip:
             assert np.abs(found - [111.5 + dx * pixel, 111.5 + dy * pixel]).max() < 0.6
 
     def test_shrinking_averages(self):
-        """A fine chequerboard becomes grey; without averaging it would alias to black and white."""
+        """A fine checkerboard becomes gray; without averaging it would alias to black and white."""
         y, x = np.mgrid[:2000, :2000]
         image = np.repeat(((x + y) % 2 * 255).astype(np.uint8)[..., None], 3, axis=-1)
         crop = align_for_clip(image, turned(upright_face(), 20, 8.0, (900, 900)))

@@ -40,7 +40,7 @@ class TestFindFace:
         assert np.array_equal(find_face(image, DotFaces(180.0)).image, image)
 
     def test_turned_upright_in_a_group(self):
-        """Of two faces in a photo that lies on its side, each is found again after turning, not its neighbour."""
+        """Of two faces in a photo that lies on its side, each is found again after turning, not its neighbor."""
         upright = dots((80, 120, 30, 255), (200, 120, 36, 215))
         for index, level in enumerate([215, 255]):
             assert find_face(np.rot90(upright), DotFaces(180.0), which=index).embedding[0] == level

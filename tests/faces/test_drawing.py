@@ -44,7 +44,7 @@ def test_matches_the_stored_picture(landmarks):
     "index, color",
     [(8, "white"), (17, "cyan"), (26, "blue"), (30, "lime"), (68, "magenta"), (71, "yellow"), (60, "red")],
 )
-def test_each_part_has_the_colour_of_the_paper(index, color):
+def test_each_part_has_the_color_of_the_paper(index, color):
     points = far_away()
     points[0, index] = torch.tensor([10.0, 7.0])
     image = draw_landmarks(points, 16, 24, radius=2)

@@ -78,15 +78,15 @@ class TestForms:
         assert image.size == (3000, 100)
 
     @pytest.mark.parametrize("form", ["L", "array", "array with channel", "tensor"])
-    def test_grey(self, form):
-        grey = self.image[..., 0]
+    def test_gray(self, form):
+        gray = self.image[..., 0]
         photo = {
-            "L": PIL.Image.fromarray(grey),
-            "array": grey,
-            "array with channel": grey[..., None],
-            "tensor": torch.from_numpy(grey)[None],
+            "L": PIL.Image.fromarray(gray),
+            "array": gray,
+            "array with channel": gray[..., None],
+            "tensor": torch.from_numpy(gray)[None],
         }[form]
-        assert np.array_equal(load_photo(photo), np.repeat(grey[..., None], 3, axis=-1))
+        assert np.array_equal(load_photo(photo), np.repeat(gray[..., None], 3, axis=-1))
 
     def test_bilevel(self):
         mask = self.image[..., 0] > 100
@@ -122,9 +122,9 @@ class TestConversions:
         for photo in (rgba, PIL.Image.fromarray(rgba), torch.from_numpy(rgba).permute(2, 0, 1), rgba / 255.0):
             loaded = load_photo(photo)
             assert loaded[0, 0].tolist() == [200, 0, 0]
-            assert loaded[-1, 0].tolist() == [244, 204, 204]  # 0.2 · colour + 0.8 · 255
+            assert loaded[-1, 0].tolist() == [244, 204, 204]  # 0.2 · color + 0.8 · 255
 
-    def test_grey_alpha_over_white(self):
+    def test_gray_alpha_over_white(self):
         loaded = load_photo(PIL.Image.new("LA", (32, 32), (100, 0)))
         assert (loaded == 255).all()
 
@@ -141,7 +141,7 @@ class TestConversions:
         assert np.abs(load_photo(tmp_path / "a.jpg")[5, 5].astype(int) - [255, 0, 0]).max() <= 3
 
     @pytest.mark.parametrize("suffix", ["png", "tiff"])
-    def test_16_bit_grey(self, suffix, tmp_path):
+    def test_16_bit_gray(self, suffix, tmp_path):
         levels = np.linspace(0, 65535, 32 * 64).astype(np.uint16).reshape(32, 64)
         PIL.Image.fromarray(levels).save(tmp_path / f"a.{suffix}")
         expected = np.round(levels / 65535 * 255)

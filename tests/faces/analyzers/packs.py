@@ -51,7 +51,7 @@ def save_detector(path: Path, key_points: bool = True) -> None:
             if constant is not None:
                 bias[:] = np.tile(constant, 2)
             else:
-                # Redness is 2 in a red block and 0 in a grey one. Only the first anchor of stride 8 looks for it.
+                # Redness is 2 in a red block and 0 in a gray one. Only the first anchor of stride 8 looks for it.
                 bias[:] = -30
                 if stride == 8:
                     weight[0] = 20
@@ -99,7 +99,7 @@ def save_pack(folder: Path, recognizer: str = "w600k_r50") -> Path:
 
 
 def photo_with_faces(*anchors, size=(640, 640)) -> np.ndarray:
-    """A grey-green photo, uneven so that crops differ, with a red block at each (x, y), multiples of 8."""
+    """A gray-green photo, uneven so that crops differ, with a red block at each (x, y), multiples of 8."""
     y, x = np.mgrid[: size[1], : size[0]]
     green = 60 + 80 * np.sin(x / 40) ** 2
     image = np.stack([green * 0.9, green, 40 + 100 * np.cos(y / 55) ** 2], axis=-1).astype(np.uint8)

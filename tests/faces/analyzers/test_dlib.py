@@ -81,10 +81,10 @@ class TestDlib:
         image = PIL.Image.fromarray(expected.image)
         turned = np.array(image.rotate(50, resample=PIL.Image.Resampling.BICUBIC, fillcolor=(128, 128, 128)))
         found = find_face(turned, dlib_analyzer)
-        centre = (np.array(image.size) - 1) / 2
+        center = (np.array(image.size) - 1) / 2
         angle = math.radians(50)
         rotation = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
-        back = (found.landmarks - centre) @ rotation.T + centre
+        back = (found.landmarks - center) @ rotation.T + center
         eyes = np.hypot(*(expected.landmarks[36] - expected.landmarks[45]))
         assert np.hypot(*(back - expected.landmarks)[17:].T).mean() < 0.08 * eyes
         assert np.linalg.norm(found.embedding - expected.embedding) < 0.4

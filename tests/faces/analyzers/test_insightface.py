@@ -44,7 +44,7 @@ class TestInsightFace:
         image = photo_with_faces((320, 240))
         (face,) = analyzer.analyze(image)
         assert np.allclose(face.box, [320 - 40, 240 - 48, 320 + 40, 240 + 56], atol=1e-3)
-        # The landmark net sees 1.5 times the longer side of the box; its answers are in half-sides from the centre.
+        # The landmark net sees 1.5 times the longer side of the box; its answers are in half-sides from the center.
         half = 1.5 * 104 / 2
         assert np.allclose(face.landmarks[:, :2], [320, 244] + SHAPE[-68:, :2] * half, atol=1e-2)
         assert np.allclose(face.landmarks[:, 2], SHAPE[-68:, 2] * half, atol=1e-2)
@@ -74,8 +74,8 @@ class TestInsightFace:
 
     def test_several_faces(self, analyzer):
         faces = analyzer.analyze(photo_with_faces((120, 160), (320, 400), (520, 160)))
-        centres = sorted(((face.box[:2] + face.box[2:]) / 2).round().tolist() for face in faces)
-        assert centres == [[120, 164], [320, 404], [520, 164]]
+        centers = sorted(((face.box[:2] + face.box[2:]) / 2).round().tolist() for face in faces)
+        assert centers == [[120, 164], [320, 404], [520, 164]]
 
     def test_no_face(self, analyzer):
         assert analyzer.analyze(photo_with_faces()) == []
@@ -97,7 +97,7 @@ class TestInsightFace:
         assert InsightFaceAnalyzer(pack, detection_size=320).analyze(image) == []
         assert len(InsightFaceAnalyzer(pack, detection_size=640).analyze(image)) == 1
 
-    def test_own_recogniser_has_its_own_name(self, tmp_path):
+    def test_own_recognizer_has_its_own_name(self, tmp_path):
         assert InsightFaceAnalyzer(save_pack(tmp_path, "my_faces")).encoder == "insightface/my_faces"
 
     def test_pack_by_name_in_root(self, tmp_path):
@@ -165,7 +165,7 @@ class TestModelPacks:
             "empty folder": (lambda t: None, "no .onnx"),
             "no detector": (lambda t: TestModelPacks().without(t, "det_10g.onnx"), "detection"),
             "no landmarks": (lambda t: TestModelPacks().without(t, "1k3d68.onnx"), "landmark_3d_68"),
-            "no recogniser": (lambda t: TestModelPacks().without(t, "w600k_r50.onnx"), "recognition"),
+            "no recognizer": (lambda t: TestModelPacks().without(t, "w600k_r50.onnx"), "recognition"),
             "no key points": (lambda t: save_detector(save_pack(t) / "det_10g.onnx", key_points=False), "key points"),
             "truncated": (lambda t: (save_pack(t) / "w600k_r50.onnx").write_bytes(b"\x08\x08"), "cannot be loaded"),
             "git-lfs pointer": (

@@ -51,10 +51,9 @@ class DlibFaceAnalyzer:
 
     The fast detector (HOG) sees frontal, upright faces from 80 px, or 1/8 of the longer side of a photo below 640 px.
     dlib's convolutional one (MMOD, up to 1 s on a CPU) looks for profiles and tilted heads: all that are not much smaller
-    than the largest frontal face, and at least 1/4.5 of the longer side. Where both see nothing, small photos are enlarged,
-    down to faces of 1/16.
-    Embeddings of the same person are nearer than 0.6 (Euclidean). Landmarks of profiles are rough: the shape predictor
-    expects to see both eyes.
+    than the largest frontal face, and at least 1/4.5 of the longer side. Where both see nothing, small photos are
+    enlarged, down to faces of 1/16. Embeddings of the same person are nearer than 0.6 (Euclidean). Landmarks of profiles
+    are rough: the shape predictor expects to see both eyes.
 
     Threads may share an analyzer; its networks hold state, so they take turns.
 
