@@ -32,7 +32,9 @@ def main() -> None:
     for name in calls.CALLS:
         count = -(-options.interrupts // len(calls.CALLS))
         met = calls.interrupts_at_random_moments(pipe, name, count)
-        print(f"{name}: Ctrl-C at {count} moments, {met} of them before the end of the call: nothing stays", flush=True)
+        print(
+            f"{name}: Ctrl-C at {count} moments, {met} of them before the end of the call: nothing stays", flush=True
+        )
     for name in calls.CALLS:
         raised = calls.errors_everywhere(pipe, name, options.step)
         print(f"{name}: errors at {raised} calls of modules: nothing stays", flush=True)

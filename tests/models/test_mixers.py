@@ -195,7 +195,6 @@ def test_the_checkpoints_of_others_become_these_mixers():
     for make, options, kind in (
         (foreign.faceid, {}, FaceIDMixer),
         (foreign.faceid_plus, encoder, FaceIDPlusMixer),
-        (foreign.instantid, {}, InstantIDMixer),
     ):
         pipe = tiny.facesnap(base)
         pipe.load_facesnap_adapter(make(base.unet), **options)

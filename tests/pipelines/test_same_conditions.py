@@ -56,7 +56,9 @@ def seen_by_ffrnet(pipe, **arguments):
     """The conditional tokens and the landmark picture that reach FFRNet in a call."""
     seen = []
     handle = pipe.ffrnet.register_forward_pre_hook(lambda net, args, kwargs: seen.append(kwargs), with_kwargs=True)
-    pipe("a cat", num_inference_steps=1, guidance_scale=1.0, output_type="latent", height=SIZE, width=SIZE, **arguments)
+    pipe(
+        "a cat", num_inference_steps=1, guidance_scale=1.0, output_type="latent", height=SIZE, width=SIZE, **arguments
+    )
     handle.remove()
     return seen[0]["encoder_hidden_states"], seen[0]["controlnet_cond"]
 
@@ -79,7 +81,10 @@ def test_every_user_of_the_conditioner(condition):
 
         for name in PIPELINES[family]:
             pipe = tiny.facesnap(base, getattr(facesnap_diffusers, name))
-            seen = seen_by_ffrnet(pipe, face_image=PHOTO, **picture_arguments(name))
+            arguments = picture_arguments(name)
+            if arguments:  # a face stands where the given picture has one, unless the caller says where
+                arguments["landmarks"] = points
+            seen = seen_by_ffrnet(pipe, face_image=PHOTO, **arguments)
             assert torch.equal(seen[0], tokens) and torch.equal(seen[1], picture), name
 
         check_training(base, identities[0], points, tokens, unconditional, picture)

@@ -15,7 +15,7 @@ NAMES = [
 ]
 OURS = {
     *("face_image", "identity", "face_index", "pose_image", "pose", "expression", "face_box", "landmarks", "people"),
-    *("identity_scale", "landmark_scale"),
+    *("identity_scale", "landmark_scale", "facesnap_schedule"),
 }
 
 
