@@ -170,7 +170,7 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         active = any(scale.values()) if isinstance(scale, Mapping) else scale != 0
         values = {name: scale_of_layer(scale, name) for name in self.config.layers}
         # as tensors, a compiled UNet need not be compiled again for another value
-        scales = {name: torch.tensor(value, device=unet.device) for name, value in values.items() if value != 0}
+        scales = {name: torch.tensor(float(value), device=unet.device) for name, value in values.items() if value != 0}
         return IdentityContext(
             num_tokens=num_tokens,
             projections={name: self.projections[name.replace(".", "-")] for name in scales},
