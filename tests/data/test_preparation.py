@@ -37,6 +37,9 @@ from facesnap_diffusers.data.sources import Item, open_source
 from facesnap_diffusers.errors import InputError
 
 
+pytestmark = pytest.mark.slow
+
+
 TESTS = str(Path(__file__).parents[1])
 
 
@@ -209,9 +212,9 @@ class TestEnvironment:
 
     def test_two_at_a_time_are_refused(self, tmp_path):
         write_photos(tmp_path / "in", 1)
-        with ShardWriter(tmp_path / "out", CONFIG.shard_settings()):
-            with pytest.raises(InputError, match=f"is written to by process {os.getpid()}"):
-                run_silently(open_source(str(tmp_path / "in")), tmp_path / "out", CONFIG)
+        refused = pytest.raises(InputError, match=f"is written to by process {os.getpid()}")
+        with ShardWriter(tmp_path / "out", CONFIG.shard_settings()), refused:
+            run_silently(open_source(str(tmp_path / "in")), tmp_path / "out", CONFIG)
         run_silently(open_source(str(tmp_path / "in")), tmp_path / "out", CONFIG)
 
     def test_processes_take_turns_on_devices(self):

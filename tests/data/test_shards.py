@@ -75,7 +75,7 @@ class TestShards:
 
     def test_a_damaged_photo_is_named(self, prepared):
         faces = PreparedFaces([str(prepared)])
-        address, start, end = faces.places[2]
+        _, start, end = faces.places[2]
         path = prepared / "shard-000000.tar"
         content = bytearray(path.read_bytes())
         content[start + 100 : start + 300] = bytes(200)

@@ -76,7 +76,7 @@ def copy_modules(net: nn.Module) -> Any:
                     }
                 elif name == "_modules":
                     value = {key: None if child is None else copied(child) for key, child in value.items()}
-                elif isinstance(value, dict):
+                elif type(value) is dict:  # such as the scales of LoRA layers
                     value = dict(value)
                 vars(twin)[name] = value
         return copies[id(module)]

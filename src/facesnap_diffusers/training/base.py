@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
+from .._upstream import supports_gradient_checkpointing
 from ..adapter.config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, FaceSnapConfig
 from ..adapter.hub import resolve_adapter_folder
 from ..errors import InputError, one_line
@@ -73,7 +74,7 @@ def load_pipeline(config: TrainingConfig) -> Any:
     if config.gradient_checkpointing:
         for name in ("unet", "ffrnet", "vae"):
             component = getattr(pipeline, name)
-            if component is not None and getattr(component, "_supports_gradient_checkpointing", False):
+            if component is not None and supports_gradient_checkpointing(component):
                 component.enable_gradient_checkpointing()
     if config.base.compile:
         pipeline.unet.compile_repeated_blocks()
