@@ -109,7 +109,7 @@ class Judge:
     encoder, embedding_dim = "test/judge", 3
 
     def analyze(self, image):
-        points = tiny.face_points() * 0.3
+        points = np.array(tiny.face_points()) * 0.3
         box = np.array([*points.min(axis=0), *points.max(axis=0)])
         return [Face(image, box, points, image.mean(axis=(0, 1)) + 1, 1.0, self.encoder)]
 

@@ -411,31 +411,35 @@ class Trainer:
         """What it measures is logged; whatever it raises is reported and does not end the run."""
         values: dict[str, float] = {}
         if self.validation_samples is not None and self.accelerator.is_main_process:
-            try:
-                with kept_random_state(), self._averaged(), self.accelerator.autocast():
-                    values = self._measure(self.validation_samples, step)
-            except Exception as error:
-                self._report("validation", error)
+            with kept_random_state(), self._averaged(), self.accelerator.autocast():
+                for measure in (self._validation_losses, self._validation_images, self._validation_likeness):
+                    try:
+                        found = measure(self.validation_samples, step)
+                    except Exception as error:
+                        self._report(measure.__name__.strip("_").replace("_", " "), error)
+                        continue
+                    values |= {f"validation/{name}": value for name, value in found.items()}
             self._log(values, step)
         self.accelerator.wait_for_everyone()
         return values
 
-    def _measure(self, samples: TrainingSamples, step: int) -> dict[str, float]:
-        config, device = self.config.validation, self.accelerator.device
-        values: dict[str, float] = {}
-        if config.batches:
-            losses = validation_losses(self.objective, samples, config.batches, self.config.batch_size, device)
-            values = {f"validation/{name}": value for name, value in losses.items()}
+    def _validation_losses(self, samples: TrainingSamples, step: int) -> dict[str, float]:
+        config, device = self.config, self.accelerator.device
+        if config.validation.batches == 0:
+            return {}
+        return validation_losses(self.objective, samples, config.validation.batches, config.batch_size, device)
+
+    def _validation_images(self, samples: TrainingSamples, step: int) -> dict[str, float]:
+        config = self.config.validation
         if config.images:
-            try:
-                sheet = validation_sheet(self.objective, samples, config, self.config.seed, device)
-                self._show(sheet, step)
-            except Exception as error:
-                self._report("validation images", error)
-        if self.judge is not None:
-            found = validation_likeness(self.objective, samples, config, self.judge, self.config.seed)
-            values |= {f"validation/{name}": value for name, value in found.items()}
-        return values
+            sheet = validation_sheet(self.objective, samples, config, self.config.seed, self.accelerator.device)
+            self._show(sheet, step)
+        return {}
+
+    def _validation_likeness(self, samples: TrainingSamples, step: int) -> dict[str, float]:
+        if self.judge is None:
+            return {}
+        return validation_likeness(self.objective, samples, self.config.validation, self.judge, self.config.seed)
 
     def _keep_best(self, results: dict[str, float]) -> None:
         """The adapter whose sampled pictures have been most like their people, with a card of its own."""
