@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := src tests examples benchmarks
 
-.PHONY: demo test test-fast test-lowest style quality clean
+.PHONY: demo test test-extras test-fast test-lowest style quality clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -37,6 +37,17 @@ $(LOWEST)/installed: setup.cfg tests/lowest.txt
 test-lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/python -m pytest -m "not slow"
 
+# What `pip install "facesnap-diffusers[train]"` brings is enough to prepare and train, and leaves torch as it is.
+EXTRAS := .venv-extras
+test-extras:
+	$(PYTHON) -m venv $(EXTRAS)
+	$(EXTRAS)/bin/pip install --quiet "$(TORCH)"
+	$(EXTRAS)/bin/pip freeze | grep "^torch==" > $(EXTRAS)/torch
+	$(EXTRAS)/bin/pip install --quiet --editable ".[train]"
+	$(EXTRAS)/bin/pip freeze | grep "^torch==" | diff $(EXTRAS)/torch -
+	$(EXTRAS)/bin/pip check
+	$(EXTRAS)/bin/python -c "import facesnap_diffusers.training.trainer, facesnap_diffusers.data.preparation, tensorboard"
+
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
@@ -48,4 +59,4 @@ quality: $(VENV)/installed
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist outputs
+	rm -rf $(VENV) $(LOWEST) $(EXTRAS) build dist outputs
