@@ -38,7 +38,15 @@ from ..settings import dump_settings
 from .base import adapter_config, load_pipeline
 from .card import RunSummary, describe_training, device_name
 from .checkpoints import Progress, checkpoint_folders, load_checkpoint, save_checkpoint, set_aside
-from .health import SpeedMeter, StopRequest, all_finite, check_sharding, in_any_process, kept_random_state
+from .health import (
+    SpeedMeter,
+    StopRequest,
+    all_finite,
+    check_sharding,
+    ignore_stop_signals,
+    in_any_process,
+    kept_random_state,
+)
 from .latents import CropLatents
 from .loss_means import LossMeans
 from .objective import Objective
@@ -338,6 +346,7 @@ class Trainer:
             num_workers=config.data.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=config.data.workers > 0,
+            worker_init_fn=ignore_stop_signals,
             # of its own: starting to read must not draw from the random state that checkpoints hold
             generator=torch.Generator(),
         )
