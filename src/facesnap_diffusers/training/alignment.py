@@ -54,7 +54,7 @@ def alignment_losses(with_face: TextAttention, without: TextAttention) -> tuple[
     for number, heads in enumerate(with_face.heads):
         pairs = [(record.queries[number].float(), record.keys[number].float()) for record in (with_face, without)]
         responses = [_response(query, key, heads) for query, key in pairs]
-        semantic.append(F.mse_loss(*responses))
+        semantic.append(F.mse_loss(responses[0], responses[1]))
         layout.append(F.mse_loss(pairs[0][0], pairs[1][0]))
     return torch.stack(semantic).mean(), torch.stack(layout).mean()
 

@@ -399,7 +399,7 @@ class Trainer:
         compares_photos = config.identity_loss.weight > 0 and config.identity_loss.reference != "embedding"
         recognizer = config.identity_loss.recognizer if compares_photos else None
         for folder in config.data.shards:
-            check_shards(adapter, read_settings(folder), folder, recognizer)
+            check_shards(adapter, read_settings(folder), folder, recognizer, resolution=config.data.resolution)
         for folder in config.data.validation:
             check_shards(adapter, read_settings(folder), folder, recognizer, config.validation.images > 0)
 
