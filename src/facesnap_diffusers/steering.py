@@ -198,7 +198,7 @@ def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.
         )
     if not torch.isfinite(points).all():
         raise InputError(f"{name} has values that are not finite")
-    if points[..., :2].abs().max() <= 1:
+    if points[..., :2].abs().max() <= 1 and points[..., :2].std() > 0:
         raise InputError(f"{name} are all within one pixel; give pixels, not shares of the image")
     return points
 

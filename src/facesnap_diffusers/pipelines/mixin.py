@@ -199,6 +199,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
         check_prompt("prompt", prompt)
         check_stock_arguments(kwargs, self.vae_scale_factor)
+        if (prompt is None) == (kwargs.get("prompt_embeds") is None):
+            raise InputError("prompt= or prompt_embeds= must be given, and not both")
         self._open_pictures(kwargs)
         crop = None
         if people is not None:
@@ -521,10 +523,15 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         model's. They become arguments of the call.
         """
         multiple, latents = self.vae_scale_factor, kwargs.get("latents")
-        if latents is not None and (not isinstance(latents, torch.Tensor) or latents.ndim != 4):
-            raise InputError("latents must be a torch.Tensor of shape (batch, channels, height, width)")
+        channels = self.vae.config.latent_channels
+        if latents is not None and not (
+            isinstance(latents, torch.Tensor) and latents.ndim == 4 and latents.shape[1] == channels
+        ):
+            raise InputError(f"latents must be a torch.Tensor of shape (batch, {channels}, height, width)")
+        if latents is not None and not latents.is_floating_point():
+            raise InputError(f"latents must be in floating point, got {latents.dtype}")
         if self._takes_picture:
-            sides = picture_size(kwargs["image"], self.vae.config.latent_channels, multiple)
+            sides = picture_size(kwargs["image"], channels, multiple)
             default = tuple(side - side % multiple for side in sides)
         elif latents is not None:
             default = tuple(side * multiple for side in latents.shape[-2:])

@@ -211,7 +211,17 @@ def open_pictures(pictures: Any, name: str) -> Any:
             f"{name} has shape {tuple(pictures.shape)}; pass tensors ([batch,] channels, height, width) or arrays"
             " ([batch,] height, width, channels)"
         )
+    if isinstance(pictures, torch.Tensor) and (pictures.layout != torch.strided or pictures.device.type == "meta"):
+        raise InputError(f"{name} is a tensor without readable values; pass a dense one")
+    if not isinstance(pictures, PIL.Image.Image):
+        if str(pictures.dtype).removeprefix("torch.") not in _PICTURE_DTYPES:
+            raise InputError(f"{name} has dtype {pictures.dtype}; pass floating point from 0 to 1")
+        if not np.isfinite(pictures).all() if isinstance(pictures, np.ndarray) else not torch.isfinite(pictures).all():
+            raise InputError(f"{name} has values that are not finite; pass values from 0 to 1")
     return pictures
+
+
+_PICTURE_DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8")
 
 
 def picture_size(picture: Any, latent_channels: int, vae_scale_factor: int) -> tuple[int, int]:
@@ -229,15 +239,21 @@ def picture_size(picture: Any, latent_channels: int, vae_scale_factor: int) -> t
 
 def as_size(name: str, value: Any, multiple: int) -> int:
     """A side in pixels; raises [`InputError`] unless it is a whole positive multiple."""
+    wanted = f"{name} must be a positive {'number of pixels' if multiple == 1 else f'multiple of {multiple}'}"
     try:
         if isinstance(value, bool):
             raise TypeError
         size = operator.index(value)
     except TypeError:
-        raise InputError(f"{name} must be a positive multiple of {multiple}, got {value!r}") from None
+        raise InputError(f"{wanted}, got {value!r}") from None
     if size <= 0 or size % multiple:
-        raise InputError(f"{name} must be a positive multiple of {multiple}, got {value!r}")
+        raise InputError(f"{wanted}, got {value!r}")
+    if size > _MAX_SIDE:
+        raise InputError(f"{name} must be at most {_MAX_SIDE} pixels, got {value!r}")
     return size
+
+
+_MAX_SIDE = 32_768
 
 
 def picture_arrays(pictures: Any, height: int, width: int) -> list[np.ndarray]:
