@@ -184,7 +184,7 @@ def test_memory_settings_change_nothing(call, expected):
     close(call(pipe), expected)
 
 
-@pytest.mark.parametrize("kind", ["model", "sequential", "group"])
+@pytest.mark.parametrize("kind", ["model", "group"])
 def test_offloading_changes_nothing(call, expected, kind):
     pipe = call.make()
     if kind == "group":

@@ -28,7 +28,7 @@ from .arguments import check_prompt, check_stock_arguments
 from .bases import check_base, is_xl_components, is_xl_file, is_xl_folder
 from .control import RoutedControlNet
 from .people import Person, check_people, with_identities
-from .picture import Crop, as_size, open_pictures, picture_size
+from .picture import Crop, as_size, is_latent, open_pictures, picture_size
 from .signatures import stock_arguments, with_stock_signature
 
 
@@ -542,6 +542,10 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         for name, side in zip(("height", "width"), default):
             kwargs[name] = as_size(name, side if kwargs.get(name) is None else kwargs[name], multiple)
         height, width = kwargs["height"], kwargs["width"]
+        if self._takes_picture and is_latent(kwargs["image"], channels) and (height, width) != default:
+            raise InputError(
+                f"image= are latents of {default[0]}×{default[1]} pixels, height and width are {height}×{width}"
+            )
         if latents is not None and tuple(latents.shape[-2:]) != (height // multiple, width // multiple):
             raise InputError(
                 f"latents of {latents.shape[-2]}×{latents.shape[-1]} are an image of {latents.shape[-2] * multiple}×"
