@@ -2,11 +2,10 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
-from pathlib import Path
-
 import pytest
 import tiny
 import torch
