@@ -132,7 +132,7 @@ def check_export(pipe, identity, tokens, unconditional):
 
 def check_modular(pipe, tokens, unconditional, picture):
     step = FaceSnapXLIdentityStep().init_pipeline()
-    names = [*(spec.name for spec in step.blocks.expected_components), "ffrnet"]
+    names = [spec.name for spec in step.blocks.expected_components]
     step.update_components(
         **{name: getattr(pipe, name) for name in names}, facesnap_config=pipe.config.facesnap_config
     )
