@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -112,7 +113,7 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full(tensors, name, metadata):
-        open(name, "wb").write(b"half")
+        Path(name).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("facesnap_diffusers.identity.save_file", full)

@@ -1,9 +1,13 @@
 """The base models that adapters are made for: their families, and their UNets."""
 
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+
+from .errors import InputError, one_line
 
 
 UNET_CONFIGS: dict[str, dict[str, Any]] = {
@@ -50,3 +54,21 @@ def empty_unet(family: str) -> UNet2DConditionModel:
     """The UNet of a family in full size on the meta device: its shapes, without memory for weights."""
     with torch.device("meta"):
         return UNet2DConditionModel(**UNET_CONFIGS[family])
+
+
+def import_modules(names: Sequence[str], setting: str) -> None:
+    """
+    Imports modules by name, so that diffusers can load components of their classes.
+
+    Args:
+        names (`Sequence[str]`): The modules.
+        setting (`str`): The name of the setting that they come from, for the message.
+
+    Raises:
+        InputError: A module cannot be imported.
+    """
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise InputError(f"{setting}: {name!r} cannot be imported ({one_line(error)}); correct its name") from None

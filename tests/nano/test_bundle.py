@@ -13,12 +13,15 @@ pytest.importorskip("scipy", reason="the renderer needs scipy")
 pytest.importorskip("cv2", reason="the renderer needs opencv")
 pytest.importorskip("moderngl", reason="the renderer needs moderngl")
 
-import bundle  # noqa: E402
-from dataset import SEED  # noqa: E402
-from eval_set import landmarks, scenes  # noqa: E402
-from people.sampling import sample_person  # noqa: E402
+import bundle
+from dataset import SEED
+from eval_set import landmarks, scenes
+from people.sampling import sample_person
 
-from facesnap_diffusers import load_nano_pipeline, nano_people  # noqa: E402
+from facesnap_diffusers import load_nano_pipeline, nano_people
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,8 @@ def test_bundle(renderer, made, tmp_path):
     saved = [path for path in files if path.suffix == ".safetensors" and path.parent.name != "people"]
     weights = {path.relative_to(output).parent.as_posix(): load_file(path) for path in saved}
     adapter = ["mixer", "identity_attention", "ffrnet", "image_encoder"]
-    assert {f"adapter/{part}" for part in adapter} < set(weights) and "adapter/landmark_predictor" not in weights
+    assert {f"adapter/{part}" for part in adapter} < set(weights)
+    assert "adapter/landmark_predictor" not in weights
     for part in adapter:
         assert all(not t.is_floating_point() or t.dtype == torch.float16 for t in weights[f"adapter/{part}"].values())
 

@@ -6,7 +6,7 @@ import skimage.data
 import torch
 
 from facesnap_diffusers.errors import InputError
-from facesnap_diffusers.faces.analyzers.dlib import RECOGNISER_FILE, dlib_models
+from facesnap_diffusers.faces.analyzers.dlib import RECOGNIZER_FILE, dlib_models
 from facesnap_diffusers.training.dlib_network import load_dlib_network
 from facesnap_diffusers.training.recognizer import load_network
 
@@ -15,7 +15,7 @@ def test_dlibs_network_gives_dlibs_embeddings():
     """On any chip, against dlib's own implementation."""
     dlib = pytest.importorskip("dlib")
     network = load_network("facesnap_diffusers.training.dlib_network:load_dlib_network")
-    own = dlib.face_recognition_model_v1(str(dlib_models() / RECOGNISER_FILE))
+    own = dlib.face_recognition_model_v1(str(dlib_models() / RECOGNIZER_FILE))
     photo = skimage.data.astronaut()
     chips = np.stack([photo[40:190, 150:300], photo[200:350, 100:250], photo[0:300:2, 0:300:2]])
     expected = np.array([own.compute_face_descriptor(np.ascontiguousarray(chip)) for chip in chips])
@@ -29,7 +29,7 @@ def test_dlibs_network_gives_dlibs_embeddings():
 
 def test_another_file_is_not_dlibs_network(tmp_path):
     pytest.importorskip("dlib")
-    whole = (dlib_models() / RECOGNISER_FILE).read_bytes()
+    whole = (dlib_models() / RECOGNIZER_FILE).read_bytes()
     within_sizes = whole.index(b"con_4") + 8
     for content in (b"nonsense", whole[:100_000], whole[100_000:], whole[:within_sizes]):
         (tmp_path / "network.dat").write_bytes(content)

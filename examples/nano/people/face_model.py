@@ -45,10 +45,13 @@ def find_face_model(path: str | os.PathLike | None = None) -> Path:
     """
     repository = Path(__file__).resolve().parents[3]
     default = repository.parent / "shared/data/ict_facekit/ict_face_model.npz"
-    found = Path(path or os.environ.get("FACESNAP_ICT_MODEL") or default)
-    if not found.is_file():
-        raise FileNotFoundError(f"no ICT face model at '{found}': pass its path or set FACESNAP_ICT_MODEL")
-    return found
+    file = Path(path or os.environ.get("FACESNAP_ICT_MODEL") or default)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no ICT face model at '{file}': clone https://github.com/ICT-VGL/ICT-FaceKit, pack it with"
+            " examples/landmark_predictor/pack.py, and set FACESNAP_ICT_MODEL to the packed file"
+        )
+    return file
 
 
 def smoothstep(low, high, x):

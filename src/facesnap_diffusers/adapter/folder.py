@@ -17,6 +17,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from .._upstream import saved_class_name
 from ..base_models import family_of
 from ..errors import AdapterError, InputError, check_path, check_text, one_line
 from ..files import atomic_folder
@@ -222,7 +223,7 @@ def load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) 
         raise AdapterError(f"{folder} has no config.json although the adapter lists {part}; download or save it again")
     try:
         values = read_json(folder / "config.json")
-        class_name = values.get("_class_name")
+        class_name = saved_class_name(values)
         part_class = next((cls for cls in PART_CLASSES[part] if cls.__name__ == class_name), PART_CLASSES[part][0])
         files = check_files(folder, "diffusion_pytorch_model", variant)
         check_sizes(values, files, lambda: part_class.from_config(values))
@@ -343,6 +344,16 @@ def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DCo
                 raise AdapterError(
                     f"ffrnet has {name}={own}, this base model {expected}; use an adapter made for this base model"
                 )
+
+
+def bind_to_base(modules: Mapping[str, Any], unet: UNet2DConditionModel) -> None:
+    """Lets an FFRNet of low rank share the layers of the base model; raises [`AdapterError`] if it cannot."""
+    ffrnet = modules.get("ffrnet")
+    if isinstance(ffrnet, FFRNet):
+        try:
+            ffrnet.bind(unet)
+        except InputError as error:
+            raise AdapterError(str(error)) from None
 
 
 def _as_lists(value: Any) -> Any:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .._upstream import resolve_dtype, without_offloading
+from .._upstream import execution_device, resolve_dtype, without_offloading
 from ..base_models import family_of
 from ..conditioner import FaceConditioner
 from ..errors import AdapterError, InputError, check_path, check_text, one_line
-from ..faces.analyzers import FaceAnalyzer, default_analyzer
+from ..faces.analyzers import FaceAnalyzer
 from ..models.attention import IdentityAttention, accept_contexts, scale_of_layer
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import load_landmark_predictor
@@ -24,6 +25,7 @@ from .config import PARTS, FaceSnapConfig
 from .folder import (
     ADAPTER_COMPONENTS,
     AdapterSource,
+    bind_to_base,
     check_fit,
     load_image_encoder,
     read_adapter,
@@ -41,8 +43,8 @@ else:
 class FaceSnapAdapterMixin(_Pipeline):
     """The life of a FaceSnap adapter on a pipeline: load or make it, scale it, save it, take it off."""
 
-    #: One that the user has set.
-    _face_analyzer: FaceAnalyzer | None = None
+    #: Finds and describes the faces in photos. `None`: that which the adapter's face encoder belongs to.
+    face_analyzer: FaceAnalyzer | None = None
 
     _facesnap_scale: dict[str, Any] | None = None
 
@@ -71,7 +73,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         Args:
             pretrained_model_name_or_path (`str`, `Path` or `dict`, *optional*): Hub repo, folder, or a file or state
                 dict of an IP-Adapter FaceID or InstantID. Without it, the default adapter of the base model's family.
-            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognised by its
+            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognized by its
                 content: IP-Adapter FaceID, FaceID-Plus (both versions), FaceID-Portrait or InstantID, as
                 `.safetensors` or `.bin` (read with `weights_only`). InstantID's ControlNet is looked for beside it, in
                 `ControlNetModel`, and its repo needs no `weight_name`.
@@ -114,6 +116,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         config: FaceSnapConfig | None = None,
         *,
         mixer: Mapping[str, Any] | None = None,
+        ffrnet_rank: int | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         image_processor: CLIPImageProcessor | None = None,
     ) -> None:
@@ -124,6 +127,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         Args:
             config ([`FaceSnapConfig`], *optional*): Which encoders, how many tokens, which parts.
             mixer (`dict`, *optional*): Sizes of the [`FacialAttributeMixer`] that differ from its defaults.
+            ffrnet_rank (`int`, *optional*): Makes a small FFRNet of this rank, which shares the UNet's layers; see
+                [`FFRNet.from_unet`]. A full one by default.
             image_encoder (`CLIPVisionModelWithProjection`, *optional*): The image encoder, if you have it already;
                 otherwise `config.image_encoder_id` is loaded. With `config.image_encoder_id="image_encoder"` it becomes
                 a part of the adapter.
@@ -165,7 +170,9 @@ class FaceSnapAdapterMixin(_Pipeline):
             # each channel count beyond the first halves the landmark image: it must come down to the latents' size
             halvings = round(math.log2(self.vae_scale_factor))
             channels = [(16, 32, 96, 256)[min(i, 3)] for i in range(halvings + 1)]
-            modules["ffrnet"] = FFRNet.from_unet(self.unet, conditioning_embedding_out_channels=channels)
+            modules["ffrnet"] = FFRNet.from_unet(
+                self.unet, rank=ffrnet_rank, conditioning_embedding_out_channels=channels
+            )
         modules["landmark_predictor"] = load_landmark_predictor()
         parts = [part for part in PARTS if part in modules]
         self._install_adapter(config.replace(parts=parts, base_family=family), modules)
@@ -228,16 +235,23 @@ class FaceSnapAdapterMixin(_Pipeline):
             landmark_scale (`float`, *optional*): Scale of FFRNet, which brings pose, expression and proportions; 0
                 switches it off.
         """
+        self._facesnap_scale = self._scales(identity_scale, landmark_scale)
+
+    def _scales(
+        self, identity_scale: float | Mapping[str, float] | None = None, landmark_scale: float | None = None
+    ) -> dict[str, Any]:
+        """The scales in force with those that are given in their place, checked."""
+        scales = self.facesnap_scale
         if isinstance(identity_scale, Mapping):
             self._check_layer_scales(identity_scale)
-            identity_scale = dict(identity_scale)
+            scales["identity_scale"] = dict(identity_scale)
         elif identity_scale is not None:
             _check_scale("identity_scale", identity_scale)
+            scales["identity_scale"] = identity_scale
         if landmark_scale is not None:
             _check_scale("landmark_scale", landmark_scale)
-            landmark_scale = float(landmark_scale)
-        new = {"identity_scale": identity_scale, "landmark_scale": landmark_scale}
-        self._facesnap_scale = {**self.facesnap_scale, **{k: value for k, value in new.items() if value is not None}}
+            scales["landmark_scale"] = float(landmark_scale)
+        return scales
 
     @property
     def facesnap_scale(self) -> dict[str, Any]:
@@ -250,27 +264,12 @@ class FaceSnapAdapterMixin(_Pipeline):
         values = self.config.facesnap_config
         return FaceSnapConfig.from_dict(dict(values)) if values else None
 
-    @property
-    def face_analyzer(self) -> FaceAnalyzer | None:
-        """
-        Finds and describes the faces in photos: one that you set, else the one that the adapter's face encoder belongs to;
-        `None` without an adapter. Set to `None`, it is that of the adapter again.
-        """
-        config = self.facesnap_config
-        if self._face_analyzer is not None or config is None:
-            return self._face_analyzer
-        return default_analyzer(config.face_encoder_id, config.normalized_embeds)
-
-    @face_analyzer.setter
-    def face_analyzer(self, analyzer: FaceAnalyzer | None) -> None:
-        self._face_analyzer = analyzer
-
     def face_conditioner(self, purpose: str = "face_conditioner") -> FaceConditioner:
         """
         What turns faces into conditions for the loaded adapter. Raises [`AdapterError`], which names the `purpose`, if
         there is none.
         """
-        return conditioner_of(self, purpose, self._face_analyzer)
+        return conditioner_of(self, purpose, self.face_analyzer)
 
     def _require_adapter(self, purpose: str) -> FaceSnapConfig:
         return require_adapter(self.facesnap_config, purpose)
@@ -279,13 +278,14 @@ class FaceSnapAdapterMixin(_Pipeline):
         """Checks that the parts fit the base model and one another, then exchanges all components at once."""
         if config is not None:
             check_fit(config, modules, self.unet)
+            bind_to_base(modules, self.unet)
             accept_contexts(self.unet)
         with without_offloading(self) as offloaded:
             for module in modules.values():
                 if isinstance(module, torch.nn.Module):
                     module.eval().requires_grad_(False)
                     if not offloaded:
-                        module.to(self._execution_device)
+                        module.to(execution_device(self))
             self.register_modules(**{name: modules.get(name) for name in ADAPTER_COMPONENTS})
             self.register_to_config(facesnap_config=vars(config) if config is not None else None)
             if config is not None:
@@ -329,11 +329,11 @@ def conditioner_of(pipeline: Any, purpose: str, face_analyzer: FaceAnalyzer | No
         image_encoder=pipeline.face_image_encoder,
         image_processor=pipeline.face_image_processor,
         face_analyzer=face_analyzer,
-        device=pipeline._execution_device,
+        device=execution_device(pipeline),
     )
 
 
-def _check_can_be_copied(unet: torch.nn.Module) -> None:
+def _check_can_be_copied(unet: UNet2DConditionModel) -> None:
     """Raises [`AdapterError`] unless a UNet has plain weights, from which FFRNet and identity attention can start."""
     if unet.device.type == "meta":
         raise AdapterError("unet has no weights to copy while it is offloaded: make the adapter before offloading")

@@ -55,12 +55,13 @@ pipe.load_facesnap_adapter({repo_id})
 
 For pictures of people who agreed to it: yourself, models, characters that you own. Do not use it to deceive, to harass,
 or to make sexual content of real people. A likeness is never exact, and training data makes it better for some people
-than for others. Respect the licence of the face recognizer: the model packs of insightface are for non-commercial
-research only.
+than for others. Respect the license of the face recognizer{recognizer_license}.
 """
 
 
 _TRAINING_HEADING = "## Training data and results"
+
+_INSIGHTFACE = ": the model packs of insightface are for non-commercial research only"
 
 _NO_TRAINING = "<!-- Say what it was trained on, for how long, and how it was measured. -->"
 
@@ -97,6 +98,7 @@ def write_model_card(
             parts=", ".join(config.parts),
             num_tokens=config.num_tokens,
             face_encoder=_as_text(config.face_encoder_id),
+            recognizer_license=_INSIGHTFACE if config.face_encoder_id.startswith("insightface/") else "",
             image_encoder=_as_text(config.image_encoder_id or "none"),
             base_family=_as_text(str(config.base_family)),
             training_heading=_TRAINING_HEADING,

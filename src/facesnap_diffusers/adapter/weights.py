@@ -66,7 +66,7 @@ def check_sizes(config: Mapping[str, Any], files: list[Path], build: Callable[[]
     for path in files:
         try:
             with safe_open(str(path), framework="pt") as file:
-                stored += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())
+                stored += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118  (not iterable by itself)
         except (SafetensorError, OSError) as error:
             raise AdapterError(f"{path.name} could not be read ({one_line(error)})") from None
     try:

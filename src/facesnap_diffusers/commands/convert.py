@@ -1,3 +1,5 @@
+"""`facesnap convert`: adapters of other projects to FaceSnap's format, and back."""
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +10,9 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 
-_CONVERTED = "Converted from `{origin}`. Its training data, results and licence are those of its authors; see there."
+_CONVERTED = (
+    "Converted from `{origin}`. Its training data, results and license are those of its authors: see their model card."
+)
 
 
 def convert(
@@ -31,7 +35,9 @@ def convert(
 ) -> None:
     """Convert an IP-Adapter FaceID or InstantID checkpoint to a FaceSnap adapter, or a FaceSnap adapter to an IP-Adapter."""
     from ..errors import InputError
+    from ..preflight import make_output_folder
 
+    make_output_folder(output.parent)
     if to == "facesnap":
         _to_facesnap(adapter, output, weight_name, base, image_encoder, plus_v2)
     elif to == "ip-adapter":
@@ -59,7 +65,7 @@ def _to_facesnap(
         base = {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(width)
         if base is None:
             raise InputError(
-                f"adapter {adapter} takes tokens of width {width}, of no known family; say which with --base"
+                f"adapter {adapter} takes tokens of width {width}, which no known family has; name the base model with --base"
             )
     config, modules = load_third_party(adapter, weight_name, _base_unet(base), plus_v2=v2)
     if config.image_encoder_id is not None:
@@ -84,7 +90,7 @@ def _to_ip_adapter(adapter: str, output: Path, base: str | None) -> None:
     folder = resolve_adapter_folder(adapter)
     family = base or FaceSnapConfig.load(folder).base_family
     if family is None:
-        raise InputError(f"adapter {adapter} does not say what base model it is for; say so with --base")
+        raise InputError(f"adapter {adapter} does not name its base model; name it with --base")
     mixer, attention = (
         load_part(part, folder / part, None, torch.float32) for part in ("mixer", "identity_attention")
     )

@@ -24,8 +24,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
@@ -39,14 +39,14 @@ class PatchDecoder(nn.Module):
         self.linear = nn.Conv2d(latent_channels, 3 * PATCH**2, 1)
         self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
         stages: list[nn.Module] = []
-        for k, (width, count) in enumerate(zip(channels, blocks)):
+        for k, (width, count) in enumerate(zip(channels, blocks, strict=True)):
             stages += [ResidualBlock(width) for _ in range(count)]
             if k + 1 < len(channels):
                 stages += [nn.Conv2d(width, 4 * channels[k + 1], 1), nn.PixelShuffle(2)]
         self.stages = nn.Sequential(*stages)
         self.conv_out = nn.Conv2d(channels[-1], 12, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         residual = self.conv_out(F.silu(self.stages(self.conv_in(latents))))

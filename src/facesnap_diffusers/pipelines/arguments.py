@@ -30,9 +30,9 @@ def check_stock_arguments(kwargs: dict[str, Any], size_multiple: int) -> None:
     for name in (*_COUNTS, *_NUMBERS):
         if kwargs.get(name, ...) is None:  # as if it were not given
             kwargs.pop(name)
-    for name, low in _COUNTS.items():
+    for name, least in _COUNTS.items():
         if name in kwargs:
-            kwargs[name] = _count(name, kwargs[name], low)
+            kwargs[name] = _count(name, kwargs[name], least)
     for name, (low, high) in _NUMBERS.items():
         if name in kwargs:
             value = kwargs[name]

@@ -10,15 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from .._upstream import is_model_offloaded, progress_bar_config, register_in_diffusers, resolve_dtype, with_text_model
+from .._upstream import (
+    execution_device,
+    is_model_offloaded,
+    progress_bar_config,
+    register_in_diffusers,
+    resolve_dtype,
+    with_text_model,
+)
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
 from ..errors import InputError, one_line
 from ..faces.expression import Expression
+from ..faces.photo import read_pixels
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
@@ -26,9 +35,11 @@ from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
 from .arguments import check_prompt, check_stock_arguments
 from .bases import check_base, is_xl_components, is_xl_file, is_xl_folder
-from .control import RoutedControlNet
+from .call_copy import components_of_call
+from .control import RoutedControlNet, ScheduledFFRNet
 from .people import Person, check_people, with_identities
 from .picture import Crop, as_size, is_latent, open_pictures, picture_size
+from .schedule import CallProgress, FaceSnapSchedule
 from .signatures import stock_arguments, with_stock_signature
 
 
@@ -65,14 +76,17 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     #: The name under which the stock pipeline takes the ControlNet's image.
     _control_image_argument = "control_image"
 
+    #: Whether this is the copy that a call runs on.
+    _is_of_call = False
+
     #: Identity tokens and unconditional tokens, each (batch, tokens, width): only on the copy that a call runs on.
     _identity_tokens: tuple[torch.Tensor, torch.Tensor] | None = None
 
+    #: When the parts of an adapter work; see [`set_facesnap_schedule`].
+    _facesnap_schedule = FaceSnapSchedule()
+
     #: Whether a call begins with a picture, which is then its `image=`.
     _takes_picture = False
-
-    #: Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here.
-    _mask_is_ours = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -142,7 +156,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             new_pipeline.to(dtype=dtype)
         if isinstance(pipeline, FaceSnapMixin):
             new_pipeline._facesnap_scale = pipeline.facesnap_scale
-            new_pipeline._face_analyzer = pipeline._face_analyzer
+            new_pipeline._facesnap_schedule = pipeline.facesnap_schedule
+            new_pipeline.face_analyzer = pipeline.face_analyzer
         return new_pipeline
 
     @torch.no_grad()
@@ -159,6 +174,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         face_box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         landmarks: torch.Tensor | np.ndarray | None = None,
         people: Sequence[Person] | None = None,
+        facesnap_schedule: str | FaceSnapSchedule | None = None,
+        identity_scale: float | Mapping[str, float] | None = None,
+        landmark_scale: float | None = None,
         **kwargs: Any,
     ) -> Any:
         r"""
@@ -182,6 +200,10 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 they are.
             people (`list[`[`Person`]`]`, *optional*): Several people in one image, each with an identity, a face box
                 and, if you like, a pose and an expression; in place of all of the above but the prompt.
+            facesnap_schedule (`str` or [`FaceSnapSchedule`], *optional*): When the parts of the adapter work in this
+                call: `"exact"`, `"fast"` or your own; by default as [`set_facesnap_schedule`] says.
+            identity_scale (`float` or `dict[str, float]`, *optional*), landmark_scale (`float`, *optional*): Scales of
+                this call only; by default those of [`set_facesnap_scale`].
             kwargs: All arguments of the stock pipeline, such as `negative_prompt`, `num_inference_steps`,
                 `guidance_scale`, `generator`, `height` and `width`. `controlnet_conditioning_scale` and the
                 ControlNet's images are for further ControlNets; [`set_facesnap_scale`] scales FaceSnap.
@@ -196,11 +218,13 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             InputError: An argument has a wrong type, shape, range or length.
         """
         steering = Steering(pose_image, pose, expression, face_box, face_index)
+        schedule = self._facesnap_schedule if facesnap_schedule is None else FaceSnapSchedule.of(facesnap_schedule)
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
         check_prompt("prompt", prompt)
         check_stock_arguments(kwargs, self.vae_scale_factor)
         if (prompt is None) == (kwargs.get("prompt_embeds") is None):
             raise InputError("prompt= or prompt_embeds= must be given, and not both")
+        _read_pictures(kwargs)
         self._open_pictures(kwargs)
         crop = None
         if people is not None:
@@ -214,6 +238,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             conditions = self._conditions_of_people(people, height, width)
         elif face_image is None and identity is None:
             _refuse_steering_without_face(steering, landmarks)
+            if identity_scale is not None or landmark_scale is not None:
+                name = "landmark_scale" if identity_scale is None else "identity_scale"
+                raise InputError(f"{name}= scales a face; pass face_image= or identity= too")
             return self._call_without_face(prompt, kwargs)
         else:
             if face_index is not None and face_image is None and pose_image is None:
@@ -239,8 +266,25 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             prompt = self._match_batch(prompt, identities, points, kwargs)
             picture = conditioner.landmark_picture(points, height, width)
             conditions = FaceConditions(*conditioner.tokens(identities), picture)
-        output = self._call_with_face(prompt, conditions, kwargs)
+        scales = self._scales(identity_scale, landmark_scale)
+        output = self._call_with_face(prompt, conditions, scales, schedule, kwargs)
         return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
+
+    def set_facesnap_schedule(self, schedule: str | FaceSnapSchedule) -> None:
+        r"""
+        Sets when the parts of the adapter work in the course of a call.
+
+        Args:
+            schedule (`str` or [`FaceSnapSchedule`]): `"exact"`: always, as the adapter was trained. `"fast"`: FFRNet on the
+                conditional half only and not at every step, which brings a call near the price of the plain pipeline. Or
+                your own.
+        """
+        self._facesnap_schedule = FaceSnapSchedule.of(schedule)
+
+    @property
+    def facesnap_schedule(self) -> FaceSnapSchedule:
+        """The schedule in force."""
+        return self._facesnap_schedule
 
     def encode_face(
         self,
@@ -258,6 +302,13 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """As in the stock pipeline; in a call with a face, the identity tokens follow the text."""
+        if not self._is_of_call:
+            scale = {} if kwargs.get("lora_scale") is None else {"scale": kwargs["lora_scale"]}
+            call_kwargs = {"cross_attention_kwargs": scale}
+            call = self._for_one_call(call_kwargs)
+            if scale and not call_kwargs["cross_attention_kwargs"]:  # it is in the copy's layers
+                kwargs["lora_scale"] = None
+            return call.encode_prompt(*args, **kwargs)
         prompt_embeds, negative_prompt_embeds, *pooled = super().encode_prompt(*args, **kwargs)
         if self._identity_tokens is not None:
             tokens, unconditional_tokens = self._identity_tokens
@@ -346,12 +397,16 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         )
 
     def _call_with_face(
-        self, prompt: str | list[str] | None, conditions: FaceConditions, kwargs: dict[str, Any]
+        self,
+        prompt: str | list[str] | None,
+        conditions: FaceConditions,
+        scales: Mapping[str, Any],
+        schedule: FaceSnapSchedule,
+        kwargs: dict[str, Any],
     ) -> Any:
         """The stock pipeline with the identity: in the prompt, in the UNet's attention, in FFRNet."""
-        scale = self.facesnap_scale
-        attention_scale = scale["identity_scale"] if self.identity_attention is not None else 0.0
-        landmark_scale = scale["landmark_scale"] if self.ffrnet is not None else 0.0
+        attention_scale = scales["identity_scale"] if self.identity_attention is not None else 0.0
+        landmark_scale = scales["landmark_scale"] if self.ffrnet is not None else 0.0
         if landmark_scale == 0 and not (
             any(attention_scale.values()) if isinstance(attention_scale, Mapping) else attention_scale
         ):
@@ -361,20 +416,34 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 "unet takes the guidance scale as an input (LCM), which the loops of image-to-image and inpainting with a"
                 " face do not pass; use the base model with an LCM LoRA"
             )
-        call = self._for_one_call()
+        call = self._for_one_call(kwargs)
         call._identity_tokens = conditions.tokens, conditions.unconditional_tokens
         num_tokens = conditions.tokens.shape[1]
         # without identity attention the tokens are only kept from the UNet
         attention = self.identity_attention if self.identity_attention is not None else IdentityAttention(layers={})
-        context = attention.context(self.unet, num_tokens, attention_scale, conditions.regions)
-        kwargs["cross_attention_kwargs"] = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
+        context = attention.context(call.unet, num_tokens, attention_scale, conditions.regions)
+        attention_kwargs = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
+        kwargs["cross_attention_kwargs"] = attention_kwargs
+
+        def on_step(done: float) -> None:
+            is_active = schedule.identity_start <= done < schedule.identity_end
+            attention_kwargs.update((context if is_active else context.without_identity()).as_kwargs())
+
+        progress = CallProgress(call.scheduler, on_step)
         ffrnet = None
         if self.ffrnet is not None:
             regions = None
             if conditions.regions is not None:
-                regions = RegionalContext(conditions.regions.masks(num_tokens, self._execution_device))
-            ffrnet = RoutedControlNet(self.ffrnet, num_tokens, "identity", regions)
-        call._control(ffrnet, conditions.landmark_picture, landmark_scale, num_tokens, kwargs)
+                regions = RegionalContext(conditions.regions.masks(num_tokens, execution_device(self)))
+            ffrnet = ScheduledFFRNet(
+                self.ffrnet, num_tokens, schedule, progress, lambda: call.do_classifier_free_guidance, regions
+            )
+        settings = {
+            "controlnet_conditioning_scale": landmark_scale,
+            "control_guidance_start": schedule.landmark_start,
+            "control_guidance_end": schedule.landmark_end,
+        }
+        call._control(ffrnet, conditions.landmark_picture, settings, num_tokens, progress, kwargs)
         return self._run(call, prompt, kwargs)
 
     def _call_without_face(self, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
@@ -383,33 +452,40 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             crop = None
             if kwargs.get("padding_mask_crop") is not None:
                 crop = self._crop_to_mask(kwargs, *self._image_size(kwargs))
-            output = self._run(self._for_one_call(), prompt, kwargs)
+            output = self._run(self._for_one_call(kwargs), prompt, kwargs)
             return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
         self._refuse_control_arguments(kwargs)
         kwargs.pop("guess_mode", None)
         takes_all = set(kwargs) <= set(inspect.signature(self._plain_class.__call__).parameters)
         if takes_all and not self._mask_is_ours:
-            plain = self._plain_pipeline()
+            plain = self._plain_pipeline(kwargs)
             if kwargs.get("clip_skip") is not None:
                 plain.text_encoder = with_text_model(plain.text_encoder)
             return self._run(plain, prompt, kwargs)
         height, width = self._image_size(kwargs)
         crop = self._crop_to_mask(kwargs, height, width)
-        call = self._for_one_call()
-        call._control(None, torch.zeros(1, 3, height, width), 0.0, 0, kwargs)
+        call = self._for_one_call(kwargs)
+        no_settings = {**_CONTROL_SETTINGS, "controlnet_conditioning_scale": 0.0}
+        call._control(None, torch.zeros(1, 3, height, width), no_settings, 0, None, kwargs)
         output = self._run(call, prompt, kwargs)
         return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
-    def _for_one_call(self) -> Any:
+    @property
+    def _mask_is_ours(self) -> bool:
+        """Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here."""
+        return False
+
+    def _for_one_call(self, kwargs: dict[str, Any]) -> Any:
         """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
         call = copy.copy(self)
-        call.scheduler = copy.deepcopy(self.scheduler)
+        # past `DiffusionPipeline.__setattr__`, which would write the pipeline's config anew for each
+        call.__dict__.update(components_of_call(self, kwargs), _is_of_call=True)
         return call
 
-    def _plain_pipeline(self) -> DiffusionPipeline:
+    def _plain_pipeline(self, kwargs: dict[str, Any]) -> DiffusionPipeline:
         """The stock pipeline without ControlNet on the same components, for one call."""
         parameters = inspect.signature(self._plain_class.__init__).parameters
-        components = {**self.config, **self.components, "scheduler": copy.deepcopy(self.scheduler)}
+        components = {**self.config, **self.components, **components_of_call(self, kwargs)}
         arguments = {name: value for name, value in components.items() if name in parameters}
         if "requires_safety_checker" in arguments:  # it was warned of when this pipeline was made
             arguments["requires_safety_checker"] = False
@@ -436,24 +512,30 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self,
         ffrnet: RoutedControlNet | None,
         landmark_picture: torch.Tensor,
-        landmark_scale: float,
+        own_settings: dict[str, float],
         num_tokens: int,
+        progress: CallProgress | None,
         kwargs: dict[str, Any],
     ) -> None:
-        """Puts FFRNet beside the ControlNets of this copy of the pipeline, each with its part of the context."""
+        """
+        Puts FFRNet beside the ControlNets of this copy of the pipeline, each with its part of the context and its
+        settings. The first of them tells of the call's progress.
+        """
         name = self._control_image_argument
-        if self.controlnet is None:
+        if self.controlnet is None:  # type: ignore[has-type]
             self._refuse_control_arguments(kwargs)
             self.controlnet = ffrnet or RoutedControlNet(
-                None, num_tokens, "text", device=self._execution_device, dtype=self.unet.dtype
+                None, num_tokens, "text", progress=progress, device=execution_device(self), dtype=self.unet.dtype
             )
             kwargs[name] = landmark_picture
-            kwargs["controlnet_conditioning_scale"] = float(landmark_scale)
+            kwargs |= {setting: float(value) for setting, value in own_settings.items()}
             return
         is_multi = isinstance(self.controlnet, MultiControlNetModel)
         nets = list(self.controlnet.nets) if is_multi else [self.controlnet]
         images = self._control_images(kwargs.get(name), len(nets) if is_multi else None, kwargs)
         routed = [RoutedControlNet(net, num_tokens, "text") for net in nets]
+        if ffrnet is None:
+            routed[0].progress = progress
         settings = {
             setting: _for_each(kwargs.get(setting, default), len(nets), setting)
             for setting, default in _CONTROL_SETTINGS.items()
@@ -461,8 +543,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if ffrnet is not None:
             routed, images = [ffrnet, *routed], [landmark_picture, *images]
             # the caller's settings are for the caller's ControlNets
-            own = {**_CONTROL_SETTINGS, "controlnet_conditioning_scale": landmark_scale}
-            settings = {setting: [own[setting], *values] for setting, values in settings.items()}
+            settings = {setting: [own_settings[setting], *values] for setting, values in settings.items()}
         self.controlnet = MultiControlNetModel(routed)
         kwargs[name] = images
         kwargs |= {setting: [float(value) for value in values] for setting, values in settings.items()}
@@ -480,7 +561,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         elif isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
             if any(len(item) != count for item in images):
                 raise InputError(f"{name}= must have, for each prompt, an image for each of the {count} ControlNets")
-            images = [list(of_net) for of_net in zip(*images)]
+            images = [list(of_net) for of_net in zip(*images, strict=True)]
         elif not isinstance(images, (list, tuple)) or len(images) != count:
             raise InputError(f"{name}= must have an image for each of the {count} further ControlNets")
         try:
@@ -509,7 +590,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _check_arguments(self, kwargs: dict[str, Any], with_face: bool) -> None:
         # the stock pipelines take any keyword and ignore those that they do not know
         known = stock_arguments(super().__call__)
-        plain = [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        plain: list[str] = (
+            [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        )
         for name in kwargs:
             if name in known or name in plain or name in ("callback", "callback_steps"):
                 continue
@@ -539,7 +622,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             sample_size = self.unet.config.sample_size
             sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
             default = tuple(side * multiple for side in sides)
-        for name, side in zip(("height", "width"), default):
+        for name, side in zip(("height", "width"), default, strict=True):
             kwargs[name] = as_size(name, side if kwargs.get(name) is None else kwargs[name], multiple)
         height, width = kwargs["height"], kwargs["width"]
         if self._takes_picture and is_latent(kwargs["image"], channels) and (height, width) != default:
@@ -610,6 +693,17 @@ def _for_each(value: Any, count: int, name: str) -> list[float]:
     if len(values) != count or not all(isinstance(item, (int, float)) for item in values):
         raise InputError(f"{name} must be a number, or {count} for the {count} further ControlNets, got {value!r}")
     return values
+
+
+def _read_pictures(kwargs: Mapping[str, Any]) -> None:
+    """Reads the opened images among the stock pipeline's arguments, which other calls may read at the same time."""
+    for name, value in kwargs.items():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, PIL.Image.Image):
+                try:
+                    read_pixels(item)
+                except (OSError, SyntaxError) as error:  # what Pillow's decoders raise for a damaged file
+                    raise InputError(f"{name}= cannot be decoded ({one_line(error)}); pass an intact image") from error
 
 
 def _refuse_steering_without_face(steering: Steering, landmarks: Any) -> None:

@@ -1,0 +1,315 @@
+"""IP-Adapter FaceID checkpoints against stock diffusers' `load_ip_adapter`."""
+
+import os
+
+import pytest
+import third_party
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from facesnap_diffusers import AdapterError, FaceEncoderMismatchError, FaceIdentity, InputError
+from facesnap_diffusers.base_models import empty_unet
+from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
+from facesnap_diffusers.interop.checkpoint import Checkpoint, recognize
+from facesnap_diffusers.interop.conversion import convert_checkpoint
+
+
+CALL = {**tiny.CALL, "num_inference_steps": 3, "guidance_scale": 5.0}
+
+
+#: public file name: its size in bytes, how it is made in full size, bytes a number of image_proj and ip_adapter
+PUBLIC_FILES = {
+    "ip-adapter-faceid_sd15": (96_740_574, "sd1", third_party.faceid, {"lora_rank": 128}, (2, 2)),
+    "ip-adapter-faceid-plusv2_sd15": (
+        156_558_509,
+        "sd1",
+        third_party.faceid_plus,
+        {"lora_rank": 128, "clip_width": 1280},
+        (2, 2),
+    ),
+    "ip-adapter-faceid-plusv2_sdxl": (
+        1_487_555_181,
+        "sdxl",
+        third_party.faceid_plus,
+        {"lora_rank": 128, "clip_width": 1280},
+        (2, 2),
+    ),
+    "ip-adapter-faceid-portrait-v11_sd15": (64_586_623, "sd1", third_party.portrait, {}, (2, 2)),
+    "ip-adapter-faceid-portrait_sdxl": (749_822_515, "sdxl", third_party.portrait, {}, (2, 2)),
+    "ip-adapter-faceid-portrait_sdxl_unnorm": (1_009_523_411, "sdxl", third_party.instantid, {"hidden": 1280}, (4, 2)),
+    "InstantID/ip-adapter": (1_691_134_141, "sdxl", third_party.instantid, {"hidden": 1280}, (4, 4)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLIC_FILES)
+def test_the_layouts_have_the_size_of_the_public_files(name):
+    """To the byte, but for the names and the pickle around each tensor: 102 to 371 bytes."""
+    size, family, make, options, widths = PUBLIC_FILES[name]
+    groups = make(empty_unet(family), **options)
+    numbers = [sum(tensor.numel() for tensor in group.values()) for group in groups.values()]
+    tensors = sum(len(group) for group in groups.values())
+    around = size - sum(count * width for count, width in zip(numbers, widths))
+    assert 100 * tensors < around < 400 * tensors
+    # and every tensor has its place in the base model
+    with torch.device("meta"):
+        checkpoint = Checkpoint(recognize(groups["image_proj"], name), **groups, source=name)
+        config, modules = convert_checkpoint(checkpoint, empty_unet(family))
+    assert (config.base_family, list(modules)) == (family, ["mixer", "identity_attention"])
+    assert sum(p.numel() for part in modules.values() for p in part.parameters()) == sum(numbers)
+
+
+def base_for(name):
+    return tiny.xl_pipeline() if "sdxl" in name else tiny.sd_pipeline()
+
+
+def write(folder, name, checkpoint, suffix):
+    if suffix == ".bin":
+        torch.save(checkpoint, folder / (name + suffix))
+    else:
+        save_file(third_party.flat(checkpoint), folder / (name + suffix))
+    return name + suffix
+
+
+def stock_image(base, folder, weight_name, identity, scale):
+    """What diffusers' documentation says to do with a FaceID checkpoint."""
+    base.load_ip_adapter(str(folder), subfolder=None, weight_name=weight_name, image_encoder_folder=None)
+    base.set_ip_adapter_scale(scale)
+    projection = base.unet.encoder_hid_proj.image_projection_layers[0]
+    if hasattr(projection, "clip_embeds"):
+        encoder = tiny.image_encoder()
+        with torch.no_grad():
+            empty = encoder(torch.zeros(1, 3, 32, 32), output_hidden_states=True).hidden_states[-2]
+        projection.clip_embeds = torch.stack([empty, identity.image_hidden_states[None]])
+        projection.shortcut = "plusv2" in weight_name
+    embeds = identity.face_embeds[None, None]
+    if "unnorm" in weight_name:  # (batch, images, sequence, width)
+        embeds = embeds[None]
+    embeds = torch.cat([torch.zeros_like(embeds), embeds])
+    return base("a cat", ip_adapter_image_embeds=[embeds], generator=tiny.seeded(), **CALL).images
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+@pytest.mark.parametrize("name", third_party.VARIANTS)
+def test_equals_stock_diffusers(name, suffix, tmp_path):
+    make = third_party.VARIANTS[name]
+    base = base_for(name)
+    plain = base("a cat", generator=tiny.seeded(), **CALL).images
+    plus = make is third_party.faceid_plus
+    weight_name = write(tmp_path, name, make(base.unet), suffix)
+    identity = third_party.faceid_person(plus, length=20.0 if "unnorm" in name else 1.0)
+
+    pipe = tiny.facesnap(base)
+    encoder = {"image_encoder": tiny.image_encoder()} if plus else {}
+    pipe.load_facesnap_adapter(tmp_path, weight_name=weight_name, **encoder)
+    pipe.set_facesnap_scale(identity_scale=0.7)
+    image = pipe("a cat", identity=identity, generator=tiny.seeded(), **CALL).images
+    pipe.unload_facesnap_adapter()
+    assert torch.equal(pipe("a cat", generator=tiny.seeded(), **CALL).images, plain)
+
+    expected = stock_image(base, tmp_path, weight_name, identity, scale=0.7)
+    assert (expected - plain).abs().max() > 1e-3
+    tiny.assert_same_image(image, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["ip-adapter-faceid-portrait_sd15", "ip-adapter-faceid-portrait_sdxl"])
+def test_portrait_sees_each_of_several_photos(name, tmp_path):
+    base = base_for(name)
+    weight_name = write(tmp_path, name, third_party.portrait(base.unet), ".bin")
+    photos = [third_party.faceid_person(seed=seed) for seed in range(5)]
+    identity = FaceIdentity.fuse(photos)
+    identity.save(tmp_path / "identity.safetensors")
+    pipe = tiny.facesnap(base)
+    pipe.load_facesnap_adapter(tmp_path, weight_name=weight_name)
+    loaded = FaceIdentity.load(tmp_path / "identity.safetensors")
+    image = pipe("a cat", identity=loaded, generator=tiny.seeded(), **CALL).images
+    one = pipe("a cat", identity=photos[0], generator=tiny.seeded(), **CALL).images
+    assert (image - one).abs().max() > 1e-3
+    with pytest.raises(InputError, match="different numbers of photos"):
+        pipe("a cat", identity=[identity, photos[0]], **CALL)
+    export_ip_adapter(pipe, tmp_path / "exported.safetensors")
+    exported = ip_adapter_image_embeds(pipe, identity)
+
+    base.load_ip_adapter(str(tmp_path), subfolder=None, weight_name=weight_name, image_encoder_folder=None)
+    base.set_ip_adapter_scale(1.0)
+    embeds = torch.stack([photo.face_embeds for photo in photos])[None]
+    embeds = torch.cat([torch.zeros_like(embeds), embeds])
+    expected = base("a cat", ip_adapter_image_embeds=[embeds], generator=tiny.seeded(), **CALL).images
+    tiny.assert_same_image(image, expected, atol=1e-4)
+
+    base.unload_ip_adapter()
+    base.load_ip_adapter(str(tmp_path), subfolder=None, weight_name="exported.safetensors", image_encoder_folder=None)
+    again = base("a cat", ip_adapter_image_embeds=[exported], generator=tiny.seeded(), **CALL).images
+    tiny.assert_same_image(again, expected, atol=1e-5)
+
+
+def test_lora_works_in_calls_with_a_face_only():
+    base = tiny.sd_pipeline()
+    plain = base("a cat", generator=tiny.seeded(), **CALL).images
+    checkpoint = third_party.faceid(base.unet)
+    pipe = tiny.facesnap(base)
+    identity = third_party.faceid_person()
+
+    def image():
+        return pipe("a cat", identity=identity, generator=tiny.seeded(), **CALL).images
+
+    pipe.load_facesnap_adapter(checkpoint)
+    with_lora = image()
+    assert torch.equal(pipe("a cat", generator=tiny.seeded(), **CALL).images, plain)
+    pipe.set_facesnap_scale(identity_scale=0)
+    assert torch.equal(image(), plain)
+    without = {key: value for key, value in checkpoint["ip_adapter"].items() if "lora" not in key}
+    pipe.load_facesnap_adapter({**checkpoint, "ip_adapter": without})
+    assert (image() - with_lora).abs().max() > 1e-2
+    assert not any(module._forward_hooks for module in base.unet.modules())
+
+
+def test_embeddings_of_any_length_are_the_same_person():
+    base = tiny.sd_pipeline()
+    pipe = tiny.facesnap(base)
+    pipe.load_facesnap_adapter(third_party.faceid(base.unet))
+    people = [third_party.faceid_person(length=length) for length in (1.0, 20.0)]
+    images = [pipe("a cat", identity=who, generator=tiny.seeded(), **CALL).images for who in people]
+    tiny.assert_same_image(*images, atol=1e-5)
+
+
+def test_unnorm_embeddings_need_their_length(tmp_path):
+    """The one of the family that is trained with embeddings as the recognizer gives them; only its name says so."""
+    base = tiny.xl_pipeline()
+    pipe = tiny.facesnap(base)
+    name = "ip-adapter-faceid-portrait_sdxl_unnorm.bin"
+    torch.save(third_party.instantid(base.unet), tmp_path / name)
+    pipe.load_facesnap_adapter(tmp_path, weight_name=name)
+    assert pipe.facesnap_config.parts == ["mixer", "identity_attention"]
+    with pytest.raises(FaceEncoderMismatchError, match="normalize=False"):
+        pipe("a cat", identity=third_party.faceid_person(), **CALL)
+
+
+def test_survives_saving_as_an_adapter_of_our_own(tmp_path):
+    base = tiny.sd_pipeline()
+    pipe = tiny.facesnap(base)
+    weight_name = write(tmp_path, "ip-adapter-faceid-plusv2_sd15", third_party.faceid_plus(base.unet), ".safetensors")
+    pipe.load_facesnap_adapter(tmp_path, weight_name=weight_name, image_encoder=tiny.image_encoder())
+    image = pipe("a cat", identity=third_party.faceid_person(True), generator=tiny.seeded(), **CALL).images
+    pipe.save_facesnap_adapter(tmp_path / "ours")
+    again = tiny.facesnap(tiny.sd_pipeline())
+    again.load_facesnap_adapter(tmp_path / "ours", image_encoder=tiny.image_encoder())
+    after = again("a cat", identity=third_party.faceid_person(True), generator=tiny.seeded(), **CALL).images
+    assert torch.equal(after, image)
+
+
+def spoiled(key_part, change):
+    """A FaceID checkpoint with one tensor changed, or left out."""
+
+    def make(unet):
+        checkpoint = third_party.faceid(unet)
+        for tensors in checkpoint.values():
+            for key in [key for key in tensors if key_part in key][:1]:
+                tensor = change(tensors.pop(key))
+                if tensor is not None:
+                    tensors[key] = tensor
+        return checkpoint
+
+    return make
+
+
+def mixed(unet):
+    return {
+        "image_proj": third_party.faceid(unet)["image_proj"],
+        "ip_adapter": third_party.faceid(tiny.xl_unet())["ip_adapter"],
+    }
+
+
+def one_layer_without_lora(unet):
+    checkpoint = third_party.faceid(unet)
+    attention = {key: value for key, value in checkpoint["ip_adapter"].items() if not key.startswith("2.")}
+    return {**checkpoint, "ip_adapter": attention}
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ("echo this must not run",)
+
+
+WRONG = {
+    "not an adapter": (lambda unet: dict(unet.state_dict()), "is not an identity adapter"),
+    "picture adapter": (
+        lambda unet: {**third_party.faceid(unet), "image_proj": {"proj.weight": torch.ones(4, 4)}},
+        "load_ip_adapter",
+    ),
+    "other family": (lambda unet: third_party.faceid(tiny.xl_unet()), "use a file made for"),
+    "mixed": (mixed, "use a file made for|that this base model has not"),
+    "InstantID with FaceID": (
+        lambda unet: {**third_party.faceid(unet), "image_proj": third_party.instantid(unet)["image_proj"]},
+        "mixes InstantID's",
+    ),
+    "a layer without LoRA": (one_layer_without_lora, "has no 2.to_q_lora"),
+    "tensor missing": (spoiled("to_v_ip", lambda tensor: None), "has no .*to_v_ip"),
+    "half a LoRA": (spoiled("to_out_lora.up", lambda tensor: None), "has no .*to_out_lora"),
+    "not finite": (spoiled("to_k_ip", lambda tensor: tensor * float("nan")), "not finite"),
+    "projection incomplete": (spoiled("proj.2.bias", lambda tensor: None), "image_proj"),
+    "no tensors": (lambda unet: {"image_proj": {"norm.weight": "x"}, "ip_adapter": {"a": 1}}, "other things than"),
+    "a list": (lambda unet: [1, 2], "instead of names"),
+    "code": (lambda unet: {"image_proj": Malicious(), "ip_adapter": {}}, "any code"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_file_gives_one_clear_line_and_changes_nothing(case, tmp_path, capfd):
+    make, message = WRONG[case]
+    base = tiny.sd_pipeline()
+    pipe = tiny.facesnap(base)
+    pipe.load_facesnap_adapter(third_party.faceid(base.unet))
+    before = pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images
+    torch.save(make(base.unet), tmp_path / "ip-adapter-faceid_sd15.bin")
+    with pytest.raises(AdapterError, match=message) as caught:
+        pipe.load_facesnap_adapter(tmp_path, weight_name="ip-adapter-faceid_sd15.bin")
+    assert "\n" not in str(caught.value)
+    after = pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images
+    assert torch.equal(after, before)
+    assert "must not run" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 torn", b"garbage" * 100])
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_a_torn_file_gives_one_clear_line(content, suffix, tmp_path):
+    (tmp_path / f"file{suffix}").write_bytes(content)
+    pipe = tiny.facesnap(tiny.sd_pipeline())
+    with pytest.raises(AdapterError, match="download it again") as caught:
+        pipe.load_facesnap_adapter(tmp_path / f"file{suffix}")
+    assert "\n" not in str(caught.value) and pipe.facesnap_config is None
+
+
+def test_a_missing_file_gives_one_clear_line(tmp_path):
+    with pytest.raises(AdapterError, match="weight_name"):
+        tiny.facesnap(tiny.sd_pipeline()).load_facesnap_adapter(tmp_path, weight_name="absent.bin")
+
+
+def test_version_2_of_plus_can_be_said(tmp_path):
+    base = tiny.sd_pipeline()
+    pipe = tiny.facesnap(base)
+    checkpoint = third_party.faceid_plus(base.unet)
+    images = []
+    for v2 in (False, True):
+        pipe.load_facesnap_adapter(checkpoint, faceid_plus_v2=v2, image_encoder=tiny.image_encoder())
+        images.append(pipe("a cat", identity=third_party.faceid_person(True), generator=tiny.seeded(), **CALL).images)
+    assert (images[0] - images[1]).abs().max() > 1e-4
+
+
+def test_from_the_hub(hub, tmp_path):
+    base = tiny.sd_pipeline()
+    name = write(tmp_path, "ip-adapter-faceid_sd15", third_party.faceid(base.unet), ".bin")
+    hub.add_commit("h94/IP-Adapter-FaceID", {name: (tmp_path / name).read_bytes()})
+    images = []
+    for source, options in [(tmp_path / name, {}), ("h94/IP-Adapter-FaceID", {"weight_name": name})]:
+        pipe = tiny.facesnap(base)
+        pipe.load_facesnap_adapter(source, cache_dir=str(tmp_path / "cache"), **options)
+        images.append(pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images)
+    assert torch.equal(*images)
+    with pytest.raises(AdapterError, match="with weight_name="):
+        pipe.load_facesnap_adapter("h94/IP-Adapter-FaceID", cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(AdapterError, match="could not be loaded from the Hub") as caught:
+        pipe.load_facesnap_adapter(
+            "h94/IP-Adapter-FaceID", weight_name="absent.bin", cache_dir=str(tmp_path / "cache")
+        )
+    assert "\n" not in str(caught.value)
