@@ -59,7 +59,7 @@ def check_stock_arguments(kwargs: dict[str, Any], size_multiple: int) -> None:
         is_plain = isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided
         if not is_plain or value.ndim != dims or value.numel() == 0 or value.device.type == "meta":
             shape = "(batch, width)" if dims == 2 else "(batch, tokens, width)"
-            raise InputError(f"{name} must be a torch.Tensor of shape {shape}, in floating point")
+            raise InputError(f"{name} must be a floating point torch.Tensor of shape {shape}")
 
 
 def check_prompt(name: str, value: Any) -> None:
