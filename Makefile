@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 # a process a core, each with one thread; the tests of a file stay together, for they share what they make
 PYTEST := -m pytest --numprocesses auto --dist loadfile
-export OMP_NUM_THREADS ?= 1
+test test-fast test-lowest: export OMP_NUM_THREADS = 1
 SOURCES := src tests examples benchmarks
 
 .PHONY: demo test test-fast test-lowest style quality clean
