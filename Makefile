@@ -10,7 +10,7 @@ PYTEST := -m pytest --numprocesses auto --dist loadfile
 test test-fast test-lowest: export OMP_NUM_THREADS = 1
 SOURCES := src tests examples benchmarks
 
-.PHONY: demo test test-fast test-lowest style quality clean
+.PHONY: demo test test-extras test-fast test-lowest style quality clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -40,6 +40,17 @@ $(LOWEST)/installed: setup.cfg tests/lowest.txt
 test-lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/python $(PYTEST) -m "not slow" tests/test_upstream.py tests/models tests/pipelines/test_numbers.py
 
+# What `pip install "facesnap-diffusers[train]"` brings is enough to prepare and train, and leaves torch as it is.
+EXTRAS := .venv-extras
+test-extras:
+	$(PYTHON) -m venv $(EXTRAS)
+	$(EXTRAS)/bin/pip install --quiet "$(TORCH)"
+	$(EXTRAS)/bin/pip freeze | grep "^torch==" > $(EXTRAS)/torch
+	$(EXTRAS)/bin/pip install --quiet --editable ".[train]"
+	$(EXTRAS)/bin/pip freeze | grep "^torch==" | diff $(EXTRAS)/torch -
+	$(EXTRAS)/bin/pip check
+	$(EXTRAS)/bin/python -c "import facesnap_diffusers.training.trainer, facesnap_diffusers.data.preparation, tensorboard"
+
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
@@ -51,4 +62,4 @@ quality: $(VENV)/installed
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist outputs
+	rm -rf $(VENV) $(LOWEST) $(EXTRAS) build dist outputs
