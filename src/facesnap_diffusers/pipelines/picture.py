@@ -17,7 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from ..base_models import is_sdxl
 from ..conditioner import FaceConditioner
 from ..errors import InputError, MissingDependencyError, one_line
-from ..faces.detection import _analyze_padded
+from ..faces.detection import analyze_padded
 from ..faces.face import Face
 from ..faces.photo import load_photo
 from ..steering import Steering
@@ -322,7 +322,7 @@ def face_in_picture(picture: np.ndarray, mask: np.ndarray | None, conditioner: F
     """
     try:
         analyzer = conditioner.analyzer
-        faces = analyzer.analyze(picture) or _analyze_padded(picture, analyzer)
+        faces = analyzer.analyze(picture) or analyze_padded(picture, analyzer)
     except MissingDependencyError:
         return None
     if mask is None or mask.all() or not mask.any():
