@@ -31,7 +31,7 @@ from ..adapter.config import FaceSnapConfig
 from ..adapter.model_card import write_model_card
 from ..data.folder_lock import FolderLock
 from ..data.shards import PreparedFaces, read_settings
-from ..errors import TrainingError, one_line
+from ..errors import AdapterError, TrainingError, one_line
 from ..files import atomic_file, atomic_folder
 from ..models.landmark_predictor import load_landmark_predictor
 from ..settings import dump_settings
@@ -477,7 +477,7 @@ class Trainer:
                 with atomic_folder(self.folder / name) as folder, self._averaged():
                     self._write_card(folder, results)
                     self.pipeline.save_facesnap_adapter(folder)
-            except (OSError, RuntimeError, SafetensorError) as error:
+            except (OSError, RuntimeError, SafetensorError, AdapterError) as error:
                 raise TrainingError(
                     f"the adapter cannot be written to {self.folder / name} ({one_line(error)}); make room and start again:"
                     " the run continues from the last checkpoint"
