@@ -35,6 +35,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
     parser.add_argument("--split", choices=list(SPLITS), default="train")
+    parser.add_argument("--head-size", type=int, default=HEAD_SIZE, help="of what the image encoder sees, in pixels")
     args = parser.parse_args()
     predictor = load_landmark_predictor()
     settings = {"face_encoder": DlibFaceAnalyzer.encoder, "face_crop": ["dlib", CROP_SIZE]}
@@ -61,7 +62,7 @@ def main():
                         embedding,
                         predictor,
                         info=info,
-                        head_size=HEAD_SIZE,
+                        head_size=args.head_size,
                         crop="dlib",
                         crop_size=CROP_SIZE,
                     )

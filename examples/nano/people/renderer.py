@@ -49,11 +49,13 @@ class Portrait:
         image: (size, size, 3) uint8, RGB.
         landmarks: (72, 2) pixels, x right, y down, the image spanning 0 to `size`.
         landmarks_3d: (72, 3) cm in the camera's axes: x right in the image, y up, z toward the camera.
+        coverage: (size, size) uint8, how much of each pixel the person covers: 0 background, 255 all.
     """
 
     image: np.ndarray
     landmarks: np.ndarray
     landmarks_3d: np.ndarray
+    coverage: np.ndarray
 
 
 @dataclass
@@ -338,7 +340,8 @@ class Renderer:
         drawn = cv2.resize(drawn, (self.size, self.size), interpolation=cv2.INTER_AREA).astype(np.float32)
         image = drawn[..., :3] + self._background(scene) * (255 - drawn[..., 3:])
         image = np.clip(np.round(image), 0, 255).astype(np.uint8)
-        return Portrait(image, project(points, scene.camera, self.size), points.astype(np.float32))
+        coverage = np.round(drawn[..., 3]).astype(np.uint8)
+        return Portrait(image, project(points, scene.camera, self.size), points.astype(np.float32), coverage)
 
     def _background(self, scene: Scene) -> np.ndarray:
         y, x = np.mgrid[0 : self.size, 0 : self.size] / (self.size - 1.0)
