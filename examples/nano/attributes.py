@@ -1,10 +1,12 @@
-"""What the renderer knows about a person: classes with names, and measures as numbers."""
+"""What the renderer knows about a person: classes with names, measures as numbers, and where a picture shows them."""
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from people.hair import HairShape
-from people.sampling import BEARDS, EYE_COLORS, HAIR_COLORS, HAIR_STYLES, SKIN_TONES, Person
+from people.renderer import background
+from people.sampling import BEARDS, EYE_COLORS, HAIR_COLORS, HAIR_STYLES, SKIN_TONES, Person, Scene
 
 
 LENGTH_OF_STYLE = {"bob": "chin", "long": "long", "bun": "tied"}  # of all other styles: short
@@ -21,6 +23,8 @@ CLASSES = {
 }
 _HAIR_MEASURES = ("front", "thickness", "top", "quiff", "sides", "bangs", "length", "flare", "wave", "bun")
 _NO_GLASSES = [0.0] * 5
+ROUNDING = 1  # of a channel between a background as it is computed and as a picture has it
+SPECK = 3  # pixels of a person that are no larger look like the background by chance
 SHAPE_COEFFICIENTS = 30  # the first, which move the head most
 
 
@@ -64,3 +68,10 @@ def measures(person: Person) -> np.ndarray:
     numbers += [person.moles[:, 3].sum()]
     shades = np.clip(np.concatenate(colors), 0, 1) ** (1 / 2.2)
     return np.concatenate([shades, numbers, person.shape[:SHAPE_COEFFICIENTS]]).astype(np.float32)
+
+
+def person_mask(image: np.ndarray, scene: Scene) -> np.ndarray:
+    """Where a rendered picture (S, S, 3) differs from its scene's background: bool (S, S)."""
+    behind = 255 * background(scene, image.shape[0])
+    mask = (np.abs(image - behind) > ROUNDING).any(-1).astype(np.uint8)
+    return cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((SPECK, SPECK), np.uint8)).astype(bool)

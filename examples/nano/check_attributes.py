@@ -16,11 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from attributes import CLASSES, class_numbers
-from dataset import TO_PACKAGE, Shard, shard_paths
+from attributes import CLASSES, class_numbers, person_mask
+from dataset import SEED, TO_PACKAGE, Shard, shard_paths
 from embed_faces import chip
-from photo_like import background_mask, photo_like
-from teach_image_encoder import CLOSED, EYES, UNKNOWN
+from people.face_model import FaceModel
+from people.sampling import sample_scene
+from photo_like import photo_like
+from teach_image_encoder import CLOSED, EYES, OUTSIDE, UNKNOWN
 from train_autoencoder import to_tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from workspace import add_work_dir
@@ -46,9 +48,7 @@ class Features:
                 images, points = shard.images[:, view], shard.landmarks[:, view] + TO_PACKAGE
                 heads = [align_for_clip(i, p, encoder.config.image_size) for i, p in zip(images, points)]
                 if photos:
-                    masks = [np.repeat(background_mask(image)[..., None], 3, 2) for image in images]
-                    masks = [align_for_clip(m, p, encoder.config.image_size)[..., 0] for m, p in zip(masks, points)]
-                    heads = [photo_like(h, np.where(m > 60, 255, 0).astype(np.uint8), rng) for h, m in zip(heads, masks)]
+                    heads = self._photo_like(heads, images, points, shard.people, view, encoder.config.image_size, rng)
                 pixels = processor(heads, return_tensors="pt").pixel_values
                 with torch.no_grad():
                     found = encoder(pixels, output_hidden_states=True).hidden_states[-2]
@@ -62,6 +62,15 @@ class Features:
                         labels[-1][EYES] = UNKNOWN
         self.by_name = {"states": torch.cat(states)} | ({"tokens": torch.cat(tokens)} if tokens else {})
         self.labels = torch.from_numpy(np.stack(labels))
+
+    @staticmethod
+    def _photo_like(heads, images, points, people, view: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+        index, made = FaceModel().expression_index, []
+        for head, image, places, person in zip(heads, images, points, people):
+            behind = np.uint8(255) * ~person_mask(image, sample_scene(SEED, int(person), view, index))
+            behind = align_for_clip(np.repeat(behind[..., None], 3, 2), places, size)[..., 0]
+            made.append(photo_like(head, np.where(behind > OUTSIDE, 255, 0).astype(np.uint8), rng))
+        return made
 
 
 def probe(source: torch.Tensor, labels: torch.Tensor, count: int, decay: float):

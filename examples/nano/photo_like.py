@@ -6,25 +6,14 @@ import cv2
 import numpy as np
 
 
-FILL_TOLERANCE = 5  # of a channel between neighboring pixels: backgrounds are smooth
 COARSEST = 3  # pixels of the coarsest random background
-
-
-def background_mask(image: np.ndarray) -> np.ndarray:
-    """Where a rendered picture `(H, W, 3)` shows its background, `(H, W)` uint8 of 0 and 255, filled from the upper edge."""
-    height, width = image.shape[:2]
-    mask = np.zeros((height + 2, width + 2), np.uint8)
-    tolerance = (FILL_TOLERANCE,) * 3
-    for x in (0, width // 4, width // 2, 3 * width // 4, width - 1):
-        start = image[0, x].astype(int)
-        if mask[1, x + 1] == 0 and np.abs(start - image[0, 0]).max() < 40:
-            cv2.floodFill(image.copy(), mask, (x, 0), 0, tolerance, tolerance, cv2.FLOODFILL_MASK_ONLY | 4 | 255 << 8)
-    return mask[1:-1, 1:-1]
 
 
 def _smooth_noise(size: int, grid: int, rng: np.random.Generator) -> np.ndarray:
     """`(size, size, 3)` in about -1 to 1, with details as coarse as a grid of `grid` cells."""
-    return cv2.resize(rng.uniform(-1, 1, (grid, grid, 3)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
+    return cv2.resize(
+        rng.uniform(-1, 1, (grid, grid, 3)).astype(np.float32), (size, size), interpolation=cv2.INTER_CUBIC
+    )
 
 
 def random_background(size: int, rng: np.random.Generator) -> np.ndarray:

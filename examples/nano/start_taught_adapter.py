@@ -98,7 +98,9 @@ def main():
     pipe.load_facesnap_adapter(args.adapter)
     pipe.mixer.float()
     teacher = copy.deepcopy(pipe.mixer).eval()
-    print(f"projection: {fit_projection(pipe.mixer, *train.states):.3f} of the states' variance unexplained", flush=True)
+    print(
+        f"projection: {fit_projection(pipe.mixer, *train.states):.3f} of the states' variance unexplained", flush=True
+    )
 
     def error(views: Views, chosen: np.ndarray | slice) -> torch.Tensor:
         embeddings, old, new = views.embeddings[chosen], *(states[chosen].float() for states in views.states)

@@ -20,11 +20,12 @@ import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from attributes import CLASSES, class_numbers, measures
+from attributes import CLASSES, class_numbers, measures, person_mask
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import SEED, TO_PACKAGE, Shard, shard_paths
-from people.sampling import sample_person
-from photo_like import background_mask, photo_like
+from people.face_model import FaceModel
+from people.sampling import sample_person, sample_scene
+from photo_like import photo_like
 from schedule import learning_rate
 from torch import nn
 from train_image_encoder import contrast
@@ -57,10 +58,13 @@ class LabeledHeads:
 
     def __init__(self, work_dir: Path, split: str, size: int = SIZE, people: int | None = None):
         heads, backgrounds, numbers, who = [], [], [], []
+        index = FaceModel().expression_index
         for path in shard_paths(work_dir, split):
             shard = Shard.load(path)
-            for images, landmarks, attributes in zip(shard.images, shard.landmarks, shard.attributes):
-                masks = [np.repeat(background_mask(image)[..., None], 3, 2) for image in images]
+            rows = zip(shard.people, shard.images, shard.landmarks, shard.attributes)
+            for person, images, landmarks, attributes in rows:
+                shown = person_masks(images, person, index)
+                masks = [np.repeat(np.uint8(255) * ~mask[..., None], 3, 2) for mask in shown]
                 points = landmarks + TO_PACKAGE
                 heads.append(np.stack([align_for_clip(i, p, size) for i, p in zip(images, points)]))
                 shown = np.stack([align_for_clip(m, p, size)[..., 0] for m, p in zip(masks, points)])
@@ -84,6 +88,12 @@ class LabeledHeads:
     def variant(self, person: int, view: int, rng: np.random.Generator) -> np.ndarray:
         head, background = self.heads[person, view], self.backgrounds[person, view]
         return head if rng.random() < CLEAN else photo_like(head, background, rng)
+
+
+def person_masks(images: np.ndarray, person: int, expression_index: dict[str, int]) -> np.ndarray:
+    """Where the first views `(V, S, S, 3)` of a person show the person: bool `(V, S, S)`."""
+    scenes = [sample_scene(SEED, int(person), view, expression_index) for view in range(len(images))]
+    return np.stack([person_mask(image, scene) for image, scene in zip(images, scenes)])
 
 
 def to_pixels(heads: np.ndarray, processor: CLIPImageProcessor) -> torch.Tensor:
@@ -140,7 +150,9 @@ class Teaching(nn.Module):
         output = self.encoder.vision_model(pixels, output_hidden_states=True)
         states = output.hidden_states[-2]
         read = [head(tokens) for head, tokens in zip(self.heads, (states[:, 0], states[:, 1:].mean(1)))]
-        return [list(found.split([*self.counts, len(self.mean)], 1)) for found in read], self.identity(output.pooler_output)
+        return [list(found.split([*self.counts, len(self.mean)], 1)) for found in read], self.identity(
+            output.pooler_output
+        )
 
     def losses(self, heads: np.ndarray, classes: np.ndarray, wanted: np.ndarray) -> dict[str, torch.Tensor]:
         """Of 2 P heads, the first and the second views of P people."""

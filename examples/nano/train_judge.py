@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from attributes import CLASSES, class_numbers
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import Shard, shard_paths
-from photo_like import background_mask
+from people.face_model import FaceModel
 from schedule import learning_rate
-from teach_image_encoder import CLOSED, EYES, UNKNOWN
+from teach_image_encoder import CLOSED, EYES, UNKNOWN, person_masks
 from torch import nn
 from train_autoencoder import to_tensor
 from workspace import add_work_dir
@@ -85,16 +85,20 @@ class Pictures:
 
     def __init__(self, work_dir: Path, split: str, vae: AutoencoderPatch | None = None, views: int = 10):
         images, masks, numbers = [], [], []
+        index = FaceModel().expression_index
         for path in shard_paths(work_dir, split):
             shard = Shard.load(path)
             images.append(shard.images[:, :views].reshape(-1, *shard.images.shape[2:]))
+            masks += [
+                person_masks(of_person[:views], who, index) for of_person, who in zip(shard.images, shard.people)
+            ]
             for of_person in shard.attributes:
                 for attributes in of_person[:views]:
                     numbers.append(class_numbers(attributes))
                     if attributes["expression"] == CLOSED:
                         numbers[-1][EYES] = UNKNOWN
         self.images = np.concatenate(images)
-        self.masks = np.stack([background_mask(image) == 0 for image in self.images])
+        self.masks = np.concatenate(masks)
         self.classes = np.stack(numbers)
         self.again = None if vae is None else _drawn_again(self.images, vae)
 
@@ -208,7 +212,10 @@ def main():
             names = [*CLASSES, "silhouette"]
             values = ", ".join(f"{name} {a:.3f}/{b:.3f}" for name, a, b in zip(names, *told))
             pace = (time.time() - started) / (step - first)
-            print(f"step {step}: {values} (rendered/drawn again); loss {loss.item():.2f}; {pace:.2f} s a step", flush=True)
+            print(
+                f"step {step}: {values} (rendered/drawn again); loss {loss.item():.2f}; {pace:.2f} s a step",
+                flush=True,
+            )
             save_checkpoint(folder / "training.pt", step, judge, average, optimizer, rng)
 
 

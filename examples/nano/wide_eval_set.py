@@ -10,30 +10,34 @@ evaluation set, with the other two angles left at what they were but at most 10 
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from eval_set import face_box, scenes, write_eval_set
+from dataset import SEED
+from eval_set import face_box, is_other, scenes, write_eval_set
 from people.face_model import FaceModel
 from people.renderer import Renderer
-from people.sampling import Person, Scene
+from people.sampling import Person, Scene, sample_scene
 from workspace import add_work_dir
 
 
 ANGLES = {"pitch": 25.0, "roll": 25.0, "yaw": 60.0}
 OTHERS = 10.0
-LEAST_MARGIN = 0.02
 
 
 def turned_scenes(axis: str, model: FaceModel, index: int, person: Person, size: int) -> Iterator[Scene]:
     """As `eval_set.scenes`, turned about one axis; the picture follows a head that leaves its middle."""
-    usual = scenes(model, index, person, size)
-    yield next(usual)
+    reference = next(scenes(model, index, person, size))
+    yield reference
     side = 1 if index % 2 else -1
-    for scene in usual:
+    for view in itertools.count():
+        scene = sample_scene(SEED, index, view, model.expression_index)
+        if not is_other(model, reference, scene):
+            continue
         angles = {name: float(np.clip(getattr(scene, name), -OTHERS, OTHERS)) for name in ANGLES}
         turned = replace(scene, **{**angles, axis: side * ANGLES[axis]})
         box = face_box(model, person, turned, size)
@@ -42,7 +46,7 @@ def turned_scenes(axis: str, model: FaceModel, index: int, person: Person, size:
         center = turned.camera + np.array([2 * shift * turned.camera[2], 0, 0])
         turned = replace(turned, camera=center)
         box = face_box(model, person, turned, size)
-        if box.min() >= LEAST_MARGIN and box.max() <= 1 - LEAST_MARGIN:
+        if box.min() >= 0 and box.max() <= 1:
             yield turned
 
 

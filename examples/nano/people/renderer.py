@@ -85,6 +85,13 @@ def pose_points(points: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     return (points - NECK_PIVOT) @ rotation.T + NECK_PIVOT
 
 
+def background(scene: Scene, size: int) -> np.ndarray:
+    """What a scene has behind the person, (size, size, 3) in 0 to 1."""
+    y, x = np.mgrid[0:size, 0:size] / (size - 1.0)
+    light = 1 + scene.gradient * (0.5 - y) - 0.25 * ((x - 0.5) ** 2 + (y - 0.45) ** 2)
+    return np.clip(scene.background * light[..., None], 0, 1)
+
+
 def _light_matrix(direction: np.ndarray) -> np.ndarray:
     """Maps cm to the clip space of a distant light."""
     up = np.array([0, 1.0, 0]) if abs(direction[1]) < 0.95 else np.array([1.0, 0, 0])
@@ -338,12 +345,7 @@ class Renderer:
         pixels = self.size * SUPERSAMPLING
         drawn = np.frombuffer(self._target.read(components=4), np.uint8).reshape(pixels, pixels, 4)[::-1]
         drawn = cv2.resize(drawn, (self.size, self.size), interpolation=cv2.INTER_AREA).astype(np.float32)
-        image = drawn[..., :3] + self._background(scene) * (255 - drawn[..., 3:])
+        image = drawn[..., :3] + background(scene, self.size) * (255 - drawn[..., 3:])
         image = np.clip(np.round(image), 0, 255).astype(np.uint8)
         coverage = np.round(drawn[..., 3]).astype(np.uint8)
         return Portrait(image, project(points, scene.camera, self.size), points.astype(np.float32), coverage)
-
-    def _background(self, scene: Scene) -> np.ndarray:
-        y, x = np.mgrid[0 : self.size, 0 : self.size] / (self.size - 1.0)
-        light = 1 + scene.gradient * (0.5 - y) - 0.25 * ((x - 0.5) ** 2 + (y - 0.45) ** 2)
-        return np.clip(scene.background * light[..., None], 0, 1)
