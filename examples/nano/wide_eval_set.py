@@ -27,6 +27,7 @@ from workspace import add_work_dir
 
 ANGLES = {"pitch": 25.0, "roll": 25.0, "yaw": 60.0}
 OTHERS = 10.0
+CENTER = 0.5, 0.58  # of the face in the picture
 
 
 def turned_scenes(axis: str, model: FaceModel, index: int, person: Person, size: int) -> Iterator[Scene]:
@@ -41,9 +42,9 @@ def turned_scenes(axis: str, model: FaceModel, index: int, person: Person, size:
         angles = {name: float(np.clip(getattr(scene, name), -OTHERS, OTHERS)) for name in ANGLES}
         turned = replace(scene, **{**angles, axis: side * ANGLES[axis]})
         box = face_box(model, person, turned, size)
-        # a rolled head moves to the side about the neck: the camera moves along
-        shift = (box[0] + box[2]) / 2 - 0.5
-        center = turned.camera + np.array([2 * shift * turned.camera[2], 0, 0])
+        # a head that is turned about the neck leaves its place: the camera moves along
+        shift = np.array([(box[0] + box[2]) / 2 - CENTER[0], CENTER[1] - (box[1] + box[3]) / 2, 0])
+        center = turned.camera + 2 * turned.camera[2] * shift
         turned = replace(turned, camera=center)
         box = face_box(model, person, turned, size)
         if box.min() >= 0 and box.max() <= 1:
