@@ -26,6 +26,8 @@ from workspace import add_work_dir
 
 from facesnap_diffusers import DlibFaceAnalyzer, Expression, HeadPose, load_nano_pipeline
 from facesnap_diffusers.faces.alignment import align_for_clip
+from facesnap_diffusers.nano.framing import portrait_box
+from facesnap_diffusers.nano.photos import as_rendered
 
 
 LABELS = Path(__file__).parent / "photo_labels.csv"
@@ -55,8 +57,10 @@ def largest(faces: list):
     return max(faces, key=lambda face: np.prod(np.subtract(face.box[2:], face.box[:2])))
 
 
-def look_at(pipe, analyzer: DlibFaceAnalyzer, path: Path, name: str, labels: dict[str, str]) -> Photo | None:
-    """The photo with its avatar; None where dlib finds no face."""
+def look_at(
+    pipe, analyzer: DlibFaceAnalyzer, path: Path, name: str, labels: dict[str, str], model: Path | None
+) -> Photo | None:
+    """The photo with its avatar, its features moved by the statistics of a model; None where dlib finds no face."""
     picture = PIL.Image.open(path).convert("RGB")
     picture.thumbnail((LARGEST, LARGEST))
     image = np.array(picture)
@@ -65,11 +69,14 @@ def look_at(pipe, analyzer: DlibFaceAnalyzer, path: Path, name: str, labels: dic
         return None
     face = largest(faces)
     identity = pipe.encode_face(image, embedding=face.embedding, landmarks=face.landmarks)
+    if model is not None:
+        identity = as_rendered(identity, model)
     drawn = pipe(
         PROMPT,
         identity=identity,
         pose=HeadPose(),
-        expression=Expression(),
+        face_box=portrait_box(HeadPose()),
+        expression=Expression({}),
         num_inference_steps=4,
         guidance_scale=1.0,
         generator=torch.Generator().manual_seed(0),
@@ -127,6 +134,7 @@ def main():
     parser.add_argument("--adapter", type=Path, help="another adapter than the model's")
     parser.add_argument("--faces", type=Path, help="folder of SFHQ's pictures")
     parser.add_argument("--sheet", type=Path, help="picture to write: photos with their avatars")
+    parser.add_argument("--as-it-is", action="store_true", help="without the model's statistics of photos")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -142,7 +150,7 @@ def main():
     for row in rows:
         path = photo_path(row["file"], args.faces)
         if path is not None:
-            photo = look_at(pipe, analyzer, path, row["file"], row)
+            photo = look_at(pipe, analyzer, path, row["file"], row, None if args.as_it_is else args.model)
             photos.append(photo) if photo is not None else missed.append(row["file"])
     print(f"no face found in {missed}" if missed else "a face found in every photo", flush=True)
     answers, _ = examine(judge, to_tensor(np.stack([photo.avatar for photo in photos])))

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 def demo(
     face: Annotated[
-        str | None, typer.Option(help="Photo of a face, a file or an http(s) URL: shows its avatar. Needs dlib.")
+        str | None,
+        typer.Option(
+            help="Photo of a face, a file or an http(s) URL: shows its avatar, a rendered person of about the same skin, hair"
+            " color and features, without age and with one of eight hair styles. Needs dlib."
+        ),
     ] = None,
     people: Annotated[
         int | None, typer.Option(help="How many of the people who come along. Default: all; with --face, none.")
@@ -44,7 +48,7 @@ def demo(
         raise InputError(f"output {str(output)!r} is a file; name a folder")
 
     pipe = load_nano_pipeline(model)
-    avatars = [] if face is None else [_avatar(pipe, face)]
+    avatars = [] if face is None else [_avatar(pipe, face, model)]
     pipe.to(device).set_progress_bar_config(disable=True)
     sheet = run_demo(pipe, [*avatars, *known[:count]], output, seed, steps)
     typer.echo(f"wrote {sheet} and single pictures beside it, in {time.monotonic() - start:.0f} s")
@@ -60,7 +64,7 @@ def _quiet_libraries() -> None:
         logging.disable_progress_bar()
 
 
-def _avatar(pipe: "FaceSnapPipeline", photo: str) -> "NanoPerson":
+def _avatar(pipe: "FaceSnapPipeline", photo: str, model: Path | None) -> "NanoPerson":
     """The person in a photo, with the head cut out as their picture."""
     import PIL.Image
 
@@ -69,10 +73,11 @@ def _avatar(pipe: "FaceSnapPipeline", photo: str) -> "NanoPerson":
     from ..faces.detection import find_face
     from ..nano.demo import SIZE
     from ..nano.model import NanoPerson
+    from ..nano.photos import as_rendered
 
     config = pipe.facesnap_config
     assert config is not None  # load_nano_pipeline has loaded an adapter
     found = find_face(photo, default_analyzer(config.face_encoder, config.normalized_embeds), name="face")
     picture = PIL.Image.fromarray(align_for_clip(found.image, found.landmarks, SIZE))
     identity = pipe.encode_face(found.image, embedding=found.embedding, landmarks=found.landmarks)
-    return NanoPerson("photo", picture, identity)
+    return NanoPerson("photo", picture, as_rendered(identity, model))
