@@ -22,9 +22,9 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import tiny_training  # noqa: E402
-from accelerate.state import AcceleratorState, GradientState, PartialState  # noqa: E402
 
-from facesnap_diffusers.training.data import collate  # noqa: E402
+from facesnap_diffusers.training.recognizer import FaceRecognizer  # noqa: E402
+from facesnap_diffusers.training.samples import collate  # noqa: E402
 from facesnap_diffusers.training.trainer import Trainer  # noqa: E402
 
 
@@ -58,8 +58,7 @@ def main() -> None:
 
 def run(root: Path, output: Path, identity_loss: dict, steps: int, seed: int) -> tuple[float, float, float]:
     """Similarity of samples to the reference, diffusion loss on fixed noise, processor seconds a step."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    tiny_training.reset_accelerate()
     nothing = {"flip": 0, "zoom": [1, 1], "reference_flip": 0, "reference_jitter": 0}
     config = tiny_training.config(
         root / "base",
@@ -84,17 +83,15 @@ def run(root: Path, output: Path, identity_loss: dict, steps: int, seed: int) ->
 @torch.no_grad()
 def similarity(trainer: Trainer) -> float:
     """Mean cosine of the face embeddings of samples from pure noise and of the reference, one sample for each photo."""
-    from facesnap_diffusers.training.recogniser import FaceRecogniser
-
     objective, samples = trainer.objective, trainer.validation_samples
-    recogniser = FaceRecogniser(tiny_training.TinyRecogniser(), size=tiny_training.FACE_SIZE)
-    samples.extras = frozenset({"start_noise", "reference_face"})
+    recognizer = FaceRecognizer(tiny_training.TinyRecognizer(), size=tiny_training.CROP_SIZE)
+    samples.extras = frozenset({"start_noise", "recognition_crop"})
     batch = collate([samples[position] for position in range(len(samples.faces))])
     objective.identity_loss = dataclasses.replace(objective.identity_loss, steps=SAMPLING_STEPS)
-    with objective.attached(), trainer._averaged():
+    with trainer._averaged():
         latents = objective.sample(batch["start_noise"], objective.encode_conditions(batch))
         images = objective.decode_latents(latents).clamp(0, 1)
-    embeds = recogniser(images, batch["detected"])
+    embeds = recognizer(images, batch["detected"])
     return F.cosine_similarity(embeds, batch["face_embeds"]).mean().item()
 
 

@@ -43,16 +43,16 @@ class Person:
     def __init__(self, face: Face, predictor: LandmarkPredictor):
         self.face, self.predictor = face, predictor
         with torch.inference_mode():
-            found = predictor.encode(torch.from_numpy(face.landmarks)[None])
-        centre = torch.tensor([[SIZE / 2, SIZE / 2, 0.0]])
-        self.found = dataclasses.replace(found, scale=torch.tensor([PIXELS_PER_CM]), translation=centre)
+            coefficients = predictor.encode(torch.from_numpy(face.landmarks)[None])
+        center = torch.tensor([[SIZE / 2, SIZE / 2, 0.0]])
+        self.coefficients = dataclasses.replace(coefficients, scale=torch.tensor([PIXELS_PER_CM]), translation=center)
 
     def photo(self, label: str = "photo") -> Tile:
         return label, align_for_clip(self.face.image, self.face.landmarks, SIZE)
 
     def tile(self, label: str, pose: HeadPose | None = None, expression: str | None = None) -> Tile:
-        """What is not asked for is as in the photo."""
-        coefficients = self.found
+        """Pose and expression that are not given are those of the photo."""
+        coefficients = self.coefficients
         if pose is not None:
             coefficients = dataclasses.replace(coefficients, rotation=torch.tensor([pose.as_tuple()]))
         if expression is not None:

@@ -33,7 +33,7 @@ def main() -> None:
     pipeline_class = FaceSnapXLPipeline if isinstance(base, StableDiffusionXLPipeline) else FaceSnapPipeline
     pipe = pipeline_class.from_pipe(base)
     pipe.load_facesnap_adapter(arguments.adapter)
-    pipe.set_facesnap_scale(identity=arguments.identity_scale, landmarks=arguments.landmark_scale)
+    pipe.set_facesnap_scale(identity_scale=arguments.identity_scale, landmark_scale=arguments.landmark_scale)
     if on_gpu:
         pipe.enable_model_cpu_offload()
 

@@ -16,25 +16,25 @@ FACE_WIDTH = 512
 CLIP_WIDTH = 24
 
 
-def faceid(unet, num_tokens=4, lora_rank=4, seed=0):
+def faceid(unet, num_tokens=4, lora_rank=4, seed=0, face_width=FACE_WIDTH):
     """IP-Adapter FaceID; with 16 tokens and no LoRA, FaceID-Portrait."""
     make = _maker(unet, seed)
     width = unet.config.cross_attention_dim
     image_proj = {
-        **_linear(make, "proj.0", FACE_WIDTH, 2 * FACE_WIDTH),
-        **_linear(make, "proj.2", 2 * FACE_WIDTH, num_tokens * width),
+        **_linear(make, "proj.0", face_width, 2 * face_width),
+        **_linear(make, "proj.2", 2 * face_width, num_tokens * width),
         **_norm(make, "norm", width),
     }
     return {"image_proj": image_proj, "ip_adapter": attention(make, unet, lora_rank)}
 
 
-def faceid_plus(unet, num_tokens=4, lora_rank=4, clip_width=CLIP_WIDTH, seed=0):
+def faceid_plus(unet, num_tokens=4, lora_rank=4, clip_width=CLIP_WIDTH, seed=0, face_width=FACE_WIDTH):
     """IP-Adapter FaceID-Plus; version 2 has the same layout."""
     make = _maker(unet, seed)
     width = unet.config.cross_attention_dim
     image_proj = {
-        **_linear(make, "proj.0", FACE_WIDTH, 2 * FACE_WIDTH),
-        **_linear(make, "proj.2", 2 * FACE_WIDTH, num_tokens * width),
+        **_linear(make, "proj.0", face_width, 2 * face_width),
+        **_linear(make, "proj.2", 2 * face_width, num_tokens * width),
         **_norm(make, "norm", width),
         **{f"perceiver_resampler.{k}": v for k, v in _resampler(make, clip_width, width, width).items()},
     }
@@ -86,9 +86,9 @@ def faceid_person(image_features=False, length=1.0, seed=5):
     states = torch.randn(5, CLIP_WIDTH, generator=torch.Generator().manual_seed(seed))
     return FaceIdentity(
         face_embeds=length * _direction(seed),
-        face_encoder="insightface/w600k_r50",
+        face_encoder_id="insightface/w600k_r50",
         image_hidden_states=states if image_features else None,
-        image_encoder=FACEID_PLUS_IMAGE_ENCODER if image_features else None,
+        image_encoder_id=FACEID_PLUS_IMAGE_ENCODER if image_features else None,
     )
 
 
@@ -96,7 +96,7 @@ def instantid_person(length=21.0, seed=5):
     """Somebody as InstantID's recogniser sees them, which gives embeddings of about this length."""
     return FaceIdentity(
         face_embeds=length * _direction(seed),
-        face_encoder="insightface/glintr100",
+        face_encoder_id="insightface/glintr100",
         landmarks=tiny.face_points(),
         photo_size=(100, 120),
     )

@@ -10,8 +10,8 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from facesnap_diffusers import AdapterError, FaceSnapPipeline, FaceSnapXLPipeline
-from facesnap_diffusers.adapter import ADAPTER_COMPONENTS
-from facesnap_diffusers.config import PARTS
+from facesnap_diffusers.adapter.config import PARTS
+from facesnap_diffusers.adapter.folder import ADAPTER_COMPONENTS
 
 
 STEPS = {"num_inference_steps": 2, "output_type": "pt", "height": tiny.SIZE, "width": tiny.SIZE}
@@ -75,7 +75,7 @@ class TestSaveAndLoad:
         tiny.add_adapter(pipe)
         save_half(pipe, tmp_path / "adapter")
         assert (tmp_path / "adapter/mixer/diffusion_pytorch_model.fp16.safetensors").is_file()
-        with pytest.raises(AdapterError, match="mixer cannot be loaded"):
+        with pytest.raises(AdapterError, match="mixer could not be loaded"):
             new_pipeline().load_facesnap_adapter(tmp_path / "adapter")
 
         for dtype in (torch.float32, torch.float16):
@@ -149,7 +149,7 @@ class TestSaveAndLoad:
     def test_another_adapter_takes_the_place_of_the_first(self, adapter):
         pipe = new_pipeline()
         tiny.add_adapter(pipe, seed=7)
-        pipe.set_facesnap_scale(identity=0.2)
+        pipe.set_facesnap_scale(identity_scale=0.2)
         pipe.load_facesnap_adapter(adapter)
         fresh = new_pipeline()
         fresh.load_facesnap_adapter(adapter)
@@ -218,31 +218,31 @@ DAMAGE = [
     (CONFIG, change_json(format_version=2), "format_version 2"),
     (CONFIG, change_json(format_version=None), "format_version None"),
     (CONFIG, change_json(num_tokens="five"), "num_tokens is 'five'"),
-    (CONFIG, change_json(surprise=1), "unknown entries"),
+    (CONFIG, change_json(surprise=1), "unknown key surprise"),
     (CONFIG, change_json(parts=["mixer", "motor"]), "unknown parts"),
     (CONFIG, change_json(parts=["mixer"]), "change no image"),
     (CONFIG, change_json(parts=["ffrnet"]), "add mixer"),
     (CONFIG, change_json(base_family="sdxl"), "family sdxl"),
     (CONFIG, change_json(num_tokens=7), "expected 7"),
     (CONFIG, change_json(face_embed_dim=512), "width 128"),
-    (CONFIG, change_json(image_encoder=None), "image features of width 24"),
-    (CONFIG, change_json(image_encoder="nobody/nothing"), "image encoder 'nobody/nothing'"),
+    (CONFIG, change_json(image_encoder_id=None), "image features of width 24"),
+    (CONFIG, change_json(image_encoder_id="nobody/nothing"), "image encoder 'nobody/nothing'"),
     *[
         (f"{part}/{WEIGHTS}", damage, message)
         for part in ("mixer", "identity_attention", "ffrnet")
         for damage, message in [
-            (lambda path: path.unlink(), "cannot be loaded"),
-            (cut, "cannot be loaded"),
-            (scribble, "cannot be loaded"),
+            (lambda path: path.unlink(), "could not be loaded"),
+            (cut, "could not be loaded"),
+            (scribble, "could not be loaded"),
             (change_tensors(drop_one), "missing, unknown or misshapen"),
             (change_tensors(add_one), "missing, unknown or misshapen"),
-            (change_tensors(reshape_one), "cannot be loaded"),
+            (change_tensors(reshape_one), "could not be loaded"),
             (change_tensors(break_one), "not finite"),
         ]
     ],
     ("mixer/config.json", lambda path: path.unlink(), "no config.json"),
-    ("mixer/config.json", scribble, "cannot be loaded"),
-    ("mixer/config.json", change_json(cross_attention_dim=48), "cannot be loaded"),
+    ("mixer/config.json", scribble, "could not be loaded"),
+    ("mixer/config.json", change_json(cross_attention_dim=48), "could not be loaded"),
     ("image_encoder/model.safetensors", cut, "image encoder"),
 ]
 
@@ -253,7 +253,7 @@ class TestAllOrNothing:
         pipe = new_pipeline()
         if loaded:
             tiny.add_adapter(pipe)
-            pipe.set_facesnap_scale(identity=0.5)
+            pipe.set_facesnap_scale(identity_scale=0.5)
         components = dict(pipe.components)
         config, scale = dict(pipe.config), pipe.facesnap_scale
         pristine = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
@@ -281,9 +281,9 @@ class TestAllOrNothing:
     @pytest.mark.parametrize(
         ("name", "arguments", "message"),
         [
-            ("nobody/nothing", {}, "cannot be had from the Hub"),
+            ("nobody/nothing", {}, "could not be loaded from the Hub"),
             ("no such folder/at/all", {}, "neither a folder nor"),
-            ("nobody/nothing", {"local_files_only": True}, "cannot be had from the Hub"),
+            ("nobody/nothing", {"local_files_only": True}, "could not be loaded from the Hub"),
         ],
     )
     def test_nowhere_to_be_found(self, name, arguments, message, tmp_path):
@@ -291,7 +291,7 @@ class TestAllOrNothing:
             new_pipeline().load_facesnap_adapter(name, cache_dir=str(tmp_path), **arguments)
 
     def test_parts_that_it_does_not_have(self, sd_without_ffrnet):
-        with pytest.raises(AdapterError, match=r"has no \['ffrnet'\]"):
+        with pytest.raises(AdapterError, match=r"does not contain \['ffrnet'\]"):
             new_pipeline().load_facesnap_adapter(sd_without_ffrnet, parts=["mixer", "ffrnet"])
 
     @pytest.fixture
@@ -307,7 +307,7 @@ class TestDefaultAdapter:
         pipe = new_pipeline()
         with pytest.raises(AdapterError, match="no default adapter for base models of family custom-32"):
             pipe.load_facesnap_adapter()
-        monkeypatch.setattr(type(pipe), "_base_family", lambda self: "sd1")
+        monkeypatch.setattr("facesnap_diffusers.adapter.folder.family_of", lambda unet: "sd1")
         with pytest.raises(AdapterError, match="name another.*or train one"):
             pipe.load_facesnap_adapter(cache_dir=str(tmp_path))
 
@@ -315,18 +315,18 @@ class TestDefaultAdapter:
 class TestScale:
     def test_values_stay_until_changed(self, trained):
         pipe = FaceSnapPipeline.from_pipe(trained)
-        pipe.set_facesnap_scale(identity=0.5)
-        pipe.set_facesnap_scale(landmarks=0.25)
-        assert pipe.facesnap_scale == {"identity": 0.5, "landmarks": 0.25}
-        assert trained.facesnap_scale == {"identity": 1.0, "landmarks": 1.0}
+        pipe.set_facesnap_scale(identity_scale=0.5)
+        pipe.set_facesnap_scale(landmark_scale=0.25)
+        assert pipe.facesnap_scale == {"identity_scale": 0.5, "landmark_scale": 0.25}
+        assert trained.facesnap_scale == {"identity_scale": 1.0, "landmark_scale": 1.0}
 
     def test_by_layer(self, trained):
         pipe = FaceSnapPipeline.from_pipe(trained)
         pipe.set_progress_bar_config(disable=True)
         everywhere = generate(pipe)
-        pipe.set_facesnap_scale(identity={"down_blocks": 1.0, "mid_block": 1.0, "up_blocks": 1.0})
+        pipe.set_facesnap_scale(identity_scale={"down_blocks": 1.0, "mid_block": 1.0, "up_blocks": 1.0})
         assert torch.equal(generate(pipe), everywhere)
-        pipe.set_facesnap_scale(identity={"mid_block": 1.0})
+        pipe.set_facesnap_scale(identity_scale={"mid_block": 1.0})
         assert not torch.equal(generate(pipe), everywhere)
 
 
@@ -334,9 +334,9 @@ def test_init_leaves_a_pipeline_that_generates_like_the_base():
     """Before training FFRNet adds nothing, so that at identity scale 0 the picture is the base model's."""
     pipe = new_pipeline()
     pipe.init_facesnap_adapter(
-        tiny.adapter_config(image_encoder=None), mixer={"hidden_size": 32, "num_layers": 1, "attention_head_dim": 8}
+        tiny.adapter_config(image_encoder_id=None), mixer={"hidden_size": 32, "num_layers": 1, "attention_head_dim": 8}
     )
-    pipe.set_facesnap_scale(identity=0.0)
+    pipe.set_facesnap_scale(identity_scale=0.0)
     plain = pipe("a cat", generator=torch.Generator().manual_seed(0), **STEPS).images
     face = pipe(
         "a cat",

@@ -64,7 +64,7 @@ def text_of_width(width):
 
 
 def identity_of(**changes):
-    return FaceIdentity(**{"face_embeds": EMBEDDING, "face_encoder": tiny.FACE_ENCODER, **changes})
+    return FaceIdentity(**{"face_embeds": EMBEDDING, "face_encoder_id": tiny.FACE_ENCODER, **changes})
 
 
 #: arguments of a call beside the prompt, error, what the message says
@@ -89,11 +89,11 @@ CALLS = [
     ({"identity": "someone"}, InputError, "identity must be a FaceIdentity"),
     ({"identity": [PERSON, None]}, InputError, "identity must be a FaceIdentity"),
     ({"identity": EMBEDDING}, InputError, "identity must be a FaceIdentity"),
-    ({"identity": identity_of(face_encoder="somebody/else")}, FaceEncoderMismatchError, "made by somebody/else"),
+    ({"identity": identity_of(face_encoder_id="somebody/else")}, FaceEncoderMismatchError, "made by somebody/else"),
     ({"identity": identity_of(face_embeds=torch.ones(9))}, FaceEncoderMismatchError, "embedding of 9 numbers"),
     ({"identity": identity_of()}, FaceEncoderMismatchError, "image features of None"),
     (
-        {"identity": identity_of(image_hidden_states=torch.ones(3, 5), image_encoder="image_encoder")},
+        {"identity": identity_of(image_hidden_states=torch.ones(3, 5), image_encoder_id="image_encoder")},
         InputError,
         "image_hidden_states must have shape",
     ),
@@ -110,7 +110,7 @@ CALLS = [
     ({"identity": PERSON, "face_box": (0.5, 0, 0.5, 1)}, InputError, "left < right"),
     ({"identity": PERSON, "face_box": (0, 0.9, 1, 0.1)}, InputError, "top < bottom"),
     ({"identity": PERSON, "face_box": (0, 0, 64, 64)}, InputError, "shares of the image"),
-    ({"identity": PERSON, "face_box": (-0.1, 0, 1, 1)}, InputError, "shares of the image"),
+    ({"identity": PERSON, "face_box": (-0.9, 0, 0.1, 1)}, InputError, "outside of the image"),
     ({"identity": PERSON, "face_box": (0, 0, float("nan"), 1)}, InputError, "face_box"),
     ({"identity": PERSON, "face_box": []}, InputError, "face_box must be four numbers"),
     ({"identity": PERSON, "pose_image": NOISE}, NoFaceFoundError, "pose_image"),
@@ -162,7 +162,7 @@ def check(error, message, pipe, call):
     assert "\n" not in str(raised.value) and isinstance(raised.value, FaceSnapError)
     assert pipe.components == components and dict(pipe.config) == config
     assert pipe.unet.attn_processors == processors
-    assert pipe.facesnap_scale == scale and pipe.face_analyzer is analyzer and pipe._identity_tokens is None
+    assert pipe.facesnap_scale == scale and pipe.face_analyzer is analyzer
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ ENCODINGS = [
     (
         {"embedding": EMBEDDING, "face_image": NOISE, "landmarks": 0 * POINTS},
         InputError,
-        "eyes and mouth in one place",
+        "within two pixels",
     ),
 ]
 
@@ -201,17 +201,17 @@ def test_encode_face(pipe, arguments, error, message):
 
 #: arguments of set_facesnap_scale, what the message says
 SCALES = [
-    ({"identity": -1}, "identity must be a number"),
-    ({"identity": "strong"}, "identity must be a number"),
-    ({"identity": float("nan")}, "identity must be a number"),
-    ({"identity": True}, "identity must be a number"),
-    ({"identity": {"mid_block": -1}}, "identity"),
-    ({"identity": {"middle": 1}}, "no attention layer begins with 'middle'"),
-    ({"identity": {3: 1.0}}, "identity must name layers by strings"),
-    ({"identity": [1.0]}, "identity must be a number"),
-    ({"landmarks": float("inf")}, "landmarks must be a number"),
-    ({"landmarks": {"mid_block": 1}}, "landmarks must be a number"),
-    ({"identity": 0.5, "landmarks": -1}, "landmarks must be a number"),
+    ({"identity_scale": -1}, "identity_scale must be a number"),
+    ({"identity_scale": "strong"}, "identity_scale must be a number"),
+    ({"identity_scale": float("nan")}, "identity_scale must be a number"),
+    ({"identity_scale": True}, "identity_scale must be a number"),
+    ({"identity_scale": {"mid_block": -1}}, "identity_scale"),
+    ({"identity_scale": {"middle": 1}}, "no attention layer begins with 'middle'"),
+    ({"identity_scale": {3: 1.0}}, "identity_scale must name layers by strings"),
+    ({"identity_scale": [1.0]}, "identity_scale must be a number"),
+    ({"landmark_scale": float("inf")}, "landmark_scale must be a number"),
+    ({"landmark_scale": {"mid_block": 1}}, "landmark_scale must be a number"),
+    ({"identity_scale": 0.5, "landmark_scale": -1}, "landmark_scale must be a number"),
 ]
 
 
@@ -239,7 +239,7 @@ def test_predict_landmarks(pipe, arguments, message):
 #: arguments of load_facesnap_adapter, what the message says
 LOADING = [
     ({"pretrained_model_name_or_path": 5}, "pretrained_model_name_or_path must be a str or Path"),
-    ({"pretrained_model_name_or_path": {}}, "state dict is no identity adapter"),
+    ({"pretrained_model_name_or_path": {}}, "state dict is not an identity adapter"),
     ({"pretrained_model_name_or_path": ""}, "no facesnap_config.json"),
     ({"parts": "mixer"}, "parts must be a list of names"),
     ({"parts": 5}, "parts must be a list of names"),
@@ -250,7 +250,7 @@ LOADING = [
     ({"subfolder": 3}, "subfolder must be a str"),
     ({"subfolder": "nowhere"}, "no facesnap_config.json"),
     ({"variant": 16}, "variant must be a str"),
-    ({"variant": "fp32"}, "mixer cannot be loaded"),
+    ({"variant": "fp32"}, "mixer could not be loaded"),
     ({"weight_name": "nothing.bin"}, "check weight_name"),
     ({"image_encoder": 5}, "image_encoder must be a CLIPVisionModelWithProjection"),
 ]
@@ -305,29 +305,46 @@ def test_without_an_adapter():
         lambda: pipe.encode_face(NOISE),
         lambda: pipe.predict_landmarks(PERSON, height=64, width=64),
         lambda: pipe.save_facesnap_adapter("nowhere"),
-        lambda: pipe.set_facesnap_scale(identity={"mid_block": 1.0}),
+        lambda: pipe.set_facesnap_scale(identity_scale={"mid_block": 1.0}),
     ):
         check(AdapterError, "load_facesnap_adapter", pipe, call)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"parts": ["mixer"]}, "change no image"),
+        ({"parts": ["motor"]}, "unknown parts"),
+        ({"num_tokens": 0}, "num_tokens is 0"),
+        ({"num_tokens": 10**9}, "num_tokens is 1000000000"),
+        ({"num_tokens": "4"}, "num_tokens is '4'"),
+        ({"num_tokens": True}, "num_tokens is True"),
+        ({"face_embed_dim": 10**9}, "face_embed_dim is 1000000000"),
+        ({"image_crop": "nose"}, "image_crop is 'nose'"),
+        ({"landmark_style": 5}, "landmark_style is 5"),
+    ],
+)
+def test_configs(values, message):
+    with pytest.raises(AdapterError, match=message):
+        FaceSnapConfig(**values)
 
 
 #: arguments of init_facesnap_adapter, what the message says
 FRESH = [
     ({"config": {"num_tokens": 4}}, "config must be a FaceSnapConfig"),
-    ({"config": FaceSnapConfig(image_encoder="image_encoder")}, "image encoder"),
-    ({"config": FaceSnapConfig(image_encoder="nobody/nothing")}, "image encoder 'nobody/nothing'"),
-    ({"config": FaceSnapConfig(image_encoder=None, parts=["mixer"])}, "change no image"),
-    ({"config": FaceSnapConfig(image_encoder=None, parts=["motor"])}, "unknown parts"),
-    ({"config": FaceSnapConfig(image_encoder=None, base_family="sdxl")}, "base_family"),
-    ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"size": 3}}, "mixer"),
-    ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"hidden_size": 20}}, "hidden_size"),
-    ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"num_tokens": 3}}, "mixer gives 3 tokens"),
-    ({"config": FaceSnapConfig(image_encoder=None), "mixer": {"num_layers": 0}}, "num_layers must be an integer ≥ 1"),
-    ({"config": FaceSnapConfig(image_encoder=None), "mixer": "large"}, "mixer"),
-    ({"config": FaceSnapConfig(image_encoder=None, num_tokens=0)}, "num_tokens is 0"),
-    ({"config": FaceSnapConfig(image_encoder=None, num_tokens="4")}, "num_tokens is '4'"),
-    ({"config": FaceSnapConfig(image_encoder=None, image_crop="nose")}, "image_crop is 'nose'"),
-    ({"config": FaceSnapConfig(image_encoder="image_encoder"), "image_encoder": 5}, "image_encoder must be"),
-    ({"config": FaceSnapConfig(image_encoder=None, face_embed_dim=None)}, "both None"),
+    ({"config": FaceSnapConfig(image_encoder_id="image_encoder")}, "image encoder"),
+    ({"config": FaceSnapConfig(image_encoder_id="nobody/nothing")}, "image encoder 'nobody/nothing'"),
+    ({"config": FaceSnapConfig(image_encoder_id=None, base_family="sdxl")}, "base_family"),
+    ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"size": 3}}, "mixer"),
+    ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"hidden_size": 20}}, "hidden_size"),
+    ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"num_tokens": 3}}, "mixer gives 3 tokens"),
+    (
+        {"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"num_layers": 0}},
+        "num_layers must be an integer ≥ 1",
+    ),
+    ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": "large"}, "mixer"),
+    ({"config": FaceSnapConfig(image_encoder_id="image_encoder"), "image_encoder": 5}, "image_encoder must be"),
+    ({"config": FaceSnapConfig(image_encoder_id=None, face_embed_dim=None)}, "both None"),
 ]
 
 
@@ -340,7 +357,7 @@ def test_init(arguments, message, hub):
 def test_init_on_weights_that_are_not_there():
     pipe = FaceSnapPipeline.from_pipe(tiny.sd_pipeline())
     pipe.unet.to("meta")
-    config = FaceSnapConfig(image_encoder=None)
+    config = FaceSnapConfig(image_encoder_id=None)
     check(AdapterError, "before offloading", pipe, lambda: pipe.init_facesnap_adapter(config))
 
 
@@ -358,8 +375,8 @@ IDENTITIES = [
     ({"image_hidden_states": torch.ones(3)}, "image_hidden_states must have shape"),
     ({"photo_size": "large"}, "photo_size must be height and width"),
     ({"photo_size": (0, 100)}, "photo_size must be height and width"),
-    ({"face_encoder": None}, "face_encoder must be a str"),
-    ({"image_encoder": 7}, "image_encoder must be a str"),
+    ({"face_encoder_id": None}, "face_encoder_id must be a str"),
+    ({"image_encoder_id": 7}, "image_encoder_id must be a str"),
 ]
 
 
@@ -371,9 +388,9 @@ def test_identities(values, message):
 
 def test_identity_files(tmp_path):
     for content, message in [
-        (None, "is no file"),
-        (b"", "no readable safetensors"),
-        (b"\xff" * 100, "no readable safetensors"),
+        (None, "is not a file"),
+        (b"", "not a readable safetensors"),
+        (b"\xff" * 100, "not a readable safetensors"),
     ]:
         path = tmp_path / "identity.safetensors"
         if content is not None:
@@ -383,14 +400,14 @@ def test_identity_files(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"face_embeds": EMBEDDING}, path)
-    with pytest.raises(InputError, match="holds no FaceSnap identity"):
+    with pytest.raises(InputError, match="does not hold a FaceSnap identity"):
         FaceIdentity.load(path)
     with pytest.raises(FaceEncoderMismatchError, match="different encoders"):
-        FaceIdentity.fuse([PERSON, identity_of(face_encoder="somebody/else")])
+        FaceIdentity.fuse([PERSON, identity_of(face_encoder_id="somebody/else")])
     for arguments, message in [
         ([], "identities is empty"),
         ([PERSON, 5], "identities must be FaceIdentity"),
-        ([PERSON, identity_of(face_embeds=torch.ones(9), image_encoder="image_encoder")], "of 128 and 9 numbers"),
+        ([PERSON, identity_of(face_embeds=torch.ones(9), image_encoder_id="image_encoder")], "of 128 and 9 numbers"),
     ]:
         with pytest.raises(InputError, match=message):
             FaceIdentity.fuse(arguments)

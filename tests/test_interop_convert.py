@@ -62,7 +62,7 @@ def test_export_to_stock_diffusers(family, suffix, tmp_path):
     plain = generate(stock)
     pipe = tiny.facesnap(stock)
     tiny.add_adapter(pipe)
-    pipe.set_facesnap_scale(identity=0.7, landmarks=0)
+    pipe.set_facesnap_scale(identity_scale=0.7, landmark_scale=0)
     original = generate(pipe, identity=tiny.identity())
     export_ip_adapter(pipe, tmp_path / "new" / f"facesnap{suffix}")
     embeds = ip_adapter_image_embeds(pipe, tiny.identity())

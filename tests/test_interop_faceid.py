@@ -118,7 +118,7 @@ def test_equals_stock_diffusers(name, suffix, tmp_path):
     pipe = tiny.facesnap(base)
     encoder = {"image_encoder": tiny.image_encoder()} if plus else {}
     pipe.load_facesnap_adapter(tmp_path, weight_name=weight_name, **encoder)
-    pipe.set_facesnap_scale(identity=0.7)
+    pipe.set_facesnap_scale(identity_scale=0.7)
     image = pipe("a cat", identity=identity, generator=tiny.seeded(), **CALL).images
     pipe.unload_facesnap_adapter()
     assert torch.equal(pipe("a cat", generator=tiny.seeded(), **CALL).images, plain)
@@ -172,7 +172,7 @@ def test_lora_works_while_a_face_is_in_play_and_only_then():
     pipe.load_facesnap_adapter(checkpoint)
     with_lora = image()
     assert torch.equal(pipe("a cat", generator=tiny.seeded(), **CALL).images, plain)
-    pipe.set_facesnap_scale(identity=0)
+    pipe.set_facesnap_scale(identity_scale=0)
     assert torch.equal(image(), plain)
     without = {key: value for key, value in checkpoint["ip_adapter"].items() if "lora" not in key}
     pipe.load_facesnap_adapter({**checkpoint, "ip_adapter": without})
@@ -248,7 +248,7 @@ class Malicious:
 
 
 WRONG = {
-    "not an adapter": (lambda unet: dict(unet.state_dict()), "is no identity adapter"),
+    "not an adapter": (lambda unet: dict(unet.state_dict()), "is not an identity adapter"),
     "picture adapter": (
         lambda unet: {**foreign.faceid(unet), "image_proj": {"proj.weight": torch.ones(4, 4)}},
         "load_ip_adapter",

@@ -3,17 +3,11 @@
 import dataclasses
 
 import numpy as np
-import PIL.Image
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from skimage.data import astronaut
-from typer.testing import CliRunner
 
-from facesnap_diffusers import DlibFaceAnalyzer, InputError, LandmarkPredictor, load_landmark_predictor
-from facesnap_diffusers.cli import app
-from facesnap_diffusers.commands.landmarks import draw_panels, parse_expression
-from facesnap_diffusers.faces.detection import find_face
+from facesnap_diffusers import InputError, LandmarkPredictor, load_landmark_predictor
 from facesnap_diffusers.faces.expression import EXPRESSION_NAMES
 from facesnap_diffusers.faces.layout import MIRROR, OUTER_EYE_CORNERS
 from facesnap_diffusers.models.landmark_predictor import SHIPPED_PREDICTOR, FaceCoefficients
@@ -332,48 +326,3 @@ class TestWrongInput:
     def test_mirror(self):
         with pytest.raises(InputError, match="mirror must pair up"):
             LandmarkPredictor(expression_names=["jawOpen"], mirror=list(range(1, 72)) + [0])
-
-
-class TestCommand:
-    """`facesnap landmarks`, with dlib's face finder."""
-
-    @pytest.fixture(scope="class")
-    def photo(self, tmp_path_factory):
-        path = tmp_path_factory.mktemp("photo") / "astronaut.png"
-        PIL.Image.fromarray(astronaut()).crop((60, 0, 380, 320)).save(path)
-        return str(path)
-
-    def test_unchanged(self, photo, tmp_path):
-        """Nothing asked for: the third panel has the points of the second, which lie where the photo's do."""
-        output = tmp_path / "out.png"
-        result = CliRunner().invoke(app, ["landmarks", photo, "--analyzer", "dlib", "-o", str(output)])
-        assert result.exit_code == 0 and "in the photo" in result.output
-        panels = np.asarray(PIL.Image.open(output)).astype(int)
-        assert panels.shape == (512, 3 * 512, 3)
-        detected, fitted, reposed = np.split(panels[40:], 3, axis=1)  # without the labels
-        drawn = reposed.max(axis=-1) == 255
-        assert 300 < drawn.sum() < 15_000
-        np.testing.assert_allclose(fitted[drawn], reposed[drawn], atol=1)
-        mouths = [np.argwhere((panel == [255, 0, 0]).all(-1)).mean(0) for panel in (detected, fitted)]
-        assert np.linalg.norm(mouths[0] - mouths[1]) < 8
-
-    def test_asked_for(self, photo):
-        face = find_face(photo, DlibFaceAnalyzer(), name="photo")
-
-        def spread(color, yaw, expression):
-            picture, _ = draw_panels(face, yaw, 0, 0, parse_expression(expression))
-            panel = np.asarray(picture)[40:, 1024:]
-            points = np.argwhere((panel == color).all(-1))
-            return points.mean(0), np.ptp(points, axis=0)
-
-        green, red, yellow = [0, 255, 0], [255, 0, 0], [255, 255, 0]
-        assert spread(green, 35, "neutral")[0][1] > spread(green, 0, "neutral")[0][1] + 15
-        opened = "jawOpen=0.8, eyeBlinkLeft=1"
-        assert spread(red, 0, opened)[1][0] > 1.3 * spread(red, 0, "neutral")[1][0]
-        assert spread(yellow, 0, opened)[1][0] < spread(yellow, 0, "neutral")[1][0]
-
-    def test_wrong_options(self, photo):
-        with pytest.raises(InputError, match="did you mean 'smile'"):
-            parse_expression("smiel")
-        with pytest.raises(InputError, match="'jawOpen=wide' must be name=strength"):
-            parse_expression("jawOpen=wide")

@@ -1,3 +1,4 @@
+import copy
 import json
 import math
 
@@ -5,7 +6,12 @@ import pytest
 import tiny
 import torch
 from diffusers import ControlNetModel
-from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    FusedAttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+    SlicedAttnProcessor,
+)
 
 from facesnap_diffusers import FacialAttributeMixer, FFRNet, IdentityAttention, InputError
 from facesnap_diffusers.pipelines.control import RoutedControlNet, zero_residuals
@@ -160,24 +166,43 @@ class TestIdentityAttention:
         hidden_states = (text, [tokens[:, None]])
         reference.process_encoder_hidden_states = lambda encoder_hidden_states, added_cond_kwargs: hidden_states
 
-        with torch.no_grad(), identity_attention.attached(unet, NUM_TOKENS, scale=0.7):
-            ours = unet(sample, 500, torch.cat([text, tokens], 1)).sample
+        context = identity_attention.context(unet, NUM_TOKENS, scale=0.7)
+        with torch.no_grad():
+            ours = unet(sample, 500, torch.cat([text, tokens], 1), cross_attention_kwargs=context.as_kwargs()).sample
             theirs = reference(sample, 500, text).sample
             plain = tiny_forward_without_identity(unet, sample, text)
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
         assert (ours - plain).abs().max() > 1e-3
 
-    def test_the_unet_is_stock_outside_of_the_context(self, unet):
-        before = unet.attn_processors
-        keys = set(unet.state_dict())
-        identity_attention = IdentityAttention.from_unet(unet)
-        with identity_attention.attached(unet, NUM_TOKENS):
-            assert unet.attn_processors != before
+    def test_the_unet_is_stock_without_a_context(self, unet):
+        """Its processors and keys are as before, also while a context is in use; so is its output, bit for bit."""
+        sample, text, tokens = random_inputs(unet)
+        plain = tiny_forward_without_identity(unet, sample, text)
+        before, keys = unet.attn_processors, set(unet.state_dict())
+        context = IdentityAttention.from_unet(unet).context(unet, NUM_TOKENS)
+        with torch.no_grad():
+            unet(sample, 500, torch.cat([text, tokens], 1), cross_attention_kwargs=context.as_kwargs())
+            assert torch.equal(unet(sample, 500, text).sample, plain)
         assert unet.attn_processors == before and set(unet.state_dict()) == keys
 
-        with pytest.raises(RuntimeError, match="stop"), identity_attention.attached(unet, NUM_TOKENS):
-            raise RuntimeError("stop")
-        assert unet.attn_processors == before
+    @pytest.mark.parametrize("processor", [AttnProcessor(), SlicedAttnProcessor(2), FusedAttnProcessor2_0()])
+    def test_with_another_processor(self, unet, processor):
+        """Identity attention joins what the layer's own processor computes."""
+        identity_attention = IdentityAttention.from_unet(unet)
+        sample, text, tokens = random_inputs(unet)
+        inputs = (sample, 500, torch.cat([text, tokens], 1))
+        context = identity_attention.context(unet, NUM_TOKENS, 0.7)
+        other = copy.deepcopy(unet)
+        if isinstance(processor, FusedAttnProcessor2_0):
+            other.fuse_qkv_projections()
+        else:
+            other.set_attn_processor(processor)
+        with torch.no_grad():
+            expected = unet(*inputs, cross_attention_kwargs=context.as_kwargs()).sample
+            actual = other(*inputs, cross_attention_kwargs=context.as_kwargs()).sample
+            plain = other(sample, 500, text).sample
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+        assert (actual - plain).abs().max() > 1e-3
 
     def test_scale_by_layer(self, unet):
         identity_attention = IdentityAttention.from_unet(unet)
@@ -185,8 +210,9 @@ class TestIdentityAttention:
         inputs = (sample, 500, torch.cat([text, tokens], 1))
 
         def output(scale):
-            with torch.no_grad(), identity_attention.attached(unet, NUM_TOKENS, scale):
-                return unet(*inputs).sample
+            context = identity_attention.context(unet, NUM_TOKENS, scale)
+            with torch.no_grad():
+                return unet(*inputs, cross_attention_kwargs=context.as_kwargs()).sample
 
         everywhere = {"down_blocks": 0.5, "mid_block": 0.5, "up_blocks": 0.5}
         assert torch.equal(output(0.5), output(everywhere))
@@ -199,8 +225,9 @@ class TestIdentityAttention:
         identity_attention = IdentityAttention.from_unet(unet)
         unet.requires_grad_(False)
         sample, text, tokens = random_inputs(unet)
-        with identity_attention.attached(unet, NUM_TOKENS):
-            unet(sample, 500, torch.cat([text, tokens], 1)).sample.square().mean().backward()
+        context = identity_attention.context(unet, NUM_TOKENS).as_kwargs()
+        output = unet(sample, 500, torch.cat([text, tokens], 1), cross_attention_kwargs=context).sample
+        output.square().mean().backward()
         assert all(parameter.grad is not None for parameter in identity_attention.parameters())
         assert all(parameter.grad is None for parameter in unet.parameters())
 

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 import tiny
 import torch
-from diffusers import ModularPipeline
+from diffusers import ControlNetModel, ModularPipeline
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
     StableDiffusionXLAutoBlocks,
@@ -17,7 +17,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 from skimage.data import astronaut
 from test_interop_convert import command
 
-from facesnap_diffusers import DlibFaceAnalyzer, FaceSnapXLImg2ImgPipeline, HeadPose, InputError
+from facesnap_diffusers import FaceSnapXLImg2ImgPipeline, HeadPose, InputError
 from facesnap_diffusers.modular import (
     FaceSnapXLBlocks,
     FaceSnapXLCoreDenoiseStep,
@@ -69,18 +69,40 @@ def test_same_image_as_the_pipeline(pipe, adapter):
     assert all("Identity" not in type(processor).__name__ for processor in pipe.unet.attn_processors.values())
 
 
-def test_a_photo_and_its_analyzer(pipe, adapter):
+def test_a_photo(pipe, adapter):
     modular = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
-    call = {"prompt": "a cat", "face_image": PIL.Image.fromarray(astronaut()), "output": "images", **SIZE, **CALL}
-    image = modular(generator=tiny.seeded(), **call)
-    analyzer = modular.face_analyzer
-    assert isinstance(analyzer, DlibFaceAnalyzer)
-    expected = pipe(
-        "a cat", face_image=call["face_image"], generator=tiny.seeded(), guidance_scale=GUIDANCE, **SIZE, **CALL
-    ).images
+    call = {"face_image": PIL.Image.fromarray(astronaut()), **SIZE, **CALL}
+    image = modular(prompt="a cat", generator=tiny.seeded(), output="images", **call)
+    expected = pipe("a cat", generator=tiny.seeded(), guidance_scale=GUIDANCE, **call).images
     tiny.assert_same_image(image, expected, atol=1e-5)
-    modular(generator=tiny.seeded(), **call)
-    assert modular.face_analyzer is analyzer
+
+
+def test_saved_and_loaded_with_its_blocks(pipe, adapter, tmp_path):
+    modular = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
+    call = {"prompt": "a cat", "identity": tiny.identity(), "output": "images", **SIZE, **CALL}
+    expected = modular(generator=tiny.seeded(), **call)
+    modular.save_pretrained(str(tmp_path), overwrite_modular_index=True)
+    again = ModularPipeline.from_pretrained(tmp_path)
+    again.load_components()
+    again.set_progress_bar_config(disable=True)
+    assert type(again.blocks) is FaceSnapXLBlocks
+    assert torch.equal(again(generator=tiny.seeded(), **call), expected)
+
+
+def test_a_further_controlnet_is_scaled_without_a_face(pipe, adapter):
+    torch.manual_seed(0)
+    controlnet = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32))
+    for parameter in controlnet.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    stock, ours = (modular_pipeline(blocks, pipe) for blocks in (StableDiffusionXLAutoBlocks(), FaceSnapXLBlocks()))
+    call = {"prompt": "a cat", "control_image": torch.rand(1, 3, 64, 64), "output": "images", **SIZE, **CALL}
+    images = []
+    for scale in (0.0, 0.5, 1.0):
+        for modular in (stock, ours):
+            modular.update_components(controlnet=controlnet)
+            images.append(modular(generator=tiny.seeded(), controlnet_conditioning_scale=scale, **call))
+        assert torch.equal(images[-1], images[-2])
+    assert not torch.equal(images[-1], images[0])
 
 
 def test_wrong_arguments_raise_typed_errors(pipe, adapter):
@@ -114,16 +136,16 @@ def test_scales(pipe, adapter):
             generator=tiny.seeded(),
             identity=tiny.identity(),
             identity_scale=identity,
-            landmarks_scale=landmarks,
+            landmark_scale=landmarks,
             output="images",
             **SIZE,
             **CALL,
         )
-        pipe.set_facesnap_scale(identity=identity, landmarks=landmarks)
+        pipe.set_facesnap_scale(identity_scale=identity, landmark_scale=landmarks)
         expected = pipe(
             "a cat", generator=tiny.seeded(), identity=tiny.identity(), guidance_scale=GUIDANCE, **SIZE, **CALL
         ).images
-        pipe.set_facesnap_scale(identity=1.0, landmarks=1.0)
+        pipe.set_facesnap_scale(identity_scale=1.0, landmark_scale=1.0)
         tiny.assert_same_image(image, expected, atol=1e-5)
 
 

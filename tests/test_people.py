@@ -13,7 +13,8 @@ from facesnap_diffusers import (
     InputError,
     Person,
 )
-from facesnap_diffusers.models.regions import Regions, regional_context
+from facesnap_diffusers.models.attention import CONTEXT_KEY, accept_contexts
+from facesnap_diffusers.models.regions import RegionalContext, Regions
 
 
 LEFT, RIGHT = (0.05, 0.2, 0.4, 0.7), (0.6, 0.25, 0.95, 0.75)
@@ -38,6 +39,11 @@ def generate(pipe, people=None, size=(64, 96), **kwargs):
     ).images
 
 
+def owners_of(regions, places):
+    """Whose each place of a level is, `(people, places)`, bool."""
+    return regions.masks(len(regions.boxes))[places].T
+
+
 def attention_layers(pipe):
     for net in (pipe.unet, pipe.ffrnet):
         for name, module in net.named_modules():
@@ -55,18 +61,19 @@ def test_no_place_depends_on_the_tokens_of_another_person(make, boxes, size):
     people, width = len(boxes), pipe.unet.config.cross_attention_dim
     torch.manual_seed(0)
     checked = 0
-    with (
-        torch.enable_grad(),
-        pipe.identity_attention.attached(pipe.unet, people * num_tokens, 0.8, regions),
-        regional_context(pipe.ffrnet, regions),
-    ):
+    accept_contexts(pipe.ffrnet)
+    contexts = {
+        pipe.unet: pipe.identity_attention.context(pipe.unet, people * num_tokens, 0.8, regions),
+        pipe.ffrnet: RegionalContext(regions.masks(people * num_tokens)),
+    }
+    with torch.enable_grad():
         for net, _, attn in attention_layers(pipe):
             queries = (size[0] + 1) // 2 * ((size[1] + 1) // 2)
             hidden_states = torch.randn(2, queries, attn.to_q.in_features)
             tokens = torch.randn(2, people * num_tokens, width, requires_grad=True)
             context = torch.cat([torch.randn(2, 7, width), tokens], dim=1) if net is pipe.unet else tokens
-            out = attn(hidden_states, encoder_hidden_states=context)
-            owners = regions.masks(queries, torch.device("cpu"))
+            out = attn(hidden_states, encoder_hidden_states=context, **{CONTEXT_KEY: contexts[net]})
+            owners = owners_of(regions, queries)
             assert owners.sum(0).eq(1).all()
             for i, own in enumerate(owners):
                 assert own.any()
@@ -96,7 +103,7 @@ def test_identities_keep_to_their_regions_while_an_image_is_made(make, boxes):
         context[:, -num_tokens:] = torch.randn_like(context[:, -num_tokens:])
         changed = attn(*args, **{**kwargs, "encoder_hidden_states": context}) != out
         busy.remove(attn)
-        last = regions.masks(out.shape[1], out.device)[-1]
+        last = owners_of(regions, out.shape[1])[-1]
         assert not changed[:, ~last].any() and changed[:, last].any(dim=-1).all()
         seen.add(attn)
 
@@ -111,7 +118,7 @@ def test_identities_keep_to_their_regions_while_an_image_is_made(make, boxes):
 def test_a_face_box_belongs_to_its_person():
     regions = Regions(torch.tensor([LEFT, MIDDLE, RIGHT]), 40, 60)
     for height, width in [(40, 60), (20, 30), (10, 15)]:
-        owners = regions.masks(height * width, torch.device("cpu")).unflatten(1, (height, width))
+        owners = owners_of(regions, height * width).unflatten(1, (height, width))
         for i, (left, top, right, bottom) in enumerate([LEFT, MIDDLE, RIGHT]):
             inside = [
                 owners[i, y, x]
@@ -125,7 +132,7 @@ def test_a_face_box_belongs_to_its_person():
 @pytest.mark.parametrize("make", [tiny.sd_pipeline, tiny.xl_pipeline])
 def test_the_same_person_everywhere_is_one_person(make):
     pipe = facesnap(make())
-    pipe.set_facesnap_scale(landmarks=0)
+    pipe.set_facesnap_scale(landmark_scale=0)
     who = tiny.identity()
     expected = generate(pipe, identity=who)
     torch.testing.assert_close(generate(pipe, [Person(who, LEFT), Person(who, RIGHT)]), expected, atol=1e-5, rtol=0)
@@ -136,12 +143,13 @@ def test_the_same_tokens_everywhere_are_plain_attention_in_ffrnet(pipe):
     torch.manual_seed(0)
     regions = Regions(torch.tensor([LEFT, RIGHT]), 16, 24)
     tokens = torch.randn(2, 5, pipe.unet.config.cross_attention_dim)
+    accept_contexts(pipe.ffrnet)
     for net, name, attn in attention_layers(pipe):
         if net is pipe.ffrnet:
             hidden_states = torch.randn(2, 16 * 24, attn.to_q.in_features)
             expected = attn(hidden_states, encoder_hidden_states=tokens)
-            with regional_context(pipe.ffrnet, regions):
-                out = attn(hidden_states, encoder_hidden_states=tokens.repeat(1, 2, 1))
+            context = {CONTEXT_KEY: RegionalContext(regions.masks(10))}
+            out = attn(hidden_states, encoder_hidden_states=tokens.repeat(1, 2, 1), **context)
             torch.testing.assert_close(out, expected, atol=1e-6, rtol=0)
 
 
@@ -204,6 +212,6 @@ def test_people_go_without_the_arguments_for_one_person(pipe):
     for argument in ({"identity": tiny.identity()}, {"pose": HeadPose(yaw=3)}, {"face_box": RIGHT}):
         with pytest.raises(InputError, match="for one person"):
             generate(pipe, people, **argument)
-    stranger = FaceIdentity(face_embeds=torch.ones(128), face_encoder="another/encoder")
+    stranger = FaceIdentity(face_embeds=torch.ones(128), face_encoder_id="another/encoder")
     with pytest.raises(FaceEncoderMismatchError):
         generate(pipe, [Person(stranger, LEFT)])

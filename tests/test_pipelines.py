@@ -121,7 +121,7 @@ class TestEveryPipeline:
         assert torch.equal(images(), expected)
         with_face = images(identity=tiny.identity())
         assert with_face.shape == expected.shape and (with_face - expected).abs().max() > 1e-3
-        pipe.set_facesnap_scale(identity=0, landmarks=0)
+        pipe.set_facesnap_scale(identity_scale=0, landmark_scale=0)
         assert torch.equal(images(identity=tiny.identity()), expected)
         pipe.unload_facesnap_adapter()
         assert torch.equal(images(), expected)
@@ -129,7 +129,7 @@ class TestEveryPipeline:
 
     def test_from_pipe_shares_everything_and_keeps_dtypes(self, cls, stock_cls, arguments, sd, xl):
         base = facesnap(xl if "XL" in cls.__name__ else sd)
-        base.set_facesnap_scale(identity=0.3)
+        base.set_facesnap_scale(identity_scale=0.3)
         base.vae.to(torch.float16)
         try:
             pipe = cls.from_pipe(base)
@@ -138,7 +138,7 @@ class TestEveryPipeline:
             base.vae.to(torch.float32)
         for name, component in base.components.items():
             assert pipe.components[name] is component, name
-        assert pipe.facesnap_config == base.facesnap_config and pipe.facesnap_scale["identity"] == 0.3
+        assert pipe.facesnap_config == base.facesnap_config and pipe.facesnap_scale["identity_scale"] == 0.3
 
     def test_from_pretrained_and_back(self, cls, stock_cls, arguments, sd, xl, tmp_path):
         base = xl if "XL" in cls.__name__ else sd
@@ -189,25 +189,26 @@ class TestNumbers:
 
         controlnet.forward = on_identity
         pooled = {"pooled_prompt_embeds": embeds[2], "negative_pooled_prompt_embeds": embeds[3]} if xl else {}
-        with pipe.identity_attention.attached(pipe.unet, num_tokens, pipe.facesnap_scale["identity"]):
-            return stock(
-                prompt_embeds=torch.cat([embeds[0], tokens], 1),
-                negative_prompt_embeds=torch.cat([embeds[1], unconditional], 1),
-                **pooled,
-                image=draw_landmarks(points, 64, 64),
-                controlnet_conditioning_scale=pipe.facesnap_scale["landmarks"],
-                generator=seeded(),
-                **STEPS,
-                **kwargs,
-            ).images
+        context = pipe.identity_attention.context(pipe.unet, num_tokens, pipe.facesnap_scale["identity_scale"])
+        return stock(
+            prompt_embeds=torch.cat([embeds[0], tokens], 1),
+            negative_prompt_embeds=torch.cat([embeds[1], unconditional], 1),
+            **pooled,
+            image=draw_landmarks(points, 64, 64),
+            controlnet_conditioning_scale=pipe.facesnap_scale["landmark_scale"],
+            cross_attention_kwargs=context.as_kwargs(),
+            generator=seeded(),
+            **STEPS,
+            **kwargs,
+        ).images
 
     def test_sd(self, pipe):
-        pipe.set_facesnap_scale(identity=0.7, landmarks=0.6)
+        pipe.set_facesnap_scale(identity_scale=0.7, landmark_scale=0.6)
         expected = self.by_hand(pipe, StableDiffusionControlNetPipeline, tiny.identity())
         torch.testing.assert_close(generate(pipe, identity=tiny.identity()), expected, atol=1e-5, rtol=0)
 
     def test_xl_in_the_configuration_of_instantid(self, pipe_xl):
-        pipe_xl.set_facesnap_scale(identity=0.8, landmarks=0.8)
+        pipe_xl.set_facesnap_scale(identity_scale=0.8, landmark_scale=0.8)
         expected = self.by_hand(pipe_xl, StableDiffusionXLControlNetPipeline, tiny.identity())
         torch.testing.assert_close(generate(pipe_xl, identity=tiny.identity()), expected, atol=1e-5, rtol=0)
 
@@ -237,7 +238,7 @@ class TestNumbers:
         )
         assert len(calls) == 2
         calls.clear()
-        pipe.set_facesnap_scale(landmarks=0)
+        pipe.set_facesnap_scale(landmark_scale=0)
         generate(pipe, identity=tiny.identity(), num_inference_steps=4)
         handle.remove()
         assert not calls

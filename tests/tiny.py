@@ -152,9 +152,9 @@ def image_encoder(seed: int = 1) -> CLIPVisionModelWithProjection:
 
 def adapter_config(**changes) -> FaceSnapConfig:
     values = {
-        "face_encoder": FACE_ENCODER,
+        "face_encoder_id": FACE_ENCODER,
         "face_embed_dim": FACE_EMBED_DIM,
-        "image_encoder": "image_encoder",
+        "image_encoder_id": "image_encoder",
         "num_tokens": 5,
     }
     return FaceSnapConfig(**{**values, **changes})
@@ -164,7 +164,7 @@ def add_adapter(pipe, seed: int = 2, **changes) -> None:
     """Puts an adapter with random weights onto `pipe`: FFRNet's zero layers too, so that it changes the image."""
     torch.manual_seed(seed)
     config = adapter_config(**changes)
-    encoder = image_encoder() if config.image_encoder else None
+    encoder = image_encoder() if config.image_encoder_id else None
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
     pipe.init_facesnap_adapter(
         config,
@@ -205,11 +205,11 @@ def identity(seed: int = 3, landmarks: bool = True, image_features: bool = True)
     generator = torch.Generator().manual_seed(seed)
     return FaceIdentity(
         face_embeds=0.1 * torch.randn(FACE_EMBED_DIM, generator=generator),
-        face_encoder=FACE_ENCODER,
+        face_encoder_id=FACE_ENCODER,
         landmarks=face_points() if landmarks else None,
         photo_size=(100, 120) if landmarks else None,
         image_hidden_states=torch.randn(5, 24, generator=generator) if image_features else None,
-        image_encoder="image_encoder" if image_features else None,
+        image_encoder_id="image_encoder" if image_features else None,
     )
 
 

@@ -20,7 +20,7 @@ ROTATION_DEVIATION = (20.0, 9.0, 7.0)
 ACTIVE, STRONGEST = 0.15, 0.8  # an expression's probability, and the end of its uniform distribution
 FREE = 1e3  # deviation of the translation's prior, pixels
 STEP = (1.0, 1.0, 0.3, 0.03)  # of the random walk at its start: degrees, and log scale
-SHAPE_MODES = 64  # principal components over people; the others move a point by 0.2 mm in all
+SHAPE_MODES = 64  # principal components over people; the rest move a point by 0.2 mm in all
 WALKS = 4  # steps of rotation and scale in a sweep
 
 
@@ -152,17 +152,17 @@ class Posterior:
         gradient = target - torch.einsum("bij,bj->bi", gram, self.expression)
         for index in list(range(self.expression.shape[1])) * sweeps:
             precision = gram[:, index, index].clamp(min=1e-9)
-            centre = (gradient[:, index] + gram[:, index, index] * self.expression[:, index]) / precision
-            low, high = -centre * precision.sqrt(), (STRONGEST - centre) * precision.sqrt()
+            center = (gradient[:, index] + gram[:, index, index] * self.expression[:, index]) / precision
+            low, high = -center * precision.sqrt(), (STRONGEST - center) * precision.sqrt()
             # Tails are taken on the side where they are precise.
             flip = low > 0
             below, above = normal.cdf(torch.where(flip, -high, low)), normal.cdf(torch.where(flip, -low, high))
             mass = (above - below).clamp(min=1e-300)
-            odds = math.log(ACTIVE / STRONGEST / (1 - ACTIVE)) + 0.5 * (centre.square() * precision) + mass.log()
+            odds = math.log(ACTIVE / STRONGEST / (1 - ACTIVE)) + 0.5 * (center.square() * precision) + mass.log()
             odds = odds + 0.5 * (2 * math.pi / precision).log()
             active = self._uniform(len(odds)) < torch.sigmoid(odds)
             draw = normal.icdf((below + mass * self._uniform(len(odds))).clamp(1e-300, 1 - 1e-16))
-            draw = centre + torch.where(flip, -draw, draw) / precision.sqrt()
+            draw = center + torch.where(flip, -draw, draw) / precision.sqrt()
             value = torch.where(active, draw.clamp(0, STRONGEST), 0)
             gradient = gradient - gram[:, :, index] * (value - self.expression[:, index])[:, None]
             self.expression[:, index] = value

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 import torch
-from ict import LandmarkModel
+from landmark_model import LandmarkModel
 
 from facesnap_diffusers.models.landmark_predictor import NUM_LANDMARKS, rotation_matrix
 

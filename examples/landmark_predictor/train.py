@@ -16,11 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ict import LandmarkModel, load_landmark_model, mirror_shape_basis
-from safetensors.torch import load_file, save_file
+from landmark_model import LandmarkModel, load_landmark_model, mirror_shape_basis
+from safetensors.torch import save_file
 from synthetic import Faces, FaceSampler, interocular, join, swap_sides
 
 from facesnap_diffusers.faces.layout import JAW, LEFT_BROW, MIRROR, PARTS, RIGHT_BROW
+from facesnap_diffusers.files import atomic_file
 from facesnap_diffusers.models.landmark_predictor import LandmarkPredictor
 
 
@@ -205,7 +206,7 @@ def main():
     parser.add_argument("--stage-batches", type=int, default=60)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--checkpoint", type=Path, help="folder; training goes on from what lies there")
+    parser.add_argument("--checkpoint", type=Path, help="folder; training continues from the checkpoint in it")
     parser.add_argument("--checkpoint-every", type=int, default=500)
     args = parser.parse_args()
 
@@ -225,15 +226,15 @@ def main():
     optimizer = torch.optim.Adam(groups, lr=args.rate, betas=(0.9, 0.99))
 
     def rate(step: int) -> float:
-        """Warm-up, then constant, then down to nothing over the last half."""
+        """Warm-up, then constant, then down to 0 over the last half."""
         return min(1.0, (step + 1) / 200, 2 * (1 - step / args.steps))
 
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     first = 0
     if state is not None:
         predictor.load_state_dict(state["predictor"])
         optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
+        lr_scheduler.load_state_dict(state["lr_scheduler"])
         first = state["step"]
 
     sampler = FaceSampler(model, seed=args.seed * 1_000_003 + first)
@@ -244,7 +245,7 @@ def main():
         loss.backward()
         torch.nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
         optimizer.step()
-        scheduler.step()
+        lr_scheduler.step()
         optimizer.zero_grad()
 
         nme[dimensions] = 0.98 * nme.get(dimensions, protocol_nme.item()) + 0.02 * protocol_nme.item()
@@ -256,22 +257,23 @@ def main():
             state = {
                 "predictor": predictor.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "scheduler": scheduler.state_dict(),
+                "lr_scheduler": lr_scheduler.state_dict(),
                 "step": step + 1,
             }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            with atomic_file(checkpoint) as temporary:
+                torch.save(state, temporary)
 
     save(predictor, args.output)
 
 
 def save(predictor: LandmarkPredictor, folder: Path) -> None:
     """The network in half precision, the morphable model's landmarks in single precision."""
-    predictor.save_pretrained(folder)
-    weights = folder / "diffusion_pytorch_model.safetensors"
+    folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(predictor.named_parameters())
-    tensors = {name: t.half() if name in parameters else t for name, t in load_file(weights).items()}
-    save_file(tensors, weights, metadata={"format": "pt"})
+    tensors = {name: t.half() if name in parameters else t for name, t in predictor.state_dict().items()}
+    with atomic_file(folder / "diffusion_pytorch_model.safetensors") as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    predictor.save_config(folder)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def create_tokenizer() -> CLIPTokenizer:
     symbols = sorted(alphabet)
     # numbered in an order of their own: the trainer's differs from run to run, for it breaks ties at random
     tokens = symbols + [symbol + end_of_word for symbol in symbols] + sorted(a + b for a, b in merges)
-    tokens = list(dict.fromkeys(tokens)) + ["<|startoftext|>", "<|endoftext|>"]
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(
         vocab={token: index for index, token in enumerate(tokens)}, merges=merges, model_max_length=TEXT_LENGTH
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from people.sampling import sample_person
 from workspace import add_work_dir
 
 from facesnap_diffusers import FaceSnapConfig, FaceSnapPipeline, load_nano_pipeline
+from facesnap_diffusers.files import atomic_folder
 from facesnap_diffusers.nano.model import SHIPPED_NANO
 
 
@@ -68,7 +68,7 @@ is, no age, and nothing of what the renderer does not know.
 
 To see how the method works, to test software that uses it, and to compare methods under equal conditions. It draws rendered
 people, understands the words of its captions only (hair, skin, eyes, beard, glasses, expression, direction, shirt and background
-colours), and is no measure of what an adapter for a full-size model can do.
+colours), and is not a measure of what an adapter for a full-size model can do.
 """
 
 
@@ -86,10 +86,9 @@ def varied_people(count: int) -> list[int]:
 def bundle(base: Path, adapter: Path, people: list[int], renderer: Renderer, output: Path) -> dict[str, float]:
     """Writes the model's folder; returns the size of its parts in MB."""
     if output.exists() and not (output / "base/model_index.json").is_file():
-        raise SystemExit(f"{output} is there and holds no nano model: nothing is written")
+        raise SystemExit(f"{output} exists and is not a nano model: nothing is written")
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent) as temporary:
-        folder = Path(temporary) / output.name
+    with atomic_folder(output) as folder:
         shutil.copytree(base, folder / "base")
         _copy_adapter(adapter, folder)
         _forget_paths(folder)
@@ -98,9 +97,6 @@ def bundle(base: Path, adapter: Path, people: list[int], renderer: Renderer, out
         sizes = {part.name: _megabytes(part) for part in sorted(folder.iterdir())}
         if sum(sizes.values()) > LIMIT_MB:
             raise SystemExit(f"{sizes}, in MB, is more than {LIMIT_MB} in all: nothing is written")
-        if output.exists():
-            output.rename(Path(temporary) / "before")
-        folder.rename(output)
     return sizes
 
 
@@ -132,10 +128,10 @@ def _write_people(people: list[int], renderer: Renderer, folder: Path) -> None:
         picture = renderer.render(person, scene).image
         path = folder / "people" / f"person-{index:02d}.png"
         PIL.Image.fromarray(picture).save(path, optimize=True)
-        recognised = pipe.encode_face(picture)
+        detected = pipe.encode_face(picture)
         # dlib, made for photos, reads rendered faces too badly to tell their proportions: here they are known
         points = landmarks(renderer.model, person, scene, renderer.size).astype(np.float32)
-        identity = pipe.encode_face(picture, embedding=recognised.face_embeds, landmarks=points)
+        identity = pipe.encode_face(picture, embedding=detected.face_embeds, landmarks=points)
         identity.save(path.with_suffix(".safetensors"))
 
 
@@ -149,7 +145,7 @@ def main():
     add_work_dir(parser)
     parser.add_argument("adapter", type=Path, help="folder of the trained adapter")
     parser.add_argument("--base", type=Path, help="folder of the base (default: export in the work directory)")
-    parser.add_argument("--people", type=int, default=6, help="how many people come along (default: %(default)s)")
+    parser.add_argument("--people", type=int, default=6, help="how many people come with it (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=SHIPPED_NANO, help="folder to write (default: the package's)")
     args = parser.parse_args()
     base = args.base or Path(args.work_dir) / "export"

@@ -34,9 +34,9 @@ def main():
     before, after = ([faces.embed(np.ascontiguousarray(image)) for image in x] for x in (images, output))
     pairs = [(a, b) for a, b in zip(before, after) if a is not None and b is not None]
     distance = [np.linalg.norm(a - b) for a, b in pairs]
-    found = sum(b is not None for b in after)
+    count = sum(b is not None for b in after)
     print(
-        f"faces found in reconstructions: {found} of {len(after)}; distance to the original: median {np.median(distance):.3f}"
+        f"faces found in reconstructions: {count} of {len(after)}; distance to the original: median {np.median(distance):.3f}"
     )
 
 

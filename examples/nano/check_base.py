@@ -25,9 +25,9 @@ from facesnap_diffusers.evaluation.metrics import background_color
 
 
 def report(name: str, images: list[np.ndarray], backgrounds: list[str], faces: DlibFaces):
-    found = np.mean([faces.embed(np.ascontiguousarray(image)) is not None for image in images])
-    right = np.mean([background_color(image, BACKGROUND_COLORS) == truth for image, truth in zip(images, backgrounds)])
-    print(f"{name}: faces found {found:.1%}, background right {right:.1%}")
+    share_with_face = np.mean([faces.embed(np.ascontiguousarray(image)) is not None for image in images])
+    right = np.mean([background_color(image, BACKGROUND_COLORS) == color for image, color in zip(images, backgrounds)])
+    print(f"{name}: faces found {share_with_face:.1%}, background right {right:.1%}")
 
 
 def main():

@@ -1,4 +1,6 @@
-"""What a base leaves of a person when it draws a true picture again, from some noise on. Prints dlib's distances.
+"""What a base leaves of a person when it draws a true picture again, from some noise on.
+
+Prints dlib's distances.
 
 python check_drawing.py ~/.cache/facesnap-nano/export ../../src/facesnap_diffusers/assets/nano/base
 """
@@ -17,7 +19,7 @@ from train_autoencoder import to_tensor
 from workspace import add_work_dir
 
 import facesnap_diffusers.nano.autoencoder  # noqa: F401  (diffusers looks its class up there)
-from facesnap_diffusers.training.alignment import align_faces
+from facesnap_diffusers.data.recognition_crop import align_faces
 from facesnap_diffusers.training.dlib_network import load_dlib_network
 
 
@@ -35,11 +37,11 @@ class Faces:
         self.network = load_dlib_network()
         self.pictures, self.landmarks = to_tensor(pictures[1]), torch.from_numpy(points[1]).float() + TO_PACKAGE
         self.captions = [caption(person[1]) for shard in shards for person in shard.attributes][:count]
-        self.others = self._embed(to_tensor(pictures[0]), torch.from_numpy(points[0]).float() + TO_PACKAGE)
+        self.other_views = self._embed(to_tensor(pictures[0]), torch.from_numpy(points[0]).float() + TO_PACKAGE)
 
     def distance(self, pictures: torch.Tensor) -> float:
         """Median distance of pictures of what `pictures` show from the other view of the same people."""
-        return float((self._embed(pictures, self.landmarks) - self.others).norm(dim=1).median())
+        return float((self._embed(pictures, self.landmarks) - self.other_views).norm(dim=1).median())
 
     def _embed(self, pictures: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
         parts = zip(pictures.split(50), landmarks.split(50))
@@ -75,9 +77,9 @@ def main():
     print(f"true pictures: {faces.distance(faces.pictures):.3f}")
     for base in args.bases:
         pipe = StableDiffusionPipeline.from_pretrained(base, dtype=torch.float32)
-        found = [faces.distance(pictures) for pictures in drawn_again(pipe, faces)]
+        distances = [faces.distance(pictures) for pictures in drawn_again(pipe, faces)]
         names = ["autoencoder alone", *(f"noise up to {share}" for share in NOISE)]
-        print(f"{base}: " + ", ".join(f"{name} {value:.3f}" for name, value in zip(names, found)), flush=True)
+        print(f"{base}: " + ", ".join(f"{name} {value:.3f}" for name, value in zip(names, distances)), flush=True)
 
 
 if __name__ == "__main__":

@@ -39,17 +39,17 @@ def main():
     for number, index in enumerate(SPLITS["test"][: args.people]):
         person = sample_person(SEED, index)
         other = sample_person(SEED, SPLITS["test"][(number + 1) % len(SPLITS["test"])])
-        reference, *asked = itertools.islice(scenes(model, index, person, size), 1 + args.cases)
-        found = analyzer.analyze(renderer.render(person, reference).image)
+        reference, *targets = itertools.islice(scenes(model, index, person, size), 1 + args.cases)
+        reference_faces = analyzer.analyze(renderer.render(person, reference).image)
         mean = replace(person, shape=np.zeros_like(person.shape))
         read = {
             "the reference's own points": landmarks(model, person, reference, size).astype(np.float32),
             "the mean face's": landmarks(model, mean, reference, size).astype(np.float32),
         }
-        if found:
-            read["dlib's of the reference"] = found[0].landmarks
-        for scene in asked:
-            truth = landmarks(model, person, scene, size)
+        if reference_faces:
+            read["dlib's of the reference"] = reference_faces[0].landmarks
+        for scene in targets:
+            ground_truth = landmarks(model, person, scene, size)
             case = Case(
                 id="case",
                 person="person",
@@ -60,13 +60,13 @@ def main():
                 expression=Expression.from_vector(scene.expression, model.expression_names),
                 face_box=tuple(face_box(model, person, scene, size).tolist()),
             )
-            errors["another person's"].append(landmark_nme(landmarks(model, other, scene, size), truth))
+            errors["another person's"].append(landmark_nme(landmarks(model, other, scene, size), ground_truth))
             for name, points in read.items():
                 face = FoundFace(points, np.ones(1, np.float32), (size, size))
                 target = retargeted_landmarks(predictor, case, face, size, size)
-                errors[f"re-targeted from {name}"].append(landmark_nme(target, truth))
+                errors[f"re-targeted from {name}"].append(landmark_nme(target, ground_truth))
             for face in analyzer.analyze(renderer.render(person, scene).image)[:1]:
-                errors["dlib's of the true picture"].append(landmark_nme(face.landmarks, truth))
+                errors["dlib's of the true picture"].append(landmark_nme(face.landmarks, ground_truth))
     for name, values in errors.items():
         print(f"{name:50} {np.mean(values):.3f} (median {np.median(values):.3f}, {len(values)} pictures)")
 

@@ -19,7 +19,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from workspace import add_work_dir
 
 from facesnap_diffusers import DlibFaceAnalyzer
-from facesnap_diffusers.evaluation.protocols.nano import nano
+from facesnap_diffusers.evaluation.benchmarks.nano import nano
 from facesnap_diffusers.faces.alignment import align_for_clip
 from facesnap_diffusers.nano.model import SHIPPED_NANO
 
@@ -44,14 +44,14 @@ class Judge:
         return self.encoder.vision_model(pixels).pooler_output[0]
 
 
-def report(name: str, found: list[torch.Tensor | None], own: list[int], references: torch.Tensor):
+def report(name: str, all_states: list[torch.Tensor | None], own: list[int], references: torch.Tensor):
     mean = references.mean(0)
-    seen = [(states, person) for states, person in zip(found, own) if states is not None]
-    cosines = torch.stack([F.cosine_similarity(states - mean, references - mean) for states, _ in seen])
-    people = torch.tensor([person for _, person in seen])[:, None]
+    known = [(states, person) for states, person in zip(all_states, own) if states is not None]
+    cosines = torch.stack([F.cosine_similarity(states - mean, references - mean) for states, _ in known])
+    people = torch.tensor([person for _, person in known])[:, None]
     likeness = cosines.gather(1, people)
     rank = (cosines > likeness).sum(1)
-    first, five = ((rank < count).sum() / len(found) for count in (1, 5))
+    first, five = ((rank < count).sum() / len(all_states) for count in (1, 5))
     print(f"{name}: cosine {likeness.median():.3f}, first {first:.1%}, among five {five:.1%}", flush=True)
 
 
@@ -67,7 +67,7 @@ def main():
         [judge.states(case.reference[0], np.array(case.reference_landmarks)) for case in people.values()]
     )
     own = [list(people).index(case.person) for case in cases]
-    report("the true pictures", [judge.states(case.truth) for case in cases], own, gallery)
+    report("the true pictures", [judge.states(case.ground_truth) for case in cases], own, gallery)
     for folder in args.folders:
         report(folder.name, [judge.states(folder / f"{case.id}.png") for case in cases], own, gallery)
 

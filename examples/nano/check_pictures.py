@@ -29,8 +29,8 @@ from train_judge import examine, load_judge, overlap
 from wide_eval_set import ANGLES, turned_scenes
 from workspace import add_work_dir, save_array
 
+from facesnap_diffusers.evaluation.benchmarks.nano import nano
 from facesnap_diffusers.evaluation.cases import Case
-from facesnap_diffusers.evaluation.protocols.nano import nano
 
 
 CHIN = 8  # of the landmarks
@@ -51,8 +51,10 @@ def true_outlines(folder: Path, cases: list[Case]) -> tuple[np.ndarray, np.ndarr
             next(found)
             for case, scene in zip(of_person, found):
                 portrait = renderer.render(person, scene)
-                if not np.array_equal(portrait.image, np.array(PIL.Image.open(case.truth).convert("RGB"))):
-                    raise SystemExit(f"{case.truth} is not what the renderer draws now; make the evaluation set again")
+                if not np.array_equal(portrait.image, np.array(PIL.Image.open(case.ground_truth).convert("RGB"))):
+                    raise SystemExit(
+                        f"{case.ground_truth} is not what the renderer draws now; make the evaluation set again"
+                    )
                 masks.append(portrait.coverage >= HALF)
                 chins.append(landmarks(renderer.model, person, scene, renderer.size)[CHIN, 1])
         for path, values in zip(paths, (masks, chins)):
@@ -95,7 +97,7 @@ def main():
     known[:, EYES] = [case.group != CLOSED for case in cases]
     outlines, chins = true_outlines(folder, cases)
 
-    sources = {"the true pictures": [case.truth for case in cases]}
+    sources = {"the true pictures": [case.ground_truth for case in cases]}
     sources |= {str(path): [path / f"{case.id}.png" for case in cases] for path in args.folders}
     for name, paths in sources.items():
         pictures = to_tensor(np.stack([np.array(PIL.Image.open(path).convert("RGB")) for path in paths]))

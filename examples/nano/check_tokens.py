@@ -48,9 +48,9 @@ def main():
             spread.T @ spread + RIDGE * torch.eye(spread.shape[1]), spread.T @ (embeddings - mean_embedding)
         )
         tokens, embeddings = tokens_and_embeddings(mixer, held_out)
-        found = (tokens - mean_tokens) @ fit + mean_embedding
-        unexplained = (found - embeddings).square().sum() / (embeddings - mean_embedding).square().sum()
-        own = torch.cdist(found, embeddings).argmin(1) == torch.arange(len(found))
+        predicted = (tokens - mean_tokens) @ fit + mean_embedding
+        unexplained = (predicted - embeddings).square().sum() / (embeddings - mean_embedding).square().sum()
+        own = torch.cdist(predicted, embeddings).argmin(1) == torch.arange(len(predicted))
         print(f"{adapter}: {unexplained:.2f} unexplained, {own.float().mean():.1%} of {len(own)} found", flush=True)
 
 

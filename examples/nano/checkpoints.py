@@ -1,4 +1,4 @@
-"""Training state on disk: everything needed to go on as if nothing had happened."""
+"""Training state on disk: everything needed to continue as if the run had not stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from workspace import replace_atomically
+
+from facesnap_diffusers.files import atomic_file
 
 
 class Average:
@@ -46,7 +47,9 @@ def save_checkpoint(path: Path, step: int, module: nn.Module, average: Average, 
         "rng": rng.bit_generator.state,
         "torch_rng": torch.get_rng_state(),
     }
-    replace_atomically(path, lambda temporary: torch.save(state, temporary))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load_checkpoint(path: Path, module: nn.Module, average: Average, optimizer, rng: np.random.Generator) -> int:

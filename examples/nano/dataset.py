@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from workspace import replace_atomically
+
+from facesnap_diffusers.files import atomic_file
 
 
 SEED = 2026
@@ -46,12 +47,9 @@ class Shard:
 
     def save(self, path: Path):
         arrays = {name: value for name, value in vars(self).items() if name != "attributes"}
-
-        def write(temporary: Path):
-            with open(temporary, "wb") as file:
-                np.savez(file, attributes=json.dumps(self.attributes), **arrays)
-
-        replace_atomically(path, write)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            np.savez(temporary, attributes=json.dumps(self.attributes), **arrays)
 
     @classmethod
     def load(cls, path: Path) -> Shard:

@@ -1,4 +1,6 @@
-"""dlib's embeddings of the first views of every rendered person. Run again to go on, or to take in new shards.
+"""dlib's embeddings of the first views of every rendered person.
+
+Run again to continue, or to take in new shards.
 
     python embed_faces.py --split train
 

@@ -1,4 +1,4 @@
-"""Writes the folder that `facesnap eval --protocol nano` reads: held-out people, each asked for in other scenes.
+"""Writes the folder that `facesnap eval --benchmark nano` reads: held-out people, each in other scenes than their reference.
 
     python eval_set.py --people 100 --cases 2
 
@@ -24,7 +24,7 @@ from people.sampling import BACKGROUND_COLORS, Person, Scene, sample_person, sam
 from workspace import add_work_dir
 
 from facesnap_diffusers import Expression, HeadPose
-from facesnap_diffusers.evaluation.protocols.nano import FORMAT, MANIFEST, VERSION
+from facesnap_diffusers.evaluation.benchmarks.nano import FORMAT, MANIFEST, VERSION
 
 
 REFERENCE_YAW, REFERENCE_PITCH = 15, 8
@@ -89,7 +89,7 @@ def is_other(model: FaceModel, one: Scene, other: Scene) -> bool:
 
 
 def scenes(model: FaceModel, index: int, person: Person, size: int) -> Iterator[Scene]:
-    """The person's scenes: first that of the reference, then, without end, those that are clearly others."""
+    """The person's scenes: first that of the reference, then, without end, those that clearly differ from it and from one another."""
     views = (sample_scene(SEED, index, view, model.expression_index) for view in itertools.count())
     reference = next(
         scene
@@ -99,13 +99,13 @@ def scenes(model: FaceModel, index: int, person: Person, size: int) -> Iterator[
         and scene.expression_name in REFERENCE_EXPRESSIONS
     )
     yield reference
-    asked: list[Scene] = []
+    targets: list[Scene] = []
     for scene in views:
         if turn_between(reference, scene) < LEAST_TURN:
             continue
         box = face_box(model, person, scene, size)
-        if box.min() >= 0 and box.max() <= 1 and all(is_other(model, scene, old) for old in (reference, *asked)):
-            asked.append(scene)
+        if box.min() >= 0 and box.max() <= 1 and all(is_other(model, scene, old) for old in (reference, *targets)):
+            targets.append(scene)
             yield scene
 
 
@@ -119,16 +119,16 @@ def write_eval_set(
     for number, (name, index) in enumerate(zip(names, SPLITS["test"][:people])):
         person = sample_person(SEED, index)
         other = sample_person(SEED, SPLITS["test"][(number + 1) % len(SPLITS["test"])])
-        reference, *asked = itertools.islice(scenes(model, index, person, size), 1 + cases)
+        reference, *targets = itertools.islice(scenes(model, index, person, size), 1 + cases)
         (folder / name).mkdir(parents=True, exist_ok=True)
         PIL.Image.fromarray(renderer.render(person, reference).image).save(folder / name / "reference.png")
         references[name] = {
             "reference": [f"{name}/reference.png"],
             "landmarks": landmarks(model, person, reference, size).round(3).tolist(),
         }
-        for letter, scene in zip("abcdefghij", asked):
-            truth = f"{name}/{letter}.png"
-            PIL.Image.fromarray(renderer.render(person, scene).image).save(folder / truth)
+        for letter, scene in zip("abcdefghij", targets):
+            ground_truth = f"{name}/{letter}.png"
+            PIL.Image.fromarray(renderer.render(person, scene).image).save(folder / ground_truth)
             entries.append(
                 {
                     "id": f"{name}-{letter}",
@@ -137,7 +137,7 @@ def write_eval_set(
                     "pose": [round(angle, 3) for angle in head_pose(scene).as_tuple()],
                     "expression": Expression.from_vector(scene.expression, model.expression_names).weights,
                     "face_box": face_box(model, person, scene, size).round(5).tolist(),
-                    "truth": truth,
+                    "ground_truth": ground_truth,
                     "driving_landmarks": landmarks(model, other, scene, size).round(3).tolist(),
                     "background": scene.background_name,
                     "seed": len(entries),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from precision import mixed_precision
 from torch import nn
 
-from facesnap_diffusers.training.alignment import align_faces
+from facesnap_diffusers.data.recognition_crop import align_faces
 from facesnap_diffusers.training.dlib_network import load_dlib_network
 
 
@@ -45,12 +45,12 @@ class FaceLoss(nn.Module):
         Returns:
             (N,), 0 where both look the same.
         """
-        found = self._states(output, landmarks)
+        states = self._states(output, landmarks)
         with torch.no_grad():
-            wanted = self._states(target, landmarks)
-        loss = EMBEDDING_WEIGHT * (found[-1] - wanted[-1]).square().sum(1)
+            target_states = self._states(target, landmarks)
+        loss = EMBEDDING_WEIGHT * (states[-1] - target_states[-1]).square().sum(1)
         for layer in LAYERS:
-            difference = F.normalize(found[layer], dim=1) - F.normalize(wanted[layer], dim=1)
+            difference = F.normalize(states[layer], dim=1) - F.normalize(target_states[layer], dim=1)
             loss = loss + difference.square().sum(1).mean((1, 2))
         return loss
 
@@ -79,14 +79,14 @@ def drawn_faces_loss(
         decode: latents to pictures in -1 to 1.
         predicted, latents: (N, 16, 16, 16), predicted and true.
         landmarks: (N, 72, 2) in the package's pixels.
-        signal: (N,), which share of the noisy latents' variance was signal; it weighs the pictures.
+        signal: (N,), which share of the noisy latents' variance was signal; it scales the pictures' losses.
     """
     chosen = (signal > LEAST_SIGNAL).nonzero()[:FACES, 0]
     if not len(chosen):
         return predicted.sum() * 0.0
     with torch.no_grad():
-        truth = decode(latents[chosen])
-    loss = shared_face_loss(predicted.device)(decode(predicted[chosen]), truth, landmarks[chosen])
+        ground_truth = decode(latents[chosen])
+    loss = shared_face_loss(predicted.device)(decode(predicted[chosen]), ground_truth, landmarks[chosen])
     return (signal[chosen] * loss).mean()
 
 
@@ -98,16 +98,16 @@ def sample_loss(
     the same people and scenes. Their faces to dlib's network; and of patches, what dlib does not mind, hair above all: the
     colours, and how sharp the edges are, without which a blur would be the safest choice.
     """
-    told = ~(batch["without_text"] | batch["without_identity"] | batch["without_landmarks"])
-    if sampled_latents is None or not told.any():
+    complete = ~(batch["without_text"] | batch["without_identity"] | batch["without_landmarks"])
+    if sampled_latents is None or not complete.any():
         return latents.new_zeros(())
     with torch.autocast(latents.device.type, enabled=False):
         with torch.no_grad():
-            truth = objective.decode_latents(latents[told]) * 2 - 1
-        drawn = objective.decode_latents(sampled_latents[told]) * 2 - 1
-        faces = shared_face_loss(drawn.device)(drawn, truth, batch["detected"][told]).mean()
-        colors = F.avg_pool2d(drawn - truth, PATCH).abs().mean()
-        edges = (edge_strength(drawn) - edge_strength(truth)).abs().mean()
+            ground_truth = objective.decode_latents(latents[complete]) * 2 - 1
+        drawn = objective.decode_latents(sampled_latents[complete]) * 2 - 1
+        faces = shared_face_loss(drawn.device)(drawn, ground_truth, batch["detected"][complete]).mean()
+        colors = F.avg_pool2d(drawn - ground_truth, PATCH).abs().mean()
+        edges = (edge_strength(drawn) - edge_strength(ground_truth)).abs().mean()
     loss = SAMPLE_FACE_WEIGHT * faces + SAMPLE_COLOR_WEIGHT * colors + SAMPLE_EDGE_WEIGHT * edges
     return objective.identity_loss.every * loss
 

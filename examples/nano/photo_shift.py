@@ -21,10 +21,11 @@ from dataset import TO_PACKAGE, Shard, shard_paths
 from embed_faces import embedding_path
 from safetensors.torch import save_file
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
-from workspace import add_work_dir, replace_atomically
+from workspace import add_work_dir
 
 from facesnap_diffusers import DlibFaceAnalyzer
 from facesnap_diffusers.faces.alignment import align_for_clip
+from facesnap_diffusers.files import atomic_file
 from facesnap_diffusers.nano.model import SHIPPED_NANO
 from facesnap_diffusers.nano.photos import SHIFT_FILE
 
@@ -89,9 +90,8 @@ def main():
     photo_faces, rendered_faces = (torch.from_numpy(embeddings).float().mean(0) for embeddings, _ in sources)
     photo_states, rendered_states = (mean_states(encoder, processor, heads) for _, heads in sources)
     shift = {"face_embeds": rendered_faces - photo_faces, "image_hidden_states": rendered_states - photo_states}
-    replace_atomically(
-        args.output, lambda path: save_file({name: value.half() for name, value in shift.items()}, path)
-    )
+    with atomic_file(args.output) as temporary:
+        save_file({name: value.half() for name, value in shift.items()}, temporary)
     print(f"{args.output}: {len(sources[0][0])} photos, {len(sources[1][0])} rendered views")
 
 

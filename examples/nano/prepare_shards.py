@@ -1,4 +1,6 @@
-"""From rendered people to the shards that `facesnap train` reads. Run again to go on, or to take in new people.
+"""From rendered people to the shards that `facesnap train` reads.
+
+Run again to continue, or to take in new people.
 
     python embed_faces.py --split train && python prepare_shards.py --split train
 
@@ -18,8 +20,9 @@ from train_image_encoder import SIZE as HEAD_SIZE
 from workspace import add_work_dir
 
 from facesnap_diffusers import DlibFaceAnalyzer, load_landmark_predictor
-from facesnap_diffusers.preparation.face import make_face
-from facesnap_diffusers.training.shards import ShardWriter
+from facesnap_diffusers.data.prepared_face import make_face
+from facesnap_diffusers.data.shard_settings import ShardSettings
+from facesnap_diffusers.data.shards import ShardWriter
 
 
 CROP_SIZE = 64  # of the faces' crops, which validation images show
@@ -38,9 +41,14 @@ def main():
     parser.add_argument("--head-size", type=int, default=HEAD_SIZE, help="of what the image encoder sees, in pixels")
     args = parser.parse_args()
     predictor = load_landmark_predictor()
-    settings = {"face_encoder": DlibFaceAnalyzer.encoder, "face_crop": ["dlib", CROP_SIZE]}
+    settings = ShardSettings(
+        face_encoder_id=DlibFaceAnalyzer.encoder,
+        normalized_embeds=False,
+        clip_crop_size=args.head_size,
+        recognition_crop="dlib",
+        recognition_crop_size=CROP_SIZE,
+    )
     with ShardWriter(args.work_dir / "shards" / args.split, settings) as writer:
-        done = {fate.source for fate in writer.fates}
         for path in shard_paths(args.work_dir, args.split):
             if not embedding_path(args.work_dir, path).exists():
                 continue
@@ -48,7 +56,7 @@ def main():
             for number, person in enumerate(shard.people):
                 for view, embedding in enumerate(embeddings[number]):
                     source = f"{person:06d}-{view}"
-                    if source in done:
+                    if source in writer:
                         continue
                     rng = np.random.default_rng((SEED, 3, int(person), view))
                     info = {
@@ -61,10 +69,8 @@ def main():
                         shard.landmarks[number, view] + TO_PACKAGE,
                         embedding,
                         predictor,
+                        settings,
                         info=info,
-                        head_size=args.head_size,
-                        crop="dlib",
-                        crop_size=CROP_SIZE,
                     )
                     writer.add(face, source)
         print(f"{writer.count} pictures in {writer.folder}")

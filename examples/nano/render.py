@@ -1,4 +1,6 @@
-"""Renders the data set. Run again to go on where it stopped.
+"""Renders the data set.
+
+Run again to continue where it stopped.
 
 python render.py --split test && python render.py --split validation && python render.py --split train --workers 2
 python render.py --sheet people.png        # only a look

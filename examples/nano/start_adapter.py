@@ -18,9 +18,9 @@ import torch
 from base_model import IMAGE_SIZE
 from dataset import TO_PACKAGE, Shard, shard_paths
 from embed_faces import embedding_path
+from lr_scheduler import learning_rate
 from people.captions import OPENING, person_clauses
 from precision import mixed_precision
-from schedule import learning_rate
 from train_image_encoder import SIZE as HEAD_SIZE
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from workspace import add_work_dir
@@ -48,10 +48,10 @@ class People:
         for path in shard_paths(work_dir, split):
             if not embedding_path(work_dir, path).exists():
                 continue
-            shard, found = Shard.load(path), np.load(embedding_path(work_dir, path))
-            embeddings.append(found)
-            for number in range(len(found)):
-                views = zip(shard.images[number, : found.shape[1]], shard.landmarks[number])
+            shard, shard_embeddings = Shard.load(path), np.load(embedding_path(work_dir, path))
+            embeddings.append(shard_embeddings)
+            for number in range(len(shard_embeddings)):
+                views = zip(shard.images[number, : shard_embeddings.shape[1]], shard.landmarks[number])
                 heads = [align_for_clip(image, points + TO_PACKAGE, HEAD_SIZE) for image, points in views]
                 pixels = processor(heads, return_tensors="pt").pixel_values
                 with torch.no_grad():
@@ -115,9 +115,9 @@ def main():
     pipe = FaceSnapPipeline.from_pretrained(args.work_dir / "export", dtype=torch.float32)
     sees_face, sees_image = FEATURES[args.features]
     config = FaceSnapConfig(
-        face_encoder=DlibFaceAnalyzer.encoder,
+        face_encoder_id=DlibFaceAnalyzer.encoder,
         face_embed_dim=train.embeddings.shape[-1] if sees_face else None,
-        image_encoder="image_encoder" if sees_image else None,
+        image_encoder_id="image_encoder" if sees_image else None,
         normalized_embeds=False,
         num_tokens=NUM_TOKENS,
         parts=["mixer", "identity_attention"] if args.without_ffrnet else ["mixer", "ffrnet", "identity_attention"],
@@ -155,8 +155,11 @@ def main():
         optimizer.step()
         if step % 250 == 0 or step + 1 == args.steps:
             with torch.no_grad():
-                found = np.mean([imitation(held_out, np.random.default_rng(k)).item() for k in range(4)])
-            print(f"step {step}: loss {loss:.4f}, others {found:.4f}, {time.time() - started:.0f} s", flush=True)
+                held_out_loss = np.mean([imitation(held_out, np.random.default_rng(k)).item() for k in range(4)])
+            print(
+                f"step {step}: loss {loss:.4f}, held out {held_out_loss:.4f}, {time.time() - started:.0f} s",
+                flush=True,
+            )
     pipe.save_facesnap_adapter(args.work_dir / args.output)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from dataset import TO_PACKAGE, Shard, shard_paths
 from embed_faces import embedding_path
-from schedule import learning_rate
+from lr_scheduler import learning_rate
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from workspace import add_work_dir
 

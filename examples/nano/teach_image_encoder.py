@@ -23,16 +23,17 @@ import torch.nn.functional as F
 from attributes import CLASSES, class_numbers, measures, person_mask
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import SEED, TO_PACKAGE, Shard, shard_paths
+from lr_scheduler import learning_rate
 from people.face_model import FaceModel
 from people.sampling import sample_person, sample_scene
 from photo_like import photo_like
-from schedule import learning_rate
 from torch import nn
 from train_image_encoder import contrast
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
-from workspace import add_work_dir, replace_atomically
+from workspace import add_work_dir
 
 from facesnap_diffusers.faces.alignment import align_for_clip
+from facesnap_diffusers.files import atomic_file
 
 
 SIZE, PATCH = 96, 12
@@ -240,7 +241,9 @@ def main():
         if step % 250 == 0 or step == args.steps:
             with average:
                 found = [accuracies(model.eval(), held_out, 3, photos) for photos in (False, True)]
-                replace_atomically(reader_path(folder), lambda path: torch.save(model.state_dict(), path))
+                folder.mkdir(parents=True, exist_ok=True)
+                with atomic_file(reader_path(folder)) as temporary:
+                    torch.save(model.state_dict(), temporary)
                 model.encoder.save_pretrained(folder / "image_encoder")
                 model.processor.save_pretrained(folder / "image_encoder")
             model.train()

@@ -1,4 +1,6 @@
-"""Trains the autoencoder: 128 px pictures to 16x16 latents of 16 channels and back. Run again to go on.
+"""Trains the autoencoder: 128 px pictures to 16x16 latents of 16 channels and back.
+
+Run again to continue.
 
     python train_autoencoder.py --steps 4000                  # encoder and decoder
     python train_autoencoder.py --decoder-only --steps 20000  # later: a better decoder for the same latents
@@ -21,8 +23,8 @@ from autoencoder_start import start_from_components
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import TO_PACKAGE, Shard, shard_paths
 from face_loss import FaceLoss
+from lr_scheduler import learning_rate
 from precision import mixed_precision
-from schedule import learning_rate
 from workspace import add_work_dir
 
 from facesnap_diffusers.nano.autoencoder import PATCH, AutoencoderPatch
@@ -163,12 +165,12 @@ def main():
     add_work_dir(parser)
     parser.add_argument("--steps", type=int, default=3000)
     parser.set_defaults(phase="joint")
-    others = parser.add_mutually_exclusive_group()
+    phases = parser.add_mutually_exclusive_group()
     choice = {"dest": "phase", "action": "store_const"}
-    others.add_argument(
+    phases.add_argument(
         "--decoder-only", const="decoder", help="keep the trained encoder, train its decoder on", **choice
     )
-    others.add_argument(
+    phases.add_argument(
         "--faces", const="faces", help="the same on whole pictures, with the face loss besides", **choice
     )
     parser.add_argument("--threads", type=int, default=2)

@@ -1,4 +1,6 @@
-"""Trains the text-to-image base on the latents of a trained autoencoder. Run again to go on.
+"""Trains the text-to-image base on the latents of a trained autoencoder.
+
+Run again to continue.
 
     python train_base.py --images 1500000
     python train_base.py --images 50000 --faces --learning-rate 3e-4     # a finished one, see restore.py
@@ -24,9 +26,9 @@ from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import TO_PACKAGE, Shard, shard_paths
 from diffusers import StableDiffusionPipeline
 from face_loss import drawn_faces_loss
+from lr_scheduler import learning_rate
 from people.captions import caption
 from precision import avoid_slow_kernels, mixed_precision
-from schedule import learning_rate
 from torch import nn
 from train_autoencoder import feature_weights, to_tensor
 from workspace import add_work_dir, save_array
@@ -141,7 +143,7 @@ class BaseModel(nn.Module):
         return self.text_encoder(tokens.input_ids)[0]
 
     def losses(self, latents, weights, captions, timesteps, noise) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The training loss, the plain error of the predicted velocity, and the clean latents that it amounts to.
+        """The training loss, the plain error of the predicted velocity, and the clean latents implied by it.
 
         Min-SNR weighting (Hang et al. 2023, arXiv 2303.09556) for a velocity: min(SNR, limit) / (SNR + 1).
         """

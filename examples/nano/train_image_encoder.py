@@ -1,4 +1,6 @@
-"""A tiny CLIP of rendered people: the adapter's image encoder, and the judge of prompts. Run again to go on.
+"""A tiny CLIP of rendered people: the adapter's image encoder, and the judge of prompts.
+
+Run again to continue.
 
     python train_image_encoder.py --steps 2000
 
@@ -18,9 +20,9 @@ import torch.nn.functional as F
 from base_model import TEXT_LENGTH, create_tokenizer
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import TO_PACKAGE, Shard, shard_paths
+from lr_scheduler import learning_rate
 from people.captions import caption
 from precision import mixed_precision
-from schedule import learning_rate
 from torch import nn
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPVisionModelWithProjection
 from workspace import add_work_dir
@@ -94,8 +96,8 @@ class Training(nn.Module):
 
 def contrast(a: torch.Tensor, b: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     logits = scale * F.normalize(a) @ F.normalize(b).T
-    truth = torch.arange(len(a))
-    return (F.cross_entropy(logits, truth) + F.cross_entropy(logits.T, truth)) / 2
+    targets = torch.arange(len(a))
+    return (F.cross_entropy(logits, targets) + F.cross_entropy(logits.T, targets)) / 2
 
 
 def main():
@@ -128,8 +130,8 @@ def main():
         if step % 200 == 0 or step == args.steps:
             with average, torch.no_grad():
                 fixed = np.random.default_rng(1)
-                found = [model.losses(*held_out.batch(PEOPLE, fixed)) for _ in range(4)]
-            c, v = (float(np.mean([f[k].item() for f in found])) for k in (0, 1))
+                held_out_losses = [model.losses(*held_out.batch(PEOPLE, fixed)) for _ in range(4)]
+            c, v = (float(np.mean([f[k].item() for f in held_out_losses])) for k in (0, 1))
             print(f"step {step}: captions {c:.3f}, views {v:.3f} (chance {np.log(PEOPLE):.2f}), "
                   f"{(time.time() - started) / (step - first):.2f} s a step", flush=True)  # fmt: skip
             save_checkpoint(folder / "training.pt", step, model, average, optimizer, rng)

@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from attributes import CLASSES, class_numbers
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import Shard, shard_paths
+from lr_scheduler import learning_rate
 from people.face_model import FaceModel
-from schedule import learning_rate
 from teach_image_encoder import CLOSED, EYES, UNKNOWN, person_masks
 from torch import nn
 from train_autoencoder import to_tensor

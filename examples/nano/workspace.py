@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from facesnap_diffusers.files import atomic_file
+
 
 def add_work_dir(parser: argparse.ArgumentParser):
     default = os.environ.get("FACESNAP_NANO_DIR", Path.home() / ".cache/facesnap-nano")
@@ -17,16 +19,7 @@ def add_work_dir(parser: argparse.ArgumentParser):
 
 
 def save_array(path: Path, array: np.ndarray):
-    def write(temporary: Path):
-        with open(temporary, "wb") as file:
-            np.save(file, array)
-
-    replace_atomically(path, write)
-
-
-def replace_atomically(path: Path, write):
-    """Calls `write(temporary_path)`, then renames: a reader or a killed run never leaves half a file."""
+    """Writes a `.npy` file whole or not at all, and its folder where there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    write(temporary)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        np.save(temporary, array)

@@ -1,5 +1,7 @@
 """The errors that this package raises on purpose. Each message is one line: what was wrong, then what to do."""
 
+import math
+import operator
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,10 @@ class FaceEncoderMismatchError(AdapterError):
     """Face embeddings come from another face encoder than the adapter was trained with."""
 
 
+class TrainingError(FaceSnapError, RuntimeError):
+    """Training cannot go on: its weights diverge, or a checkpoint cannot be written."""
+
+
 class MissingDependencyError(FaceSnapError, ImportError):
     """An optional dependency is needed and not installed."""
 
@@ -42,6 +48,46 @@ def check_text(name: str, value: Any) -> None:
     """Raises [`InputError`] unless `value` is a string, or `None`."""
     if value is not None and not isinstance(value, str):
         raise InputError(f"{name} must be a str, got {type(value).__name__}")
+
+
+def as_number(name: str, value: Any, low: float = -math.inf, high: float = math.inf, unit: str = "") -> float:
+    """
+    `value` as a finite float from `low` to `high`. Raises [`InputError`] for anything else: booleans and strings, what
+    cannot be converted, NaN, infinity, integers too large for a float.
+    """
+    if not isinstance(value, (bool, str, bytes)):
+        try:
+            number = float(value)
+        except Exception:  # `__float__` of another library's class may raise anything
+            number = math.nan
+        if math.isfinite(number) and low <= number <= high:
+            return number
+    limits = f" from {low:g} to {high:g}" if math.isfinite(low) and math.isfinite(high) else ""
+    if not limits and math.isfinite(low):
+        limits = f" of at least {low:g}"
+    raise InputError(f"{name} must be a finite number{unit}{limits}, got {shown(value)}")
+
+
+def as_integer(name: str, value: Any, low: int, high: int) -> int:
+    """`value` as an integer from `low` to `high`. Raises [`InputError`] for anything else, booleans too."""
+    if not isinstance(value, bool):
+        try:
+            integer = operator.index(value)
+        except Exception:  # as in as_number
+            integer = low - 1
+        if low <= integer <= high:
+            return integer
+    raise InputError(f"{name} must be an integer from {low} to {high}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """What a message shows of a value: its `repr` in one line of at most 60 characters. Raises nothing."""
+    try:
+        text = repr(value[:61] if isinstance(value, (str, bytes)) else value)
+    except Exception:  # integers of over 4,300 digits, classes with a faulty `__repr__`
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.split())
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def one_line(error: BaseException) -> str:

@@ -1,3 +1,5 @@
+"""What photos say about a person, to be saved and used again."""
+
 from __future__ import annotations
 
 import json
@@ -23,8 +25,8 @@ class FaceIdentity:
     What one or several photos say about a person: made once with `pipe.encode_face(...)`, saved, and used again.
 
     Attributes:
-        face_embeds (`torch.Tensor` of shape `(face_embed_dim,)`): The recogniser's embedding; the mean over the photos.
-        face_encoder (`str`): The recogniser that made it, e.g. `"insightface/w600k_r50"`.
+        face_embeds (`torch.Tensor` of shape `(face_embed_dim,)`): The recognizer's embedding; the mean over the photos.
+        face_encoder_id (`str`): The recognizer that made it, e.g. `"insightface/w600k_r50"`.
         landmarks (`torch.Tensor` of shape `(68 | 72, 2 | 3)`, *optional*): The face in the first photo, in pixels of
             it: x to the right, y down, z towards the camera.
         shape (`torch.Tensor` of shape `(n,)`, *optional*): Shape coefficients of the landmark predictor; the mean over
@@ -32,18 +34,18 @@ class FaceIdentity:
         photo_size (`tuple[int, int]`, *optional*): Height and width of the first photo, in pixels.
         image_hidden_states (`torch.Tensor` of shape `(sequence, width)`, *optional*): CLIP's hidden states of the face
             crops of all photos, one after the other.
-        image_encoder (`str`, *optional*): The image encoder that made them.
+        image_encoder_id (`str`, *optional*): The image encoder that made them.
         photo_embeds (`torch.Tensor` of shape `(photos, face_embed_dim)`, *optional*): The embedding of each photo, where
             there are several.
     """
 
     face_embeds: torch.Tensor
-    face_encoder: str
+    face_encoder_id: str
     landmarks: torch.Tensor | None = None
     shape: torch.Tensor | None = None
     photo_size: tuple[int, int] | None = None
     image_hidden_states: torch.Tensor | None = None
-    image_encoder: str | None = None
+    image_encoder_id: str | None = None
     photo_embeds: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
@@ -82,9 +84,9 @@ class FaceIdentity:
             )
         if self.photo_size is not None and not _is_size(self.photo_size):
             raise InputError(f"photo_size must be height and width in pixels, got {self.photo_size!r}")
-        if not isinstance(self.face_encoder, str):
-            raise InputError(f"face_encoder must be a str, got {type(self.face_encoder).__name__}")
-        check_text("image_encoder", self.image_encoder)
+        if not isinstance(self.face_encoder_id, str):
+            raise InputError(f"face_encoder_id must be a str, got {type(self.face_encoder_id).__name__}")
+        check_text("image_encoder_id", self.image_encoder_id)
 
     @classmethod
     def fuse(cls, identities: Sequence[FaceIdentity]) -> FaceIdentity:
@@ -98,15 +100,15 @@ class FaceIdentity:
         if len(identities) == 1:
             return first
         for other in identities[1:]:
-            if (other.face_encoder, other.image_encoder) != (first.face_encoder, first.image_encoder):
+            if (other.face_encoder_id, other.image_encoder_id) != (first.face_encoder_id, first.image_encoder_id):
                 raise FaceEncoderMismatchError(
-                    f"identities come from different encoders ({first.face_encoder} and {other.face_encoder});"
+                    f"identities come from different encoders ({first.face_encoder_id} and {other.face_encoder_id});"
                     " encode all photos with one"
                 )
             if other.face_embeds.shape != first.face_embeds.shape:
                 raise InputError(
                     f"identities have embeddings of {len(first.face_embeds)} and {len(other.face_embeds)} numbers;"
-                    " encode all photos with one recogniser"
+                    " encode all photos with one recognizer"
                 )
         embeds = torch.stack([identity.face_embeds for identity in identities])
         length = embeds.norm(dim=-1).mean()
@@ -130,8 +132,8 @@ class FaceIdentity:
         metadata = {
             "format": "facesnap_identity",
             "version": FORMAT_VERSION,
-            "face_encoder": self.face_encoder,
-            "image_encoder": json.dumps(self.image_encoder),
+            "face_encoder": self.face_encoder_id,
+            "image_encoder": json.dumps(self.image_encoder_id),
             "photo_size": json.dumps(self.photo_size),
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -145,23 +147,25 @@ class FaceIdentity:
         """Reads an identity that [`save`] wrote. Raises [`InputError`] for any other file."""
         check_path("path", path)
         if not Path(path).is_file():
-            raise InputError(f"path {path} is no file; save an identity with identity.save(path) first")
+            raise InputError(f"path {path} is not a file; save an identity with identity.save(path) first")
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise InputError(
-                f"path {path} is no readable safetensors file ({error}); save the identity again"
+                f"path {path} is not a readable safetensors file ({error}); save the identity again"
             ) from None
         if metadata.get("format") != "facesnap_identity" or metadata.get("version") != FORMAT_VERSION:
-            raise InputError(f"path {path} holds no FaceSnap identity of version {FORMAT_VERSION}; save it again")
+            raise InputError(
+                f"path {path} does not hold a FaceSnap identity of version {FORMAT_VERSION}; save it again"
+            )
         if "face_embeds" not in tensors or not set(tensors) <= set(_TENSORS):
             raise InputError(f"path {path} holds other tensors than an identity has; save it again")
         photo_size = json.loads(metadata["photo_size"])
         return cls(
-            face_encoder=metadata["face_encoder"],
-            image_encoder=json.loads(metadata["image_encoder"]),
+            face_encoder_id=metadata["face_encoder"],
+            image_encoder_id=json.loads(metadata["image_encoder"]),
             photo_size=tuple(photo_size) if photo_size else None,
             **tensors,
         )

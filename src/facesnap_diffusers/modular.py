@@ -10,15 +10,16 @@ load_facesnap_adapter(pipe, "owner/adapter")
 image = pipe(prompt="portrait as an astronaut", face_image="photo.jpg", output="images")[0]
 ```
 
-`pipe.face_analyzer` finds the faces; it is made from the adapter's config unless you set your own. The stock blocks stay
-as they are: one block of ours goes between text encoding and denoising
-([`FaceSnapXLIdentityStep`]), and one holds identity attention and FFRNet in place while the stock denoising runs
-([`FaceSnapXLCoreDenoiseStep`]).
+The stock blocks stay as they are: one block of ours goes between text encoding and denoising
+([`FaceSnapXLIdentityStep`]), and one brings identity attention and FFRNet to the stock denoising
+([`FaceSnapXLCoreDenoiseStep`]). `pipe.face_analyzer` may be set to another one than the adapter's default. What
+`save_pretrained` writes, `ModularPipeline.from_pretrained` loads with these blocks once this module is imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -31,19 +32,29 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 )
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .adapter import ADAPTER_COMPONENTS
+from ._upstream import register_in_diffusers
+from .adapter.folder import ADAPTER_COMPONENTS, AdapterSource, check_fit, read_adapter
+from .adapter.lifecycle import conditioner_of
 from .errors import InputError
-from .faces.key_points import draw_for_style
 from .models.attention import IdentityAttention
 from .models.ffrnet import FFRNet
 from .models.landmark_predictor import LandmarkPredictor
 from .models.mixer import FacialAttributeMixer
 from .pipelines.control import RoutedControlNet
-from .pipelines.facesnap_xl import FaceSnapXLPipeline
 from .pipelines.mixin import append_tokens
+from .steering import Steering
 
 
-_STEERING = ("pose_image", "pose", "expression", "face_box", "face_index")
+def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: Any, **kwargs: Any) -> None:
+    """As [`~FaceSnapAdapterMixin.load_facesnap_adapter`], onto any modular pipeline with FaceSnap's blocks."""
+    config, modules = read_adapter(AdapterSource(*args, **kwargs), components.unet)
+    check_fit(config, modules, components.unet)
+    for module in modules.values():
+        if isinstance(module, torch.nn.Module):
+            module.eval().requires_grad_(False).to(components.unet.device)
+    components.update_components(
+        **{name: modules.get(name) for name in ADAPTER_COMPONENTS}, facesnap_config=vars(config)
+    )
 
 
 class FaceSnapXLIdentityStep(ModularPipelineBlocks):
@@ -83,7 +94,8 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
                 "face_box", description="Where the face goes: left, top, right, bottom as shares of the image."
             ),
             InputParam("face_index", description="Which face to take where a photo shows several."),
-            InputParam("landmarks_scale", type_hint=float, default=1.0, description="Weight of FFRNet."),
+            InputParam("landmark_scale", type_hint=float, default=1.0, description="Scale of FFRNet."),
+            InputParam("controlnet_conditioning_scale", default=1.0, description="Scale of a further ControlNet."),
             InputParam("height", type_hint=int),
             InputParam("width", type_hint=int),
             InputParam("image"),
@@ -99,7 +111,7 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
             OutputParam("negative_prompt_embeds", type_hint=torch.Tensor, kwargs_type="denoiser_input_fields"),
             OutputParam("num_identity_tokens", type_hint=int, description="0 without a face."),
             OutputParam("control_image", type_hint=torch.Tensor, description="The landmark image."),
-            OutputParam("controlnet_conditioning_scale", type_hint=float, description="The weight of FFRNet."),
+            OutputParam("controlnet_conditioning_scale", type_hint=float, description="The scale of FFRNet."),
         ]
 
     @torch.no_grad()
@@ -108,25 +120,25 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
     ) -> tuple[StableDiffusionXLModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
         block_state.num_identity_tokens = 0
-        block_state.controlnet_conditioning_scale = state.get("controlnet_conditioning_scale", 1.0)
+        steering = Steering(**{field.name: getattr(block_state, field.name) for field in fields(Steering)})
         if block_state.face_image is not None or block_state.identity is not None:
-            self._add_identity(components, block_state)
-        else:
-            asked = [name for name in _STEERING if getattr(block_state, name) is not None]
-            if asked:
-                raise InputError(f"{asked[0]}= steers a face; pass face_image= or identity= too")
+            self._add_identity(components, block_state, steering)
+        elif steering.given:
+            raise InputError(f"{steering.given[0]}= steers a face; pass face_image= or identity= too")
         self.set_block_state(state, block_state)
         return components, state
 
-    def _add_identity(self, components: StableDiffusionXLModularPipeline, block_state: Any) -> None:
+    def _add_identity(
+        self, components: StableDiffusionXLModularPipeline, block_state: Any, steering: Steering
+    ) -> None:
         if block_state.control_image is not None:
             raise InputError("control_image= is for further ControlNets, which go with FaceSnapXLPipeline only")
-        pipe = _as_pipeline(components)
-        identities = pipe._identities(block_state.face_image, block_state.identity, block_state.face_index, None)
+        conditioner = conditioner_of(components, "identity=", getattr(components, "face_analyzer", None))
+        identities = conditioner.identities(block_state.face_image, block_state.identity, block_state.face_index)
         prompts = len(block_state.prompt_embeds)
         if prompts % len(identities):
             raise InputError(f"there are {len(identities)} faces for {prompts} prompts; give as many prompts as faces")
-        tokens, unconditional_tokens = pipe._mix(identities)
+        tokens, unconditional_tokens = conditioner.tokens(identities)
         block_state.num_identity_tokens = tokens.shape[1]
         block_state.prompt_embeds = append_tokens(block_state.prompt_embeds, tokens)
         if block_state.negative_prompt_embeds is not None:
@@ -134,17 +146,14 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
                 block_state.negative_prompt_embeds, unconditional_tokens
             )
         if components.ffrnet is not None:
-            height, width = _image_size(pipe, block_state)
-            steering = {name: getattr(block_state, name) for name in _STEERING}
-            style = pipe._require_adapter("identity=").landmark_style
-            points = pipe.predict_landmarks(identities, height=height, width=width, **steering)
-            block_state.control_image = draw_for_style(style, points.float(), height, width)
-            block_state.controlnet_conditioning_scale = float(block_state.landmarks_scale)
-        components.face_analyzer = pipe.face_analyzer  # made once, then kept
+            height, width = _image_size(components, block_state)
+            points = conditioner.landmarks(identities, steering, height, width)
+            block_state.control_image = conditioner.landmark_picture(points, height, width)
+            block_state.controlnet_conditioning_scale = float(block_state.landmark_scale)
 
 
 class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
-    """The stock denoising, with identity attention in the UNet and FFRNet as its ControlNet while a face is in play."""
+    """The stock denoising; in a call with a face, with identity attention in the UNet and FFRNet as its ControlNet."""
 
     @property
     def description(self) -> str:
@@ -163,7 +172,7 @@ class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
         return [
             *super().inputs,
             InputParam(
-                "identity_scale", default=1.0, description="Weight of the identity attention, or weights by layer."
+                "identity_scale", default=1.0, description="Scale of the identity attention, or scales by layer."
             ),
         ]
 
@@ -174,17 +183,16 @@ class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
         num_tokens = state.get("num_identity_tokens", 0)
         if not num_tokens:
             return super().__call__(components, state)
-        scale: float | Mapping[str, float] = state.get("identity_scale", 1.0)
-        attention, own_controlnet = components.identity_attention, components.controlnet
+        call = copy.copy(components)  # what this call changes, others do not see
+        attention, scale = components.identity_attention, state.get("identity_scale", 1.0)
         if attention is None:
-            attention, scale = IdentityAttention(layers={}), 0.0
-        with attention.attached(components.unet, num_tokens, scale):
-            if components.ffrnet is not None:
-                components.controlnet = RoutedControlNet(components.ffrnet, num_tokens, "identity")
-            try:
-                return super().__call__(components, state)
-            finally:
-                components.controlnet = own_controlnet
+            attention = IdentityAttention(layers={})
+        context = attention.context(components.unet, num_tokens, scale)
+        state.set("cross_attention_kwargs", {**(state.get("cross_attention_kwargs") or {}), **context.as_kwargs()})
+        if components.ffrnet is not None:
+            call.controlnet = RoutedControlNet(components.ffrnet, num_tokens, "identity")
+        _, state = super().__call__(call, state)
+        return components, state
 
 
 class FaceSnapXLBlocks(SequentialPipelineBlocks):
@@ -207,31 +215,13 @@ class FaceSnapXLBlocks(SequentialPipelineBlocks):
         return "Stable Diffusion XL with the identity of a person from one photo (FaceSnap, arXiv 2602.00627)."
 
 
-def _image_size(pipe: FaceSnapXLPipeline, block_state: Any) -> tuple[int, int]:
+register_in_diffusers(FaceSnapXLBlocks)
+
+
+def _image_size(components: StableDiffusionXLModularPipeline, block_state: Any) -> tuple[int, int]:
     """As the stock blocks: what is asked for, else that of the initial image, else the base model's."""
-    size = {"height": block_state.height, "width": block_state.width}
+    height, width = block_state.height, block_state.width
     if block_state.image is not None:
         image = block_state.image[0] if isinstance(block_state.image, list) else block_state.image
-        size["height"], size["width"] = pipe.image_processor.get_default_height_width(image, **size)
-    return pipe._image_size(size)
-
-
-def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: Any, **kwargs: Any) -> None:
-    """As [`~FaceSnapAdapterMixin.load_facesnap_adapter`], onto a modular pipeline with FaceSnap's blocks."""
-    pipe = _as_pipeline(components)
-    pipe.load_facesnap_adapter(*args, **kwargs)
-    parts = {name: getattr(pipe, name) for name in ADAPTER_COMPONENTS}
-    components.update_components(**parts, facesnap_config=pipe.config.facesnap_config)
-
-
-def _as_pipeline(components: StableDiffusionXLModularPipeline) -> FaceSnapXLPipeline:
-    """A pipeline of the same components: it knows how to load adapters, and what to do with a face."""
-    shared = ("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "scheduler")
-    pipe = FaceSnapXLPipeline(
-        **{name: getattr(components, name) for name in shared},
-        **{name: getattr(components, name) for name in ADAPTER_COMPONENTS},
-        facesnap_config=components.config.facesnap_config,
-        add_watermarker=False,
-    )
-    pipe.face_analyzer = getattr(components, "face_analyzer", None)
-    return pipe
+        height, width = components.image_processor.get_default_height_width(image, height, width)
+    return height or components.default_height, width or components.default_width

@@ -13,10 +13,12 @@ sys.path.insert(0, str(ROOT / "examples/nano"))
 @pytest.fixture(scope="session")
 def ict_model():
     """The morphable model's file."""
-    path = ROOT.parent / "shared/data/ict_facekit/ict_face_model.npz"
-    if not path.exists():
-        pytest.skip("../shared/data/ict_facekit is not there")
-    return path
+    from people.face_model import find_face_model
+
+    try:
+        return find_face_model()
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -16,9 +16,9 @@ from prepare_shards import scene_caption  # noqa: E402
 from start_adapter import whiten_face_projection  # noqa: E402
 from train_image_encoder import contrast  # noqa: E402
 
+from facesnap_diffusers.data.recognition_crop import align_faces  # noqa: E402
 from facesnap_diffusers.faces.alignment import align_face  # noqa: E402
 from facesnap_diffusers.models.mixer import FacialAttributeMixer  # noqa: E402
-from facesnap_diffusers.training.alignment import align_faces  # noqa: E402
 
 
 def smooth_picture(side: int = 128) -> np.ndarray:

@@ -34,8 +34,8 @@ def test_every_caption_word_is_one_token(tmp_path):
 
 
 def test_tokens_have_the_same_numbers_every_time():
-    first, *others = (create_tokenizer().get_vocab() for _ in range(5))
-    assert all(vocab == first for vocab in others)
+    first, *other_vocabularies = (create_tokenizer().get_vocab() for _ in range(5))
+    assert all(vocab == first for vocab in other_vocabularies)
 
 
 def test_renumbered_tokens_mean_the_same():
@@ -78,14 +78,16 @@ def test_autoencoder_saves_and_loads(tmp_path):
     loaded = AutoencoderPatch.from_pretrained(tmp_path)
     torch.testing.assert_close(loaded(images).sample, vae(images).sample)
     assert isinstance(loaded, AutoencoderKL)
-    assert loaded.config.scaling_factor == 2.5 and len(loaded.config.block_out_channels) == 4
+    assert loaded.config.scaling_factor == 2.5
+    assert len(loaded.config.block_out_channels) == 4
 
 
 def test_scheduler_ends_in_pure_noise():
     scheduler = create_scheduler()
     assert scheduler.alphas_cumprod[-1].item() == pytest.approx(0.0, abs=1e-6)
     scheduler.set_timesteps(20)
-    assert scheduler.timesteps[0].item() == 999 and np.all(np.diff(scheduler.timesteps.numpy()) < 0)
+    assert scheduler.timesteps[0].item() == 999
+    assert np.all(np.diff(scheduler.timesteps.numpy()) < 0)
 
 
 def test_stock_pipelines_take_the_parts(tmp_path):
@@ -108,7 +110,8 @@ def test_stock_pipelines_take_the_parts(tmp_path):
         p("a photo of a person", generator=torch.Generator().manual_seed(0), **arguments).images
         for p in (pipeline, loaded)
     ]
-    assert images[0].shape == (1, 128, 128, 3) and np.isfinite(images[0]).all()
+    assert images[0].shape == (1, 128, 128, 3)
+    assert np.isfinite(images[0]).all()
     np.testing.assert_allclose(images[0], images[1], atol=1e-5)
     again = StableDiffusionImg2ImgPipeline.from_pipe(loaded, vae=loaded.vae)
     output = again("a photo of a person", image=images[0], strength=1.0, **arguments).images

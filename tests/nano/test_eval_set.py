@@ -18,11 +18,10 @@ from people.captions import person_clauses  # noqa: E402
 from people.sampling import sample_person, sample_scene  # noqa: E402
 
 from facesnap_diffusers import DlibFaceAnalyzer, HeadPose, load_landmark_predictor  # noqa: E402
-from facesnap_diffusers.evaluation.protocols import load_protocol  # noqa: E402
-from facesnap_diffusers.framing import fit_into_box  # noqa: E402
+from facesnap_diffusers.evaluation.benchmarks import load_benchmark  # noqa: E402
 from facesnap_diffusers.models.landmark_predictor import FaceCoefficients  # noqa: E402
-from facesnap_diffusers.nano.framing import portrait_box  # noqa: E402
-from facesnap_diffusers.pipelines.steering import as_boxes  # noqa: E402
+from facesnap_diffusers.nano.portrait_box import portrait_box  # noqa: E402
+from facesnap_diffusers.steering import as_boxes, fit_into_box  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +32,13 @@ def eval_set(renderer, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def protocol(eval_set):
-    return load_protocol("nano", eval_set)
+def benchmark(eval_set):
+    return load_benchmark("nano", eval_set)
 
 
-def error_of(points: np.ndarray, truth: np.ndarray) -> float:
-    """Mean distance by that of the truth's outer eye corners."""
-    return np.linalg.norm(points - truth, axis=1).mean() / np.linalg.norm(truth[36] - truth[45])
+def error_of(points: np.ndarray, ground_truth: np.ndarray) -> float:
+    """Mean distance by that of the ground truth's outer eye corners."""
+    return np.linalg.norm(points - ground_truth, axis=1).mean() / np.linalg.norm(ground_truth[36] - ground_truth[45])
 
 
 def retargeted(predictor, ict_model, index: int, case, pose: HeadPose) -> np.ndarray:
@@ -57,17 +56,18 @@ def retargeted(predictor, ict_model, index: int, case, pose: HeadPose) -> np.nda
     return fit_into_box(predictor.decode(posed), predictor.decode(frontal), box, 128, 128)[0].numpy()
 
 
-def test_exact_coefficients_land_on_the_truth(renderer, ict_model, protocol):
-    """Signs, order of rotations, expression and box at once: the truth's landmarks are the renderer's own."""
+def test_exact_coefficients_land_on_the_truth(renderer, ict_model, benchmark):
+    """Signs, order of rotations, expression and box at once: the ground truth's landmarks are the renderer's own."""
     predictor = load_landmark_predictor()
-    assert len(protocol.cases) == 6 and len(as_boxes([case.face_box for case in protocol.cases])) == 6
-    errors: dict[str, list[float]] = {"as asked": [], "other yaw": [], "other pitch": [], "other roll": []}
-    for number, case in enumerate(protocol.cases):
-        truth = true_landmarks(renderer, case)
+    assert len(benchmark.cases) == 6
+    assert len(as_boxes([case.face_box for case in benchmark.cases])) == 6
+    errors: dict[str, list[float]] = {"as in the case": [], "other yaw": [], "other pitch": [], "other roll": []}
+    for number, case in enumerate(benchmark.cases):
+        ground_truth = true_landmarks(renderer, case)
         yaw, pitch, roll = case.pose.as_tuple()
         poses = (case.pose, HeadPose(-yaw, pitch, roll), HeadPose(yaw, -pitch, roll), HeadPose(yaw, pitch, -roll))
         for name, pose in zip(errors, poses):
-            errors[name].append(error_of(retargeted(predictor, ict_model, number // 2, case, pose), truth))
+            errors[name].append(error_of(retargeted(predictor, ict_model, number // 2, case, pose), ground_truth))
     exact, *mirrored = errors.values()
     assert max(exact) < 0.05
     for other in mirrored:
@@ -77,39 +77,40 @@ def test_exact_coefficients_land_on_the_truth(renderer, ict_model, protocol):
 def true_landmarks(renderer, case) -> np.ndarray:
     """The scene of a case is found again by its true picture."""
     index = int(case.person)
-    truth = np.array(PIL.Image.open(case.truth))
+    ground_truth = np.array(PIL.Image.open(case.ground_truth))
     for view in range(60):
         scene = sample_scene(SEED, index, view, renderer.model.expression_index)
         if scene.background_name == case.background and scene.expression_name == case.group:
             portrait = renderer.render(sample_person(SEED, index), scene)
-            if np.array_equal(portrait.image, truth):
+            if np.array_equal(portrait.image, ground_truth):
                 return portrait.landmarks - 0.5
     raise AssertionError(f"the true picture of {case.id} is none of the person's views")
 
 
-def test_driving_landmarks_are_another_persons(renderer, protocol):
+def test_driving_landmarks_are_another_persons(renderer, benchmark):
     """Same place and scale, other proportions."""
-    for case in protocol.cases:
+    for case in benchmark.cases:
         error = error_of(np.array(case.driving_landmarks), true_landmarks(renderer, case))
         assert 0.02 < error < 0.3
 
 
-def test_cases_differ_from_the_reference(protocol):
+def test_cases_differ_from_the_reference(benchmark):
     analyzer, predictor = DlibFaceAnalyzer(), load_landmark_predictor()
 
     def rotation(path):
         (face,) = analyzer.analyze(np.array(PIL.Image.open(path)))
         return predictor.encode(torch.from_numpy(face.landmarks)[None]).rotation[0]
 
-    for case in protocol.cases:
-        reference, truth = rotation(case.reference[0]), rotation(case.truth)
-        assert (reference - truth).abs().max() > 8
-        assert (truth - torch.tensor(case.pose.as_tuple())).abs()[0] < 15
+    for case in benchmark.cases:
+        reference, ground_truth = rotation(case.reference[0]), rotation(case.ground_truth)
+        assert (reference - ground_truth).abs().max() > 8
+        assert (ground_truth - torch.tensor(case.pose.as_tuple())).abs()[0] < 15
 
 
-def test_prompts_say_nothing_about_the_person(protocol):
-    for number, case in enumerate(protocol.cases):
-        assert case.background in case.prompt and case.group in case.prompt
+def test_prompts_say_nothing_about_the_person(benchmark):
+    for number, case in enumerate(benchmark.cases):
+        assert case.background in case.prompt
+        assert case.group in case.prompt
         for clause in person_clauses(sample_person(SEED, number // 2).attributes):
             assert clause not in case.prompt
 

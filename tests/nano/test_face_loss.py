@@ -17,8 +17,8 @@ from train_autoencoder import to_tensor  # noqa: E402
 from train_base import BaseModel  # noqa: E402
 
 from facesnap_diffusers import load_nano_pipeline, nano_people  # noqa: E402
-from facesnap_diffusers.training.config import IdentityLossConfig, LossConfig  # noqa: E402
 from facesnap_diffusers.training.objective import Objective  # noqa: E402
+from facesnap_diffusers.training.training_config import IdentityLossConfig, LossConfig  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +42,10 @@ def test_the_loss_is_smallest_for_the_same_face(pictures, landmarks):
     with torch.no_grad():
         same = face_loss(pictures, pictures, landmarks)
         spoiled = face_loss(blurred, pictures, landmarks)
-        others = face_loss(pictures.roll(1, 0), pictures, landmarks)
+        other_faces = face_loss(pictures.roll(1, 0), pictures, landmarks)
     torch.testing.assert_close(same, torch.zeros(3), atol=1e-5, rtol=0)
-    assert (spoiled > 0.1).all() and (others > spoiled).all()
+    assert (spoiled > 0.1).all()
+    assert (other_faces > spoiled).all()
 
 
 def test_predicted_latents_are_those_of_the_velocity():
@@ -71,7 +72,9 @@ def test_faces_are_judged_where_there_is_signal(pictures, landmarks):
 
     loss = loss_of(wrong, signal)
     (gradient,) = torch.autograd.grad(loss, wrong)
-    assert gradient[0].any() and gradient[2].any() and not gradient[1].any()
+    assert gradient[0].any()
+    assert gradient[2].any()
+    assert not gradient[1].any()
     with torch.no_grad():
         assert loss_of(latents, signal) < 1e-4 < loss
         assert loss_of(wrong, torch.zeros(3)) == 0
@@ -81,8 +84,8 @@ def test_edge_strength():
     stripes = torch.tensor([-1.0, 1.0]).repeat(PATCH).expand(1, 3, 2 * PATCH, 2 * PATCH)
     # the last pixel of a row has no neighbour
     expected = torch.tensor([2, 2 * ((PATCH - 1) / PATCH) ** 0.5]).expand(1, 3, 2, 2)
-    for pictures, found in ((stripes, expected), (stripes.mT, expected.mT)):
-        torch.testing.assert_close(edge_strength(pictures), found, atol=1e-3, rtol=0)
+    for pictures, strength in ((stripes, expected), (stripes.mT, expected.mT)):
+        torch.testing.assert_close(edge_strength(pictures), strength, atol=1e-3, rtol=0)
 
 
 def test_samples_are_compared_with_the_true_pictures(pictures, landmarks):
@@ -97,13 +100,15 @@ def test_samples_are_compared_with_the_true_pictures(pictures, landmarks):
     def loss_of(sampled):
         return sample_loss(objective=objective, batch=batch, latents=latents, sampled_latents=sampled, step=0)
 
-    others = latents.roll(1, 0).requires_grad_(True)
-    (gradient,) = torch.autograd.grad(loss_of(others), others)
+    other_latents = latents.roll(1, 0).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(loss_of(other_latents), other_latents)
     # nobody knows where the face of the first one should be
-    assert gradient[1].any() and gradient[2].any() and not gradient[0].any()
+    assert gradient[1].any()
+    assert gradient[2].any()
+    assert not gradient[0].any()
     assert loss_of(None) == 0
     with torch.no_grad():
-        assert loss_of(latents) < 1e-4 < loss_of(blurred) < loss_of(others)
-        assert loss_of(torch.cat([others[:1], latents[1:]])) < 1e-4
+        assert loss_of(latents) < 1e-4 < loss_of(blurred) < loss_of(other_latents)
+        assert loss_of(torch.cat([other_latents[:1], latents[1:]])) < 1e-4
         nobody = {**batch, "without_identity": ~left_out}
-        assert sample_loss(objective=objective, batch=nobody, latents=latents, sampled_latents=others) == 0
+        assert sample_loss(objective=objective, batch=nobody, latents=latents, sampled_latents=other_latents) == 0

@@ -56,8 +56,9 @@ def test_picture_is_where_the_landmarks_say(renderer):
             center = (low + high) / 2
             x, y = center.astype(int)
             window = portrait.image[y - 8 : y + 9, x - 8 : x + 9].astype(int).sum(-1)
-            dark = np.argwhere(window <= np.sort(window.ravel())[8]).mean(0)[::-1] + [x - 8, y - 8]
-            assert np.all(dark > low - 1) and np.all(dark < high + 1)
+            dark = np.argwhere(window <= np.sort(window.ravel())[8]).mean(0)[::-1] + np.array([x - 8, y - 8])
+            assert np.all(dark > low - 1)
+            assert np.all(dark < high + 1)
 
 
 def test_angles_turn_the_head_the_documented_way():
@@ -110,7 +111,8 @@ def test_mirrored_captions_swap_left_and_right_only():
     for direction in DIRECTIONS:
         plain = scene_clauses(attributes | {"direction": direction})
         mirrored = scene_clauses(attributes | {"direction": direction}, mirrored=True)
-        assert mirrored[1] == swapped[direction] and plain[1] == direction
+        assert mirrored[1] == swapped[direction]
+        assert plain[1] == direction
         assert plain[:1] + plain[2:] == mirrored[:1] + mirrored[2:]
 
 

@@ -70,8 +70,8 @@ def caption(attributes: dict, mirrored: bool = False, rng: np.random.Generator |
     if rng is not None and rng.random() < 0.25:
         rng.shuffle(clauses)
     if person and clauses[0] == person[0]:
-        return ", ".join([f"{OPENING} with {clauses[0]}"] + clauses[1:])
-    return ", ".join([OPENING] + clauses)
+        return ", ".join([f"{OPENING} with {clauses[0]}", *clauses[1:]])
+    return ", ".join([OPENING, *clauses])
 
 
 def vocabulary() -> list[str]:
@@ -80,5 +80,6 @@ def vocabulary() -> list[str]:
     phrases += [*SKIN_TONES, *EYE_COLORS, *HAIR_COLORS, *SHIRT_COLORS, *BACKGROUND_COLORS, *EXPRESSIONS, *DIRECTIONS]
     phrases += [*_HAIR.values(), *_BEARD.values()]
     words = set(itertools.chain.from_iterable(p.format(color="black").split() for p in phrases))
-    assert set(_HAIR) == set(HAIR_STYLES) and set(_BEARD) == set(BEARDS) - {"none"}
+    assert set(_HAIR) == set(HAIR_STYLES)
+    assert set(_BEARD) == set(BEARDS) - {"none"}
     return sorted(words)

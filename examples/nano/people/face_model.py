@@ -8,7 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import scipy.sparse
+import torch
 from scipy.spatial import cKDTree
+
+from facesnap_diffusers.data.ict_face_model import IctFaceModel
+from facesnap_diffusers.models import landmark_predictor
 
 
 SKIN, MOUTH, SOCKET, GUMS, TEETH, EYE, HAIR, FRAME, SHIRT = range(9)
@@ -41,10 +45,13 @@ def find_face_model(path: str | os.PathLike | None = None) -> Path:
     """
     repository = Path(__file__).resolve().parents[3]
     default = repository.parent / "shared/data/ict_facekit/ict_face_model.npz"
-    found = Path(path or os.environ.get("FACESNAP_ICT_MODEL") or default)
-    if not found.is_file():
-        raise FileNotFoundError(f"no ICT face model at '{found}': pass its path or set FACESNAP_ICT_MODEL")
-    return found
+    file = Path(path or os.environ.get("FACESNAP_ICT_MODEL") or default)
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"no ICT face model at '{file}': clone https://github.com/ICT-VGL/ICT-FaceKit, pack it with"
+            " examples/landmark_predictor/pack.py, and set FACESNAP_ICT_MODEL to the packed file"
+        )
+    return file
 
 
 def smoothstep(low, high, x):
@@ -54,10 +61,9 @@ def smoothstep(low, high, x):
 
 def rotation_matrix(yaw: float, pitch: float, roll: float) -> np.ndarray:
     """R = Rz(roll) Ry(yaw) Rx(pitch), degrees; positive yaw turns to the person's left, positive pitch looks down."""
-    (sy, sp, sr), (cy, cp, cr) = (f(np.deg2rad([yaw, pitch, roll])) for f in (np.sin, np.cos))
-    ry = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
-    rx = np.array([[1, 0, 0], [0, cp, -sp], [0, sp, cp]])
-    rz = np.array([[cr, -sr, 0], [sr, cr, 0], [0, 0, 1]])
+    # the package's pitch and roll have the opposite sign, and its head is lifted after it is turned
+    angles = torch.tensor([[0, 0, -roll], [yaw, 0, 0], [0, -pitch, 0]], dtype=torch.float64)
+    rz, ry, rx = landmark_predictor.rotation_matrix(torch.deg2rad(angles)).numpy()
     return (rz @ ry @ rx).astype(np.float32)
 
 
@@ -88,20 +94,19 @@ class FaceModel:
     """
 
     def __init__(self, path: str | os.PathLike | None = None):
-        data = np.load(find_face_model(path))
-        kept = self._kept_triangles(data)
-        landmarks = data["landmarks72"]
-        used = np.unique(np.concatenate([kept.ravel(), landmarks]))
-        place = np.full(len(data["vertices"]), -1)
+        model = IctFaceModel.load(find_face_model(path))
+        kept = self._kept_triangles(model)
+        used = np.unique(np.concatenate([kept.ravel(), model.landmarks]))
+        place = np.full(len(model.vertices), -1)
         place[used] = np.arange(len(used))
 
-        self.vertices = data["vertices"][used]
+        self.vertices = model.vertices[used]
         self.triangles = place[kept].astype(np.int32)
-        self.landmarks = place[landmarks]
-        self.part = self._parts(len(data["vertices"]))[used]
-        self.identity = data["identity"][:, used].astype(np.float32)
-        self.expression = data["expression"][:, used].astype(np.float32)
-        self.expression_names = [str(name) for name in data["expression_names"]]
+        self.landmarks = place[model.landmarks]
+        self.part = self._parts(len(model.vertices))[used]
+        self.identity = model.identity[:, used].astype(np.float32)
+        self.expression = model.expression[:, used].astype(np.float32)
+        self.expression_names = model.expression_names
         self.expression_index = {name: row for row, name in enumerate(self.expression_names)}
 
         # The source splits vertices along texture seams; normals are shared across them.
@@ -125,9 +130,9 @@ class FaceModel:
         return part
 
     @classmethod
-    def _kept_triangles(cls, data) -> np.ndarray:
+    def _kept_triangles(cls, model: IctFaceModel) -> np.ndarray:
         """Leaves out the tear film, the lashes, the back teeth and the back of the eyeballs, which nobody sees."""
-        vertices, triangles, polygon = data["vertices"], data["triangles"], data["triangle_polygon"]
+        vertices, triangles, polygon = model.vertices, model.triangles, model.triangle_polygon
         part = cls._parts(len(vertices))[triangles[:, 0]]
         front_teeth = np.zeros(len(triangles), bool)
         for first, last in _FRONT_TEETH_POLYGONS:

@@ -1,4 +1,6 @@
-"""GLSL of the portrait renderer. Colours are linear until the last lines of `FRAGMENT`; lengths are cm.
+"""GLSL of the portrait renderer.
+
+Colours are linear until the last lines of `FRAGMENT`; lengths are cm.
 
 The shirt is cut out by discarding fragments. It has a program of its own (`DRAWS_SHIRT`), because a program that may
 discard cannot skip hidden fragments early.

@@ -1,3 +1,5 @@
+"""`facesnap convert`: adapters of other projects to FaceSnap's format, and back."""
+
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +10,9 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 
-_CONVERTED = "Converted from `{origin}`. Its training data, results and licence are those of its authors; see there."
+_CONVERTED = (
+    "Converted from `{origin}`. Its training data, results and licence are those of its authors: see their model card."
+)
 
 
 def convert(
@@ -31,7 +35,9 @@ def convert(
 ) -> None:
     """Convert an IP-Adapter FaceID or InstantID checkpoint to a FaceSnap adapter, or a FaceSnap adapter to an IP-Adapter."""
     from ..errors import InputError
+    from ..preflight import make_output_folder
 
+    make_output_folder(output.parent)
     if to == "facesnap":
         _to_facesnap(adapter, output, weight_name, base, image_encoder, plus_v2)
     elif to == "ip-adapter":
@@ -46,12 +52,12 @@ def _to_facesnap(
 ) -> None:
     import torch
 
-    from ..adapter import load_image_encoder, save_adapter_folder
+    from ..adapter.folder import load_image_encoder, save_adapter_folder
+    from ..adapter.model_card import write_model_card
     from ..errors import InputError
-    from ..interop.loading import find_checkpoint, finish_foreign, is_foreign, load_foreign
-    from ..model_card import write_model_card
+    from ..interop.loading import bind_image_encoder, find_checkpoint, is_third_party, load_third_party
 
-    if not is_foreign(adapter, weight_name):
+    if not is_third_party(adapter, weight_name):
         raise InputError(f"adapter {adapter} needs weight_name: which of its files?")
     if base is None:
         tensors = find_checkpoint(adapter, weight_name).ip_adapter
@@ -59,14 +65,15 @@ def _to_facesnap(
         base = {768: "sd1", 1024: "sd2", 2048: "sdxl"}.get(width)
         if base is None:
             raise InputError(
-                f"adapter {adapter} takes tokens of width {width}, of no known family; say which with --base"
+                f"adapter {adapter} takes tokens of width {width}, which no known family has; name the base model with --base"
             )
-    config, modules = load_foreign(adapter, weight_name, _base_unet(base), plus_v2=v2)
-    if config.image_encoder is not None:
-        source = config.replace(image_encoder=image_encoder or config.image_encoder)
+    config, modules = load_third_party(adapter, weight_name, _base_unet(base), plus_v2=v2)
+    if config.image_encoder_id is not None:
+        source = config.replace(image_encoder_id=image_encoder or config.image_encoder_id)
         modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})
     pipeline = "FaceSnapXLPipeline" if "xl" in (config.base_family or "") else "FaceSnapPipeline"
-    save_adapter_folder(output, config, finish_foreign(modules, torch.float32), pipeline, output.name)
+    bind_image_encoder(modules)
+    save_adapter_folder(output, config, modules, pipeline, output.name)
     origin = "/".join(filter(None, [Path(adapter).name if Path(adapter).exists() else adapter, weight_name]))
     write_model_card(output / "README.md", config, pipeline, output.name, training=_CONVERTED.format(origin=origin))
 
@@ -74,16 +81,16 @@ def _to_facesnap(
 def _to_ip_adapter(adapter: str, output: Path, base: str | None) -> None:
     import torch
 
-    from ..adapter import load_part
-    from ..config import FaceSnapConfig
+    from ..adapter.config import FaceSnapConfig
+    from ..adapter.folder import load_part
+    from ..adapter.hub import resolve_adapter_folder
     from ..errors import InputError
-    from ..hub import resolve_adapter_folder
     from ..interop.export import write_ip_adapter
 
     folder = resolve_adapter_folder(adapter)
     family = base or FaceSnapConfig.load(folder).base_family
     if family is None:
-        raise InputError(f"adapter {adapter} does not say what base model it is for; say so with --base")
+        raise InputError(f"adapter {adapter} does not name its base model; name it with --base")
     mixer, attention = (
         load_part(part, folder / part, None, torch.float32) for part in ("mixer", "identity_attention")
     )

@@ -1,3 +1,5 @@
+"""`facesnap demo`: pictures of the nano model, on one sheet."""
+
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,15 +16,16 @@ def demo(
     face: Annotated[
         str | None,
         typer.Option(
-            help="Photo of a face, a file or an http(s) URL: shows its avatar, a rendered person of about the same skin, hair"
-            " color and features, without age and with one of eight hair styles. Needs dlib."
+            help="Photo of a face, a file or an http(s) URL: shows its avatar, on a sheet of its own: a rendered person of"
+            " about the same skin, hair color and features, without age, with one of eight hair styles. Needs dlib."
         ),
     ] = None,
     people: Annotated[
-        int | None, typer.Option(help="How many of the people who come along. Default: all; with --face, none.")
+        int | None,
+        typer.Option(help="How many of the people who come with the model. Default: all; with --face, none."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("outputs/demo"),
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     steps: Annotated[int, typer.Option(help="Denoising steps with FaceSnap.")] = 4,
     device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
     model: Annotated[
@@ -31,31 +34,33 @@ def demo(
 ) -> None:
     """Show what FaceSnap does, with the small model of synthetic people in this package: no download, no GPU."""
     from ..errors import InputError
+    from ..preflight import check_device, make_output_folder
 
     start = time.monotonic()
     _quiet_libraries()
     from ..nano.demo import run_demo
     from ..nano.model import load_nano_pipeline, nano_people
 
-    known = nano_people(model)
-    count = (len(known) if face is None else 0) if people is None else people
+    everybody = nano_people(model)
+    count = (len(everybody) if face is None else 0) if people is None else people
     least = 1 if face is None else 0
-    if not least <= count <= len(known):
-        raise InputError(f"people is {count}; choose {least} to {len(known)}, who come with the model")
+    if not least <= count <= len(everybody):
+        raise InputError(f"people is {count}; choose {least} to {len(everybody)}, who come with the model")
     if steps < 1:
         raise InputError(f"steps is {steps}; choose at least 1")
-    if output.exists() and not output.is_dir():
-        raise InputError(f"output {str(output)!r} is a file; name a folder")
+    make_output_folder(output)
+    check_device(device)
 
     pipe = load_nano_pipeline(model)
     avatars = [] if face is None else [_avatar(pipe, face, model)]
     pipe.to(device).set_progress_bar_config(disable=True)
-    sheet = run_demo(pipe, [*avatars, *known[:count]], output, seed, steps)
+    sheet_name = "sheet.png" if face is None else "photo-sheet.png"
+    sheet = run_demo(pipe, [*avatars, *everybody[:count]], output, seed, steps, sheet_name)
     typer.echo(f"wrote {sheet} and single pictures beside it, in {time.monotonic() - start:.0f} s")
 
 
 def _quiet_libraries() -> None:
-    """Bars for a model that loads in a second, and advice on packages, are no part of a demonstration."""
+    """Switches off progress bars and advice on packages: the model loads in a second."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -77,7 +82,7 @@ def _avatar(pipe: "FaceSnapPipeline", photo: str, model: Path | None) -> "NanoPe
 
     config = pipe.facesnap_config
     assert config is not None  # load_nano_pipeline has loaded an adapter
-    found = find_face(photo, default_analyzer(config.face_encoder, config.normalized_embeds), name="face")
-    picture = PIL.Image.fromarray(align_for_clip(found.image, found.landmarks, SIZE))
-    identity = pipe.encode_face(found.image, embedding=found.embedding, landmarks=found.landmarks)
+    detected = find_face(photo, default_analyzer(config.face_encoder_id, config.normalized_embeds), name="face")
+    picture = PIL.Image.fromarray(align_for_clip(detected.image, detected.landmarks, SIZE))
+    identity = pipe.encode_face(detected.image, embedding=detected.embedding, landmarks=detected.landmarks)
     return NanoPerson("photo", picture, as_rendered(identity, model))

@@ -1,3 +1,5 @@
+"""`facesnap info`: the parts of an adapter and their sizes."""
+
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,11 +22,15 @@ def info(
     from rich.console import Console
     from rich.table import Table
 
+    from ..errors import InputError
+
+    if adapter is None and variant is not None:
+        raise InputError("variant needs an adapter: a fresh one has no stored weights")
     if adapter is None:
         title, sizes, stored = f"fresh adapter for {family}", _fresh_sizes(family), "MB in half precision"
     else:
         title, sizes, stored = adapter, _stored_sizes(adapter, variant), "MB as stored"
-    sizes["all"] = tuple(sum(column) for column in zip(*sizes.values()))
+    sizes["all"] = tuple(sum(column) for column in zip(*sizes.values(), strict=True))
 
     table = Table("part", title=title)
     for column in ("parameters", stored):
@@ -37,8 +43,8 @@ def info(
 def _fresh_sizes(family: str) -> dict[str, tuple[int, int]]:
     import torch
 
+    from ..adapter.config import FaceSnapConfig
     from ..base_models import UNET_CONFIGS, empty_unet
-    from ..config import FaceSnapConfig
     from ..errors import InputError
     from ..models.attention import IdentityAttention
     from ..models.ffrnet import FFRNet
@@ -64,14 +70,20 @@ def _size(part: "torch.nn.Module") -> tuple[int, int]:
 
 
 def _stored_sizes(adapter: str, variant: str | None) -> dict[str, tuple[int, int]]:
-    from ..config import FaceSnapConfig
-    from ..hub import IMAGE_ENCODER_FOLDER, resolve_adapter_folder
+    from ..adapter.config import IMAGE_ENCODER_FOLDER, FaceSnapConfig
+    from ..adapter.hub import resolve_adapter_folder
+    from ..errors import AdapterError
 
     folder = resolve_adapter_folder(adapter, variant=variant)
     config = FaceSnapConfig.load(folder)
-    parts = [*config.parts, *([IMAGE_ENCODER_FOLDER] if config.image_encoder == IMAGE_ENCODER_FOLDER else [])]
+    parts = [*config.parts, *([IMAGE_ENCODER_FOLDER] if config.image_encoder_id == IMAGE_ENCODER_FOLDER else [])]
     suffix = f".{variant}.safetensors" if variant else ".safetensors"
-    return {part: _count(sorted((folder / part).glob(f"*{suffix}"))) for part in parts}
+    files = {part: sorted((folder / part).glob(f"*{suffix}")) for part in parts}
+    missing = [part for part in parts if not files[part]]
+    if missing:
+        weights = f"weights of variant {variant!r}" if variant else "weights"
+        raise AdapterError(f"adapter {adapter!r} has no {weights} in {', '.join(missing)}; choose another variant")
+    return {part: _count(files[part]) for part in parts}
 
 
 def _count(files: list[Path]) -> tuple[int, int]:
@@ -80,5 +92,6 @@ def _count(files: list[Path]) -> tuple[int, int]:
     parameters = 0
     for file in files:
         with safe_open(file, framework="pt") as tensors:
-            parameters += sum(prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())
+            names = tensors.keys()
+            parameters += sum(prod(tensors.get_slice(name).get_shape()) for name in names)
     return parameters, sum(file.stat().st_size for file in files)

@@ -1,3 +1,5 @@
+"""`facesnap landmarks`: the landmarks of a photo, detected, fitted and re-posed."""
+
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -20,6 +22,8 @@ PANEL = 512  # pixels a side
 
 
 class Analyzer(StrEnum):
+    """What can find the face."""
+
     insightface = "insightface"
     dlib = "dlib"
 
@@ -39,12 +43,16 @@ def landmarks(
     """Draw the landmarks of a photo: detected, fitted and re-posed, side by side."""
     from ..faces.analyzers import DlibFaceAnalyzer, InsightFaceAnalyzer
     from ..faces.detection import find_face
+    from ..files import atomic_file
+    from ..preflight import check_picture_path
 
-    asked = None if expression is None else parse_expression(expression)
+    check_picture_path(output)
+    target = None if expression is None else parse_expression(expression)
     finder: FaceAnalyzer = DlibFaceAnalyzer() if analyzer is Analyzer.dlib else InsightFaceAnalyzer()
     face = find_face(photo, finder, name="photo")
-    picture, pose = draw_panels(face, yaw, pitch, roll, asked)
-    picture.save(output)
+    picture, pose = draw_panels(face, yaw, pitch, roll, target)
+    with atomic_file(output) as temporary:
+        picture.save(temporary)
     typer.echo(f"yaw {pose.yaw:.0f}°, pitch {pose.pitch:.0f}°, roll {pose.roll:.0f}° in the photo; wrote {output}")
 
 
@@ -69,8 +77,8 @@ def draw_panels(
     face: "Face", yaw: float | None, pitch: float | None, roll: float | None, expression: "Expression | None"
 ) -> tuple["PIL.Image.Image", "HeadPose"]:
     """
-    Detected and fitted landmarks over the photo, and those of the same person in another pose and expression; what is
-    not asked for stays as it is in the photo. Also returns the pose in the photo.
+    Detected and fitted landmarks over the photo, and those of the same person in another pose and expression; angles
+    and expression that are `None` are those of the photo. Also returns the pose in the photo.
     """
     import dataclasses
 
@@ -84,14 +92,15 @@ def draw_panels(
     detected = torch.as_tensor(face.landmarks)[None]
     with torch.inference_mode():
         own = predictor.encode(detected)
-        found = HeadPose(*own.rotation[0].clamp(-90, 90).tolist())
-        asked = HeadPose(*(old if new is None else new for old, new in zip(found.as_tuple(), (yaw, pitch, roll))))
-        changed = dataclasses.replace(own, rotation=own.rotation.new_tensor([asked.as_tuple()]))
+        own_pose = HeadPose(*own.rotation[0].clamp(-90, 90).tolist())
+        angles = zip(own_pose.as_tuple(), (yaw, pitch, roll), strict=True)
+        target = HeadPose(*(old if new is None else new for old, new in angles))
+        changed = dataclasses.replace(own, rotation=own.rotation.new_tensor([target.as_tuple()]))
         if expression is not None:
             weights = torch.as_tensor(expression.to_vector(predictor.config.expression_names))
             changed = dataclasses.replace(changed, expression=weights[None])
-        # Detectors know no eyelid points: they are drawn where the outer eye corners are.
-        detected = detected[:, list(range(68)) + [36, 36, 45, 45], :2]
+        # detectors give no eyelid points: they are drawn at the outer eye corners
+        detected = detected[:, [*range(68), 36, 36, 45, 45], :2]
         fitted, reposed = predictor.decode(own), predictor.decode(changed)
 
         everything = torch.cat([detected, fitted, reposed], dim=1)[0]
@@ -101,7 +110,7 @@ def draw_panels(
         panels = draw_landmarks((torch.cat([detected, fitted, reposed]) - corner) * (PANEL / side), PANEL, PANEL)
 
     photo = _crop(face.image, corner.tolist(), side)
-    return _side_by_side(photo, panels), found
+    return _side_by_side(photo, panels), own_pose
 
 
 def _crop(image: "np.ndarray", corner: list[float], side: float) -> "PIL.Image.Image":
@@ -121,7 +130,7 @@ def _side_by_side(photo: "PIL.Image.Image", panels: "torch.Tensor") -> "PIL.Imag
 
     dark = 0.45 * np.asarray(photo) / 255
     detected, fitted, reposed = panels.permute(0, 2, 3, 1).numpy()
-    # Each part's colour has a channel that is full: that is how much of a pixel a disc covers.
+    # each part's colour has one channel at its maximum: its value is the share of the pixel that a disc covers
     over_photo = [points + (1 - points.max(axis=-1, keepdims=True)) * dark for points in (detected, fitted)]
     pictures = [*over_photo, reposed]
     sheet = PIL.Image.fromarray((255 * np.concatenate(pictures, axis=1)).round().astype(np.uint8))

@@ -1,3 +1,5 @@
+"""`facesnap package-hub-repo`: an adapter folder as a complete Hub repo."""
+
 from pathlib import Path
 from typing import Annotated
 
@@ -35,15 +37,16 @@ class FaceSnapBlocks(FaceSnapXLBlocks, SequentialPipelineBlocks):
 
 def package_hub_repo(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder, as save_facesnap_adapter writes it.")],
-    repo_id: Annotated[str, typer.Option(help="Name that the repo will have on the Hub, owner/name.")],
+    repo_id: Annotated[str, typer.Option(help="Name of the repo on the Hub, owner/name.")],
     base_model: Annotated[str | None, typer.Option(help="Base model on the Hub that it was trained on.")] = None,
     license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. apache-2.0.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub; may be given several times.")] = None,
 ) -> None:
     """Make an adapter folder a complete Hub repo: pipeline.py, for SDXL block.py, and a new model card."""
-    from ..config import FaceSnapConfig
+    from ..adapter.config import FaceSnapConfig
+    from ..adapter.model_card import read_training_section, write_model_card
     from ..errors import InputError
-    from ..model_card import training_section, write_model_card
+    from ..files import atomic_file
 
     if repo_id.count("/") != 1:
         raise InputError(f"repo_id {repo_id!r} must be owner/name")
@@ -52,11 +55,13 @@ def package_hub_repo(
     config.save(adapter)
     is_xl = "xl" in (config.base_family or "")
     pipeline = "FaceSnapXLPipeline" if is_xl else "FaceSnapPipeline"
-    (adapter / "pipeline.py").write_text(_PIPELINE.format(pipeline=pipeline, repo_id=repo_id))
+    with atomic_file(adapter / "pipeline.py") as temporary:
+        temporary.write_text(_PIPELINE.format(pipeline=pipeline, repo_id=repo_id))
     if is_xl:
-        (adapter / "block.py").write_text(_BLOCK.format(repo_id=repo_id))
+        with atomic_file(adapter / "block.py") as temporary:
+            temporary.write_text(_BLOCK.format(repo_id=repo_id))
     card = adapter / "README.md"
-    write_model_card(card, config, pipeline, repo_id, datasets=dataset, training=training_section(card))
+    write_model_card(card, config, pipeline, repo_id, datasets=dataset, training=read_training_section(card))
     for path in sorted(adapter.rglob("*")):
         if path.is_file():
             typer.echo(path.relative_to(adapter))

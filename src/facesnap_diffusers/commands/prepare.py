@@ -1,6 +1,29 @@
-from typing import Annotated
+"""`facesnap prepare`: from photos to training shards."""
+
+from enum import StrEnum
+from typing import Annotated, Any
 
 import typer
+
+from ..data.shard_settings import PrepareConfig
+
+
+class ImageCrop(StrEnum):
+    head = "head"
+    arcface = "arcface"
+
+
+class RecognitionCrop(StrEnum):
+    arcface = "arcface"
+    dlib = "dlib"
+
+
+class ImageFormat(StrEnum):
+    jpg = "jpg"
+    png = "png"
+
+
+DEFAULT = PrepareConfig()
 
 
 def prepare(
@@ -9,32 +32,89 @@ def prepare(
     ],
     output: Annotated[str | None, typer.Argument(help="Folder of the training shards.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="INPUT is a prepared folder: show what was kept.")] = False,
-    face_encoder: Annotated[str, typer.Option(help="Face encoder of the embeddings.")] = "insightface/w600k_r50",
-    crop: Annotated[str, typer.Option(help="Crop for the identity loss's recogniser: arcface or dlib.")] = "arcface",
-    crop_size: Annotated[int | None, typer.Option(help="Its side in pixels.")] = None,
-    head_size: Annotated[int, typer.Option(help="Side of the image encoder's crop, in pixels.")] = 336,
-    max_side: Annotated[int, typer.Option(help="Photos are scaled down to it.")] = 1024,
-    image_format: Annotated[str, typer.Option(help="Of the photos in the shards: jpg or png.")] = "jpg",
-    min_face: Annotated[float, typer.Option(help="Least width of a face, in pixels.")] = 64,
-    min_sharpness: Annotated[float, typer.Option(help="Least sharpness; photos in focus have 3 and more.")] = 2.4,
-    max_yaw: Annotated[float, typer.Option(help="Most that a head is turned, in degrees.")] = 60,
-    max_pitch: Annotated[float, typer.Option(help="Most that a head is lifted or lowered, in degrees.")] = 45,
-    duplicate_bits: Annotated[int, typer.Option(help="Bits of 64 in which duplicates may differ; -1 keeps all.")] = 3,
+    face_encoder_id: Annotated[str, typer.Option(help="Face encoder of the embeddings.")] = DEFAULT.face_encoder_id,
+    normalized_embeds: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalized-embeds/--raw-embeds",
+            help="Embeddings of unit length, or as the face encoder gives them. Default: unit length; raw for dlib's.",
+        ),
+    ] = None,
+    image_crop: Annotated[
+        ImageCrop, typer.Option(help="What the image encoder sees: the head, or the tight crop of ArcFace.")
+    ] = ImageCrop(DEFAULT.image_crop),
+    clip_crop_size: Annotated[int, typer.Option(help="Side of that crop, in pixels.")] = DEFAULT.clip_crop_size,
+    recognition_crop: Annotated[
+        RecognitionCrop, typer.Option(help="Crop for the identity loss's recognizer.")
+    ] = RecognitionCrop(DEFAULT.recognition_crop),
+    recognition_crop_size: Annotated[
+        int | None, typer.Option(help="Side of that crop, in pixels. Default: 112 for arcface, 150 for dlib.")
+    ] = None,
+    resolution: Annotated[
+        int, typer.Option(help="Side of the training pictures, in pixels: 512 for SD 1.5, 1024 for SDXL.")
+    ] = DEFAULT.resolution,
+    image_format: Annotated[ImageFormat, typer.Option(help="Of the photos in the shards.")] = ImageFormat(
+        DEFAULT.image_format
+    ),
+    min_side: Annotated[
+        float, typer.Option(help="Least length of a photo's shorter side, in sides of the training picture.")
+    ] = DEFAULT.min_side,
+    min_face: Annotated[
+        float, typer.Option(help="Least width of a face, in pixels of the training picture.")
+    ] = DEFAULT.min_face,
+    min_sharpness: Annotated[
+        float, typer.Option(help="Least sharpness; photos in focus have 3 and more.")
+    ] = DEFAULT.min_sharpness,
+    max_yaw: Annotated[float, typer.Option(help="Most that a head is turned, in degrees.")] = DEFAULT.max_yaw,
+    max_pitch: Annotated[
+        float, typer.Option(help="Most that a head is lifted or lowered, in degrees.")
+    ] = DEFAULT.max_pitch,
+    max_outside: Annotated[
+        float, typer.Option(help="Most of the landmarks that may lie outside of the photo, as a share.")
+    ] = DEFAULT.max_outside,
+    second_face: Annotated[
+        float, typer.Option(help="Most area that a second face may have, as a share of the largest one's.")
+    ] = DEFAULT.second_face,
+    duplicate_bits: Annotated[
+        int, typer.Option(help="Bits of 64 in which duplicates may differ; -1 keeps all.")
+    ] = DEFAULT.duplicate_bits,
+    same_person: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest distance of two embeddings of one person; 0 believes the labels. Default: the face encoder's."
+        ),
+    ] = None,
+    validation: Annotated[
+        float, typer.Option(help="Share of the people that are set aside for validation.")
+    ] = DEFAULT.validation,
     image_column: Annotated[str, typer.Option(help="Column of the photo, in lists and data sets.")] = "image",
     identity_column: Annotated[str, typer.Option(help="Column of the person.")] = "identity",
     caption_column: Annotated[str, typer.Option(help="Column of the caption.")] = "caption",
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    devices: Annotated[
+        str | None, typer.Option(help="GPUs of which the worker processes take turns, e.g. 0,1,2,3.")
+    ] = None,
+    providers: Annotated[
+        str | None, typer.Option(help="ONNX Runtime's execution providers, e.g. CUDAExecutionProvider.")
+    ] = None,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Try photos again that were left out for this reason, e.g. failed. May be given several times."
+        ),
+    ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster, with so many workers.")] = False,
     shard_megabytes: Annotated[int, typer.Option(min=1, help="Size of a shard.")] = 500,
 ) -> None:
-    """Make training shards of photos. Run again to go on where it was stopped."""
+    """Make training shards of photos. Run again to continue where it was stopped."""
     from ..errors import InputError, MissingDependencyError
 
     try:
-        from ..preparation import run
-        from ..preparation.photo import PrepareConfig
-        from ..preparation.sources import Columns, count, open_source
+        import webdataset  # noqa: F401  (which the shards are written with)
+
+        from ..data.preparation import prepare as run
+        from ..data.sources import Columns, count, open_source
     except ModuleNotFoundError as error:
         raise MissingDependencyError(
             f'facesnap prepare needs {error.name}: pip install "facesnap-diffusers[train]"'
@@ -46,38 +126,70 @@ def prepare(
         raise InputError("OUTPUT is missing; name the folder of the training shards")
     items = open_source(source, Columns(image_column, identity_column, caption_column), split)
     config = PrepareConfig(
-        face_encoder=face_encoder,
-        crop=crop,
-        crop_size=crop_size,
-        head_size=head_size,
-        max_side=max_side,
-        image_format=image_format,
+        face_encoder_id=face_encoder_id,
+        normalized_embeds=normalized_embeds,
+        image_crop=image_crop.value,
+        clip_crop_size=clip_crop_size,
+        recognition_crop=recognition_crop.value,
+        recognition_crop_size=recognition_crop_size,
+        resolution=resolution,
+        image_format=image_format.value,
+        min_side=min_side,
         min_face=min_face,
         min_sharpness=min_sharpness,
         max_yaw=max_yaw,
         max_pitch=max_pitch,
+        max_outside=max_outside,
+        second_face=second_face,
         duplicate_bits=duplicate_bits,
+        same_person=same_person,
+        validation=validation,
     )
-    run.prepare(
-        items, output, config, processes=processes, ray=ray, total=count(source), shard_bytes=shard_megabytes * 10**6
+    run(
+        items,
+        output,
+        config,
+        processes=processes,
+        ray=ray,
+        total=count(source),
+        shard_bytes=shard_megabytes * 10**6,
+        providers=providers.split(",") if providers else None,
+        devices=_numbers(devices) if devices else None,
+        retry=retry or [],
     )
-    _show(output)
+    if _show(output) == 0:
+        raise InputError(f"no photo of {source} was kept; the table above says why")
 
 
-def _show(folder: str) -> None:
+def _numbers(text: str) -> list[int]:
+    from ..errors import InputError
+
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"--devices is {text!r}; it must be numbers of GPUs, e.g. 0,1") from None
+
+
+def _show(folder: str) -> int:
+    """Prints a table; returns the number of photos kept."""
     from rich.console import Console
     from rich.table import Table
 
-    from ..preparation.run import statistics
+    from ..data.preparation import statistics
 
-    found = statistics(folder)
+    counts: dict[str, Any] = statistics(folder)
     table = Table("photos", title=folder)
     table.add_column(justify="right")
     table.add_column("share", justify="right")
-    rows = {"kept": found["kept"], **found["reasons"]}
+    rows = {"kept": counts["kept"], **counts["reasons"]}
     for reason, number in rows.items():
-        table.add_row(reason, f"{number:,}", f"{number / max(1, found['photos']):.1%}")
+        table.add_row(reason, f"{number:,}", f"{number / max(1, counts['photos']):.1%}")
     table.add_section()
-    table.add_row("all", f"{found['photos']:,}", "")
+    table.add_row("all", f"{counts['photos']:,}", "")
     Console().print(table)
-    Console().print(f"{found['people']:,} labelled people in {found['shards']:,} shards; each photo: manifest.jsonl")
+    found = f" ({counts['clustered']:,} of them found by their embeddings)" if counts["clustered"] else ""
+    Console().print(
+        f"{counts['people']:,} people{found} in {counts['shards']:,} shards; {counts['validation']:,} photos set aside for"
+        " validation; each photo: manifest.jsonl and people.jsonl"
+    )
+    return int(counts["kept"])

@@ -1,14 +1,13 @@
-"""What an evaluation consists of: cases (one image each), and a protocol that lists them and says what to print."""
+"""A case of an evaluation: one image to be made and judged."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 from ..errors import InputError
 from ..faces.expression import Expression
@@ -24,21 +23,21 @@ class Case:
     One image to be made and judged.
 
     Attributes:
-        id (`str`): Names the image's file: letters, digits, `.`, `_`, `-`.
-        person (`str`): Who it shall show; cases of one person share the reference.
+        id (`str`): The name of the image's file: letters, digits, `.`, `_`, `-`.
+        person (`str`): Who it should show; cases of one person share the reference.
         reference (`tuple[Path, ...]`): Photos of that person.
         reference_landmarks (`tuple[tuple[float, float], ...]`, *optional*): The 68 or 72 landmarks in the only reference
             photo, in its pixels, where they are known; found by the face analyzer otherwise.
-        prompt (`str`): What it shall show.
+        prompt (`str`): What it should show.
         seed (`int`): Of the initial noise, the same for every method.
-        group (`str`): Part of the protocol that it belongs to.
-        pose ([`HeadPose`], *optional*): Asked head pose; without one, that of the reference.
-        expression ([`Expression`], *optional*): Asked expression; without one, that of the reference.
-        face_box (`tuple[float, float, float, float]`, *optional*): Where the face shall be, see [`FaceSnapPipeline`].
-        truth (`Path`, *optional*): A true picture of the person as asked.
-        driving_landmarks (`tuple[tuple[float, float], ...]`, *optional*): 72 landmarks of *another* face in the asked
-            pose and expression, in pixels of the generated image: what methods that copy landmarks are given.
-        background (`str`, *optional*): Name of the colour that the prompt asks for behind the person.
+        group (`str`): The part of the benchmark that it belongs to.
+        pose ([`HeadPose`], *optional*): Target head pose; that of the reference by default.
+        expression ([`Expression`], *optional*): Target expression; that of the reference by default.
+        face_box (`tuple[float, float, float, float]`, *optional*): Where the face should be, see [`FaceSnapPipeline`].
+        ground_truth (`Path`, *optional*): A true picture of the person in that pose and expression.
+        driving_landmarks (`tuple[tuple[float, float], ...]`, *optional*): 72 landmarks of *another* face in that
+            pose and expression, in pixels of the generated image: the input of methods that copy landmarks.
+        background (`str`, *optional*): Name of the colour that the prompt describes behind the person.
     """
 
     id: str
@@ -50,7 +49,7 @@ class Case:
     pose: HeadPose | None = None
     expression: Expression | None = None
     face_box: tuple[float, float, float, float] | None = None
-    truth: Path | None = None
+    ground_truth: Path | None = None
     driving_landmarks: tuple[tuple[float, float], ...] | None = None
     background: str | None = None
     reference_landmarks: tuple[tuple[float, float], ...] | None = None
@@ -61,11 +60,11 @@ class Case:
         if not self.reference:
             raise InputError(f"case {self.id} has no reference photo; give at least one")
         if self.reference_landmarks is not None and len(self.reference) > 1:
-            raise InputError(f"case {self.id} has landmarks and several reference photos; leave one of them out")
+            raise InputError(f"case {self.id} has landmarks and several reference photos; remove one of them")
 
     @property
     def is_steered(self) -> bool:
-        """Whether a pose or an expression is asked for, so that it can be missed."""
+        """Whether the case has a pose or an expression of its own, which an image can miss."""
         return self.pose is not None or self.expression is not None
 
     def fingerprint(self) -> str:
@@ -82,74 +81,6 @@ class Case:
             "reference_landmarks": self.reference_landmarks,
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Column:
-    """
-    A column of the Markdown table.
-
-    Attributes:
-        title (`str`): Its head.
-        metric (`str`): See `docs/evaluation.md` for all of them.
-        statistic (`str`): `"mean"`, `"median"`, or `"percent"` for the mean of a share.
-        better (`str`): `"higher"`, `"lower"`, or empty where neither is.
-        group (`str`, *optional*): Only the cases of this group; all by default.
-        digits (`int`): Decimals.
-    """
-
-    title: str
-    metric: str
-    statistic: Literal["mean", "median", "percent"] = "mean"
-    better: Literal["higher", "lower", ""] = ""
-    group: str | None = None
-    digits: int = 3
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """
-    Attributes:
-        name (`str`): Its name on the command line.
-        cases (`tuple[Case, ...]`): The images to be made.
-        columns (`tuple[Column, ...]`): What the table shows. Columns without any value are left out.
-        background_colors (`dict[str, tuple[int, int, int]]`): Colours that prompts ask for, by name, RGB in 0 to 255.
-        needs_clip (`bool`): Whether its table has CLIP metrics.
-        notes (`tuple[str, ...]`): Stand below the table.
-    """
-
-    name: str
-    cases: tuple[Case, ...]
-    columns: tuple[Column, ...]
-    background_colors: dict[str, tuple[int, int, int]] = field(default_factory=dict)
-    needs_clip: bool = False
-    notes: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.cases:
-            raise InputError(f"protocol {self.name} has no cases; check the data folder")
-        ids = [case.id for case in self.cases]
-        if len(set(ids)) != len(ids):
-            double = next(id for id in ids if ids.count(id) > 1)
-            raise InputError(f"protocol {self.name} has two cases {double!r}; give each an id of its own")
-
-    def limit(self, count: int) -> Protocol:
-        """The same with at most `count` cases, spread evenly over all of them."""
-        if count < 1:
-            raise InputError(f"limit must be at least 1, got {count}")
-        if count >= len(self.cases):
-            return self
-        kept = tuple(self.cases[i * len(self.cases) // count] for i in range(count))
-        return replace(self, cases=kept)
-
-
-FACE_COLUMNS = (
-    Column("no face %", "no_face", "percent", "lower", digits=1),
-    Column("similarity", "face_similarity", better="higher"),
-    Column("distance (median)", "face_distance", "median", "lower"),
-    Column("top-1 %", "top1", "percent", "higher", digits=1),
-    Column("top-5 %", "top5", "percent", "higher", digits=1),
-)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -9,32 +9,31 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, CLIPProcessor
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 
 
 class ClipEncoder:
     r"""
-    Images and prompts as unit vectors of a CLIP model; products of these are the cosines that CLIP-T and CLIP-I are
-    made of (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision").
+    Images and prompts as unit vectors of a CLIP model; CLIP-T and CLIP-I are the scalar products of these
+    (Radford et al. 2021, "Learning Transferable Visual Models From Natural Language Supervision").
 
     Args:
-        model (`str`): Hub repo or folder of a `CLIPModel` with its processor.
+        model_id (`str`): Hub repo or folder of a `CLIPModel` with its processor.
         device (`str`): Where it runs.
 
     Raises:
         InputError: The model cannot be loaded.
     """
 
-    def __init__(self, model: str = "openai/clip-vit-large-patch14", device: str = "cpu"):
-        self.name = str(model)
+    def __init__(self, model_id: str = "openai/clip-vit-large-patch14", device: str = "cpu"):
+        self.model_id = str(model_id)
         try:
-            self.model = CLIPModel.from_pretrained(model).eval().requires_grad_(False).to(device)
-            self.processor = CLIPProcessor.from_pretrained(model)
+            self.model = CLIPModel.from_pretrained(model_id).eval().requires_grad_(False).to(device)
+            self.processor = CLIPProcessor.from_pretrained(model_id)
         except (OSError, ValueError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"clip_model {self.name!r} cannot be loaded ({reason}); name a folder or Hub repo of a CLIPModel, or"
-                " leave CLIP metrics out with clip_model: none"
+                f"clip_model_id {self.model_id!r} could not be loaded ({one_line(error)}); name a folder or Hub repo of a"
+                " CLIPModel, or leave CLIP metrics out with clip_model_id: none"
             ) from None
 
     @torch.no_grad()
@@ -47,7 +46,7 @@ class ClipEncoder:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> np.ndarray:
-        """Prompts to unit vectors `(len(prompts), D)`, `float32`; what is beyond the model's length is cut off."""
+        """Prompts to unit vectors `(len(prompts), D)`, `float32`; text beyond the model's length is cut off."""
         length = self.model.config.text_config.max_position_embeddings
         inputs = self.processor(
             text=list(prompts), return_tensors="pt", padding=True, truncation=True, max_length=length

@@ -10,7 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError, MissingDependencyError, one_line
 from ..faces.photo import load_photo
 from .clip import ClipEncoder
 
@@ -21,7 +21,7 @@ try:
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 except ImportError as error:
     raise MissingDependencyError(
-        f'diversity, FID and KID need torchmetrics ({error}): pip install "facesnap-diffusers[eval]"'
+        f'diversity, FID and KID need torchmetrics ({one_line(error)}): pip install "facesnap-diffusers[eval]"'
     ) from error
 
 
@@ -38,7 +38,7 @@ def lpips(device: str = "cpu") -> PerceptualDistance:
 
     Raises:
         MissingDependencyError: torchvision is not installed.
-        InputError: AlexNet's weights, which torchvision downloads, cannot be had.
+        InputError: AlexNet's weights, which torchvision downloads, could not be loaded.
     """
     try:
         return LearnedPerceptualImagePatchSimilarity(net_type="alex").to(device)
@@ -47,7 +47,9 @@ def lpips(device: str = "cpu") -> PerceptualDistance:
             "diversity needs torchvision, of the version that fits your torch: pip install torchvision"
         ) from None
     except OSError as error:
-        raise InputError(f"diversity: AlexNet's weights cannot be downloaded ({error}); go online once") from None
+        raise InputError(
+            f"diversity: AlexNet's weights could not be downloaded ({one_line(error)}); connect to the internet once"
+        ) from None
 
 
 @torch.no_grad()
@@ -59,7 +61,7 @@ def mean_pairwise_distance(
     then over the groups.
 
     Args:
-        groups (`Iterable[Sequence[Path]]`): Image files; groups of a single image say nothing and are passed over.
+        groups (`Iterable[Sequence[Path]]`): Image files; groups of a single image are skipped.
         distance (`PerceptualDistance`): E.g. [`lpips`].
         device (`str`): Where it runs.
 
@@ -96,7 +98,7 @@ def inception_features() -> torch.nn.Module:
 
     Raises:
         MissingDependencyError: torch-fidelity is not installed.
-        InputError: Its weights, which torch-fidelity downloads, cannot be had.
+        InputError: Its weights, which torch-fidelity downloads, could not be loaded.
     """
     try:
         return FrechetInceptionDistance(feature=2048).inception
@@ -106,7 +108,8 @@ def inception_features() -> torch.nn.Module:
         ) from None
     except OSError as error:
         raise InputError(
-            f"FID: Inception's weights cannot be downloaded ({error}); go online once, or choose CLIP's features"
+            f"FID: Inception's weights could not be downloaded ({one_line(error)}); connect to the internet once, or"
+            " choose CLIP's features"
         ) from None
 
 

@@ -1,13 +1,12 @@
-"""An evaluation from start to end: generate what is missing, look at it, sum up."""
+"""An evaluation from start to end: generate what is missing, measure it, sum up."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,19 @@ import torch
 
 from ..errors import InputError, NoFaceFoundError
 from ..faces.analyzers import FaceAnalyzer
-from .cases import Case, Protocol, image_files, safe_id
+from ..files import atomic_file
+from ..preflight import check_device, make_output_folder
+from ..settings import dump_settings
+from .benchmarks import load_benchmark
+from .benchmarks.base import Benchmark
+from .cases import Case, image_files, safe_id
 from .clip import ClipEncoder
-from .config import EvalConfig, make_sampling
+from .eval_config import EvalConfig
 from .features import FeatureStore, shared_analyzer
-from .methods import Method, Sampling, TextToImage, make_method
-from .protocols import load_protocol
+from .methods import Method, TextToImage, make_method
 from .report import write_report
-from .scoring import Scorer, summarise
+from .sampling import Sampling
+from .scoring import Scorer, summarize
 
 
 logger = logging.getLogger(__name__)
@@ -33,7 +37,7 @@ DEFAULT_CLIP_MODEL = "openai/clip-vit-large-patch14"
 FINGERPRINT = "facesnap"
 METHOD_FILE = "method.json"
 
-#: Wraps what is gone through, to show progress: the items, a description, and how many there are.
+#: Wraps an iterable to show progress: the items, a description, and how many there are.
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
@@ -46,43 +50,45 @@ def evaluate(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     r"""
-    Runs an evaluation. Stopped and run again, it goes on where it was; with nothing missing it only sums up.
+    Runs an evaluation. Stopped and run again, it continues where it was; with nothing missing it only sums up.
 
     Args:
         config ([`EvalConfig`]): What to do.
-        face_analyzers (`Sequence[FaceAnalyzer]`, *optional*): In place of those that `config.face_encoders` names.
+        face_analyzers (`Sequence[FaceAnalyzer]`, *optional*): In place of those that `config.face_encoder_ids` names.
         real_features (`torch.nn.Module`, *optional*): In place of what `config.real_features` names: takes images
             `(N, 3, 299, 299)`, `uint8`, gives features `(N, D)`.
         perceptual_distance (`Callable`, *optional*): In place of LPIPS: takes two batches of images in [-1, 1].
         progress (`Callable`, *optional*): Wraps iterables, see `Progress`.
 
     Returns:
-        `dict`: What `results.json` in the output folder holds; a table and a contact sheet stand beside it.
+        `dict`: The content of `results.json` in the output folder; a table and a contact sheet stand beside it.
 
     Raises:
-        InputError: The config asks for what cannot be, or the output folder has images of other settings.
-        MissingDependencyError: A metric is asked for whose library is not installed.
+        InputError: The data, a model or the device cannot be used, the output folder cannot be written to, or contains
+            images of other settings.
+        MissingDependencyError: The library of a metric is not installed.
     """
     progress = progress or (lambda items, description, total: items)
-    output = Path(config.output)
-    sampling = make_sampling(config.sampling)
+    sampling = config.sampling
     methods = [make_method(values) for values in config.methods]
-    protocol = load_protocol(config.protocol, config.data, config.seed)
-    gallery = {case.person: case.reference for case in protocol.cases}
+    benchmark = load_benchmark(config.benchmark, config.data, config.seed)
+    gallery = {case.person: case.reference for case in benchmark.cases}
     if config.limit is not None:
-        protocol = protocol.limit(config.limit)
+        benchmark = benchmark.limit(config.limit)
 
-    # what may fail for want of a library or a model fails before hours of sampling
-    analyzers = list(face_analyzers or [shared_analyzer(encoder) for encoder in config.face_encoders])
-    clip = _clip_encoder(config, protocol)
+    # what can fail for want of a folder, device, library or model fails before hours of sampling
+    output = make_output_folder(config.output)
+    check_device(config.device)
+    analyzers = list(face_analyzers or [shared_analyzer(encoder) for encoder in config.face_encoder_ids])
+    clip = _clip_encoder(config, benchmark)
     diversity, distance = _set_metrics(config, clip, real_features, perceptual_distance)
     store = FeatureStore(output / "features", analyzers, clip)
-    scorer = Scorer(protocol, store, progress)
+    scorer = Scorer(benchmark, store, progress)
     people_without_face = scorer.read_references(gallery)
-    cases = [case for case in protocol.cases if case.person not in people_without_face]
+    cases = [case for case in benchmark.cases if case.person not in people_without_face]
     if not cases:
-        raise InputError("no reference shows a face; check the data, or judge with another face_encoders")
-    protocol = replace(protocol, cases=tuple(cases))
+        raise InputError("no reference shows a face; check the data, or judge with other face_encoder_ids")
+    benchmark = replace(benchmark, cases=tuple(cases))
     for method in methods:
         method.check(cases)
 
@@ -94,21 +100,21 @@ def evaluate(
     text_only = next((images[method.name] for method in methods if isinstance(method, TextToImage)), None)
 
     results: dict[str, Any] = {
-        "protocol": protocol.name,
+        "benchmark": benchmark.name,
         "cases": len(cases),
         "people": len({case.person for case in cases}),
         "gallery": len(gallery) - len(people_without_face),
         "people_without_face": sorted(people_without_face),
-        "face_encoders": [analyzer.encoder for analyzer in analyzers],
-        "clip_model": clip.name if clip else None,
-        "config": asdict(config),
+        "face_encoder_ids": [analyzer.encoder for analyzer in analyzers],
+        "clip_model_id": clip.model_id if clip else None,
+        "config": dump_settings(config),
         "methods": {},
     }
     for method in methods:
         rows = scorer.score(method.name, images[method.name], text_only)
         folder = output / safe_id(method.name)
-        (folder / "scores.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        summary = summarise(rows)
+        _write_text(folder / "scores.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        summary = summarize(rows)
         for group, metrics in summary.items():
             paths = [
                 images[method.name][case.id]
@@ -118,10 +124,12 @@ def evaluate(
             metrics |= _set_scores(cases, images[method.name], paths, diversity, distance, config.device)
         results["methods"][method.name] = {
             "settings": method.settings(sampling),
-            "encoder_of_training": json.loads((folder / METHOD_FILE).read_text())["face_encoder"],
+            "trained_with_face_encoder_id": json.loads((folder / METHOD_FILE).read_text())[
+                "trained_with_face_encoder_id"
+            ],
             "groups": summary,
         }
-    write_report(results, protocol, images, output, config.sheet_rows, scorer)
+    write_report(results, benchmark, images, output, config.sheet_rows, scorer)
     return results
 
 
@@ -135,11 +143,11 @@ def generate(
     progress: Progress | None = None,
 ) -> None:
     r"""
-    Generates the images that a folder lacks, as PNGs by the cases' ids. A case whose reference the method cannot make
-    use of gets an empty file `<id>.failed` instead.
+    Generates the images that a folder lacks, as PNGs named by the cases' ids. A case in whose reference the method finds
+    no face gets a file `<id>.failed` instead.
 
     Raises:
-        InputError: The folder has images of other settings or cases.
+        InputError: The folder contains images of other settings or cases.
     """
     folder.mkdir(parents=True, exist_ok=True)
     settings = json.dumps(method.settings(sampling), sort_keys=True, default=str)
@@ -157,8 +165,8 @@ def generate(
     if not missing:
         return
     method.load(sampling, device)
-    about = {"settings": json.loads(settings), "face_encoder": method.trained_with}
-    (folder / METHOD_FILE).write_text(json.dumps(about, indent=2) + "\n")
+    about = {"settings": json.loads(settings), "trained_with_face_encoder_id": method.trained_with_face_encoder_id}
+    _write_text(folder / METHOD_FILE, json.dumps(about, indent=2) + "\n")
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     for batch in progress(batches, f"{method.name}: images", len(batches)) if progress else batches:
         images: Sequence[PIL.Image.Image | None]
@@ -181,7 +189,7 @@ def _try(method: Method, case: Case) -> PIL.Image.Image | None:
 
 
 def _state(folder: Path, case_id: str, fingerprint: str) -> str:
-    """Whether a case is `"done"`, `"missing"`, or done with `"other"` settings."""
+    """Whether the image of a case is `"done"`, `"missing"`, or was made with `"other"` settings."""
     image, failed = folder / f"{case_id}.png", folder / f"{case_id}.failed"
     if image.exists():
         with PIL.Image.open(image) as opened:
@@ -193,25 +201,29 @@ def _state(folder: Path, case_id: str, fingerprint: str) -> str:
 
 def _save(folder: Path, case_id: str, image: PIL.Image.Image | None, fingerprint: str) -> None:
     target = folder / f"{case_id}{'.failed' if image is None else '.png'}"
-    temporary = target.with_suffix(f".{os.getpid()}.tmp")
     if image is None:
-        temporary.write_text(fingerprint)
-    else:
-        info = PIL.PngImagePlugin.PngInfo()
-        info.add_text(FINGERPRINT, fingerprint)
+        _write_text(target, fingerprint)
+        return
+    info = PIL.PngImagePlugin.PngInfo()
+    info.add_text(FINGERPRINT, fingerprint)
+    with atomic_file(target) as temporary:
         image.convert("RGB").save(temporary, format="PNG", pnginfo=info)
-    os.replace(temporary, target)
 
 
-def _clip_encoder(config: EvalConfig, protocol: Protocol) -> ClipEncoder | None:
-    name = config.clip_model or (DEFAULT_CLIP_MODEL if protocol.needs_clip else "none")
+def _write_text(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text)
+
+
+def _clip_encoder(config: EvalConfig, benchmark: Benchmark) -> ClipEncoder | None:
+    name = config.clip_model_id or (DEFAULT_CLIP_MODEL if benchmark.needs_clip else "none")
     return None if name == "none" else ClipEncoder(name, config.device)
 
 
 def _set_metrics(
     config: EvalConfig, clip: ClipEncoder | None, real_features: Any, perceptual_distance: Any
 ) -> tuple[Any, Any]:
-    """The functions for diversity and for FID and KID, `None` where these are not asked for."""
+    """The functions for diversity and for FID and KID, `None` where the config leaves them out."""
     diversity, distance = perceptual_distance, None
     if config.diversity and diversity is None:
         from .distributions import lpips
@@ -222,7 +234,7 @@ def _set_metrics(
 
         if real_features is None and config.real_features == "clip":
             if clip is None:
-                raise InputError("real_features: clip needs a clip_model; name one")
+                raise InputError("real_features: clip needs a clip_model_id; name one")
             real_features = ClipImageFeatures(clip)
         elif real_features is None:
             real_features = inception_features()

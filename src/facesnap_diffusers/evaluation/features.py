@@ -1,9 +1,8 @@
-"""What the frozen networks see in an image, kept on disk by the image's content, so that it is computed once."""
+"""What the frozen networks find in an image, kept on disk by the image's content, so that it is computed once."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from ..faces.analyzers import FaceAnalyzer, default_analyzer
 from ..faces.detection import find_face
 from ..faces.face import Face
 from ..faces.photo import load_photo
+from ..files import atomic_file
 from .clip import ClipEncoder
 
 
@@ -33,7 +33,7 @@ class FoundFace:
 class Features:
     """
     Attributes:
-        faces (`dict[str, FoundFace]`): The face by name of each face encoder that found one.
+        faces (`dict[str, FoundFace]`): The face, by the id of each face encoder that found one.
         clip (`np.ndarray` of shape `(D,)`, *optional*): CLIP's image embedding, of unit length.
     """
 
@@ -42,9 +42,9 @@ class Features:
 
 
 @cache
-def shared_analyzer(encoder: str, normalize: bool = True) -> FaceAnalyzer:
-    """[`default_analyzer`], loaded once for all who need it."""
-    return default_analyzer(encoder, normalize)
+def shared_analyzer(face_encoder_id: str, normalize: bool = True) -> FaceAnalyzer:
+    """[`default_analyzer`], loaded once for all methods and metrics that need it."""
+    return default_analyzer(face_encoder_id, normalize)
 
 
 class FeatureStore:
@@ -53,7 +53,7 @@ class FeatureStore:
 
     Args:
         folder (`Path`): Where they are kept: an `.npz` an image, named by the digest of its file.
-        analyzers (`Sequence[FaceAnalyzer]`): Find and describe faces; the first one counts most.
+        analyzers (`Sequence[FaceAnalyzer]`): Find and describe faces; the landmarks of the first one count.
         clip ([`ClipEncoder`], *optional*): For CLIP metrics.
     """
 
@@ -69,31 +69,31 @@ class FeatureStore:
 
         Args:
             path (`Path`): The image.
-            is_photo (`bool`): A photo's face is searched for with all means of [`find_face`], as the pipelines do. A
-                generated image is taken as it is: a face that lies on its side is none.
+            is_photo (`bool`): A photo's face is searched for by [`find_face`], as the pipelines do. In a generated image
+                only upright faces count.
         """
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
         stored = self.folder / f"{digest}{'-photo' if is_photo else ''}.npz"
         arrays = _read(stored)
         missing = [analyzer for analyzer in self.analyzers if f"found/{analyzer.encoder}" not in arrays]
-        missing_clip = self.clip is not None and f"clip/{self.clip.name}" not in arrays
+        missing_clip = self.clip is not None and f"clip/{self.clip.model_id}" not in arrays
         if missing or missing_clip:
             image = load_photo(path, str(path))
             for analyzer in missing:
                 arrays |= _face_arrays(_find(image, analyzer, is_photo), analyzer.encoder)
             if self.clip is not None and missing_clip:
-                arrays[f"clip/{self.clip.name}"] = self.clip.encode_images([image])[0]
+                arrays[f"clip/{self.clip.model_id}"] = self.clip.encode_images([image])[0]
             _write(stored, arrays)
 
         faces = {}
-        for encoder in (analyzer.encoder for analyzer in self.analyzers):
-            if arrays[f"found/{encoder}"]:
-                height, width = arrays[f"size/{encoder}"].tolist()
-                faces[encoder] = FoundFace(
-                    arrays[f"landmarks/{encoder}"], arrays[f"embedding/{encoder}"], (height, width)
+        for encoder_id in (analyzer.encoder for analyzer in self.analyzers):
+            if arrays[f"found/{encoder_id}"]:
+                height, width = arrays[f"size/{encoder_id}"].tolist()
+                faces[encoder_id] = FoundFace(
+                    arrays[f"landmarks/{encoder_id}"], arrays[f"embedding/{encoder_id}"], (height, width)
                 )
-        return Features(faces, arrays[f"clip/{self.clip.name}"] if self.clip is not None else None)
+        return Features(faces, arrays[f"clip/{self.clip.model_id}"] if self.clip is not None else None)
 
 
 def _find(image: np.ndarray, analyzer: FaceAnalyzer, is_photo: bool) -> Face | None:
@@ -105,12 +105,12 @@ def _find(image: np.ndarray, analyzer: FaceAnalyzer, is_photo: bool) -> Face | N
     return max(analyzer.analyze(image), key=lambda face: (face.area, face.score), default=None)
 
 
-def _face_arrays(face: Face | None, encoder: str) -> dict[str, np.ndarray]:
-    arrays = {f"found/{encoder}": np.array(face is not None)}
+def _face_arrays(face: Face | None, encoder_id: str) -> dict[str, np.ndarray]:
+    arrays = {f"found/{encoder_id}": np.array(face is not None)}
     if face is not None:
-        arrays[f"landmarks/{encoder}"] = face.landmarks
-        arrays[f"embedding/{encoder}"] = face.embedding
-        arrays[f"size/{encoder}"] = np.array(face.image.shape[:2])
+        arrays[f"landmarks/{encoder_id}"] = face.landmarks
+        arrays[f"embedding/{encoder_id}"] = face.embedding
+        arrays[f"size/{encoder_id}"] = np.array(face.image.shape[:2])
     return arrays
 
 
@@ -119,11 +119,9 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         with np.load(path) as arrays:
             return {name.replace("|", "/"): arrays[name] for name in arrays.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return {}  # not there yet, or cut off by a full disk: it is computed again
+        return {}  # missing or damaged: computed again
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **{name.replace("/", "|"): array for name, array in arrays.items()})
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        np.savez(temporary, allow_pickle=False, **{name.replace("/", "|"): array for name, array in arrays.items()})

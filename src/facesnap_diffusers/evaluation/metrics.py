@@ -1,5 +1,4 @@
-"""Metrics of one image, as plain functions of what was found in it. Batches of metrics that a library has are in
-`clip.py` and `distributions.py`."""
+"""Metrics of one image, as plain functions of its landmarks, embedding and pixels."""
 
 from __future__ import annotations
 
@@ -15,8 +14,8 @@ from ..faces.layout import OUTER_EYE_CORNERS
 from ..models.landmark_predictor import LandmarkPredictor
 
 
-#: Below this distance of the asked from the reference's pose and expression, in interocular units, none of the two can
-#: be told to have been copied.
+#: Smallest distance between the target's and the reference's pose and expression, in units of the interocular distance,
+#: from which it can be measured which of them an image follows.
 MIN_STEERING = 0.05
 
 
@@ -27,14 +26,14 @@ def cosine_similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def euclidean_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Distance of two embeddings `(D,)`: what dlib's recogniser is trained for (the same person below 0.6)."""
+    """Distance of two embeddings `(D,)`: what dlib's recognizer is trained for (the same person below 0.6)."""
     return float(np.linalg.norm(a - b))
 
 
 def retrieval_rank(embedding: np.ndarray, gallery: np.ndarray, index: int) -> int:
     r"""
     How many of a gallery are at least as near to an embedding as the right one: 0 is a top-1 hit, below 5 a top-5 hit.
-    Ties count against the image, so that embeddings which say nothing do not find anybody.
+    Ties count against the image, so that embeddings which are all alike are misses.
 
     Args:
         embedding (`np.ndarray` of shape `(D,)`): Of the image.
@@ -45,15 +44,15 @@ def retrieval_rank(embedding: np.ndarray, gallery: np.ndarray, index: int) -> in
     return int((distances <= distances[index]).sum()) - 1
 
 
-def copy_paste(generated: np.ndarray, truth: np.ndarray, reference: np.ndarray) -> float:
+def copy_paste(generated: np.ndarray, ground_truth: np.ndarray, reference: np.ndarray) -> float:
     r"""
-    Whether a face is nearer to the reference photo than to the person as asked: 1 for a copy of the reference, -1 for the
-    truth, 0 for neither. `(θ_gt - θ_gr) / θ_tr` with θ the angles between the three embeddings (Xu et al. 2025,
+    Whether a face is nearer to the reference photo than to the ground truth: 1 for a copy of the reference, -1 for a
+    copy of the ground truth, 0 for neither. `(θ_gt - θ_gr) / θ_tr` with θ the angles between the three embeddings (Xu et al. 2025,
     "WithAnyone", equation 2).
     """
     angles = [
         np.arccos(np.clip(cosine_similarity(a, b), -1, 1))
-        for a, b in ((generated, truth), (generated, reference), (truth, reference))
+        for a, b in ((generated, ground_truth), (generated, reference), (ground_truth, reference))
     ]
     return float((angles[0] - angles[1]) / max(angles[2], 1e-6))
 
@@ -84,7 +83,7 @@ def angle_errors(rotation: np.ndarray, target: np.ndarray) -> np.ndarray:
 
 def pose_copy(generated: np.ndarray, target: np.ndarray, reference: np.ndarray) -> float | None:
     r"""
-    How much of the reference's pose and expression came along although another was asked: 0 as asked, 1 as in the
+    How much of the reference's pose and expression is copied in place of the target's: 0 as in the target, 1 as in the
     reference; the generated face's place along the line from the target to the reference, `⟨g - t, r - t⟩ / |r - t|²`.
 
     Args:
@@ -92,7 +91,7 @@ def pose_copy(generated: np.ndarray, target: np.ndarray, reference: np.ndarray) 
             rotation and expression tell them apart.
 
     Returns:
-        `float`, or `None` where target and reference differ too little to say.
+        `float`, or `None` where target and reference differ by less than `MIN_STEERING`.
     """
     from_target, towards_reference = generated - target, reference - target
     if np.linalg.norm(towards_reference, axis=1).mean() < MIN_STEERING * interocular_distance(target):
@@ -103,7 +102,7 @@ def pose_copy(generated: np.ndarray, target: np.ndarray, reference: np.ndarray) 
 @torch.no_grad()
 def read_landmarks(predictor: LandmarkPredictor, landmarks: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     r"""
-    What the landmark predictor reads from several faces.
+    Pose and expression of several faces, as the landmark predictor reads them.
 
     Args:
         predictor ([`LandmarkPredictor`]): Reads them.
@@ -126,16 +125,16 @@ def read_landmarks(predictor: LandmarkPredictor, landmarks: Sequence[np.ndarray]
     return coefficients.rotation.numpy(), posed.cpu().numpy()
 
 
-def pixel_error(image: np.ndarray, truth: np.ndarray) -> float:
-    """Mean absolute difference of two images `(H, W, 3)`, `uint8`, from 0 to 1; the truth is scaled to the image."""
-    if truth.shape != image.shape:
-        truth = cv2.resize(truth, image.shape[1::-1], interpolation=cv2.INTER_AREA)
-    return float(np.abs(image.astype(np.float32) - truth.astype(np.float32)).mean() / 255)
+def pixel_error(image: np.ndarray, ground_truth: np.ndarray) -> float:
+    """Mean absolute difference of two images `(H, W, 3)`, `uint8`, from 0 to 1; the ground truth is scaled to the image."""
+    if ground_truth.shape != image.shape:
+        ground_truth = cv2.resize(ground_truth, image.shape[1::-1], interpolation=cv2.INTER_AREA)
+    return float(np.abs(image.astype(np.float32) - ground_truth.astype(np.float32)).mean() / 255)
 
 
 def background_color(image: np.ndarray, colors: dict[str, tuple[int, int, int]]) -> str:
     r"""
-    The name of the colour behind a portrait: the one next, in CIE L*a*b*, to the median of the two upper corners, each a
+    The name of the colour behind a portrait: the one nearest, in CIE L*a*b*, to the median of the two upper corners, each a
     quarter of the height and an eighth of the width.
 
     Args:
@@ -146,8 +145,8 @@ def background_color(image: np.ndarray, colors: dict[str, tuple[int, int, int]])
         raise InputError("colors is empty; give at least one")
     height, width = max(1, image.shape[0] // 4), max(1, image.shape[1] // 8)
     corners = np.concatenate([image[:height, :width].reshape(-1, 3), image[:height, -width:].reshape(-1, 3)])
-    seen = _lab(np.median(corners, axis=0)[None])
-    distances = np.linalg.norm(_lab(np.array(list(colors.values()))) - seen, axis=1)
+    background = _lab(np.median(corners, axis=0)[None])
+    distances = np.linalg.norm(_lab(np.array(list(colors.values()))) - background, axis=1)
     return list(colors)[int(distances.argmin())]
 
 

@@ -15,7 +15,9 @@ import torch
 
 from ..faces.drawing import draw_landmarks
 from ..faces.photo import load_photo
-from .cases import Case, Column, Protocol
+from ..files import atomic_file
+from .benchmarks.base import Benchmark, Column
+from .cases import Case
 from .scoring import Scorer
 
 
@@ -27,7 +29,7 @@ CAPTION = 34
 
 def write_report(
     results: dict[str, Any],
-    protocol: Protocol,
+    benchmark: Benchmark,
     images: Mapping[str, Mapping[str, Path]],
     output: Path,
     sheet_rows: int,
@@ -36,17 +38,22 @@ def write_report(
     """Writes `results.json`, `results.md` and `contact_sheet.png` to the output folder."""
     packages = ("facesnap-diffusers", "diffusers", "transformers", "torch", "numpy")
     results["versions"] = {name: version(name) for name in packages}
-    (output / "results.json").write_text(json.dumps(results, indent=2) + "\n")
-    (output / "results.md").write_text(markdown(results, protocol))
+    with atomic_file(output / "results.json") as temporary:
+        temporary.write_text(json.dumps(results, indent=2) + "\n")
+    with atomic_file(output / "results.md") as temporary:
+        temporary.write_text(markdown(results, benchmark))
     if sheet_rows > 0:
-        contact_sheet(protocol, images, scorer, sheet_rows).save(output / "contact_sheet.png")
+        with atomic_file(output / "contact_sheet.png") as temporary:
+            contact_sheet(benchmark, images, scorer, sheet_rows).save(temporary)
 
 
-def markdown(results: Mapping[str, Any], protocol: Protocol) -> str:
+def markdown(results: Mapping[str, Any], benchmark: Benchmark) -> str:
     """A table with a row for each method, the best value of each column bold, and notes on how to read it."""
     methods = results["methods"]
     columns = [
-        column for column in protocol.columns if any(_value(method, column) is not None for method in methods.values())
+        column
+        for column in benchmark.columns
+        if any(_value(method, column) is not None for method in methods.values())
     ]
     heads = [
         "method",
@@ -62,7 +69,9 @@ def markdown(results: Mapping[str, Any], protocol: Protocol) -> str:
             is_best = len(methods) > 1 and value is not None and best[column] == round(value, column.digits)
             cells.append(f"**{text}**" if is_best else text)
         lines.append("| " + " | ".join([name.replace("|", "\\|"), *cells]) + " |")
-    return "\n".join([f"# {protocol.name}", "", *lines, "", *(f"- {note}" for note in _notes(results, protocol)), ""])
+    return "\n".join(
+        [f"# {benchmark.name}", "", *lines, "", *(f"- {note}" for note in _notes(results, benchmark)), ""]
+    )
 
 
 def _value(method: Mapping[str, Any], column: Column) -> float | None:
@@ -80,35 +89,35 @@ def _best(methods: Mapping[str, Any], column: Column) -> float | None:
     return round(max(values) if column.better == "higher" else min(values), column.digits)
 
 
-def _notes(results: Mapping[str, Any], protocol: Protocol) -> list[str]:
-    judge = results["face_encoders"][0]
+def _notes(results: Mapping[str, Any], benchmark: Benchmark) -> list[str]:
+    judge = results["face_encoder_ids"][0]
     notes = [
-        *protocol.notes,
+        *benchmark.notes,
         f"{results['cases']} images a method of {results['people']} people, retrieval among {results['gallery']};"
         f" seed {results['config']['seed']}.",
-        f"Faces by {judge}" + (f", CLIP by {results['clip_model']}." if results["clip_model"] else "."),
+        f"Faces by {judge}" + (f", CLIP by {results['clip_model_id']}." if results["clip_model_id"] else "."),
         "Means over the images with a face; one without counts as a miss in retrieval.",
     ]
-    own = [name for name, method in results["methods"].items() if method["encoder_of_training"] == judge]
+    own = [name for name, method in results["methods"].items() if method["trained_with_face_encoder_id"] == judge]
     if own:
         notes.append(
-            f"{', '.join(own)}: made from embeddings of the very recogniser that judges here, which flatters likeness;"
-            " judge with another one too."
+            f"{', '.join(own)}: made from embeddings of the recognizer that judges here, which flatters likeness; judge"
+            " with another one too."
         )
     if results["people_without_face"]:
         missing = ", ".join(results["people_without_face"])
-        notes.append(f"Left out, for no face is found in their reference: {missing}.")
+        notes.append(f"Left out, because no face is found in their reference: {missing}.")
     return notes
 
 
 def contact_sheet(
-    protocol: Protocol, images: Mapping[str, Mapping[str, Path]], scorer: Scorer, rows: int
+    benchmark: Benchmark, images: Mapping[str, Mapping[str, Path]], scorer: Scorer, rows: int
 ) -> PIL.Image.Image:
-    """Cases from all over the protocol: reference, target (the true picture, or the landmarks asked for), each method."""
-    cases = [case for case in protocol.cases if case.person in scorer.references]
+    """Cases from all over the benchmark: reference, target (the true picture, or the target landmarks), each method."""
+    cases = [case for case in benchmark.cases if case.person in scorer.references]
     cases = [cases[i * len(cases) // min(rows, len(cases))] for i in range(min(rows, len(cases)))]
-    with_target = any(case.is_steered or case.truth for case in cases)
-    heads = ["reference", *(["asked"] if with_target else []), *images]
+    with_target = any(case.is_steered or case.ground_truth for case in cases)
+    heads = ["reference", *(["target"] if with_target else []), *images]
     width = GAP + len(heads) * (CELL + GAP)
     sheet = PIL.Image.new("RGB", (width, HEADER + len(cases) * (CELL + CAPTION + GAP)), "white")
     draw = PIL.ImageDraw.Draw(sheet)
@@ -118,7 +127,7 @@ def contact_sheet(
         top = HEADER + row * (CELL + CAPTION + GAP)
         cells = [_open(case.reference[0])]
         if with_target:
-            cells.append(_asked(case, scorer))
+            cells.append(_target_picture(case, scorer))
         cells += [_open(files[case.id]) for files in images.values()]
         for column, cell in enumerate(cells):
             if cell is not None:
@@ -135,9 +144,9 @@ def contact_sheet(
     return sheet
 
 
-def _asked(case: Case, scorer: Scorer) -> PIL.Image.Image | None:
-    if case.truth is not None:
-        return _open(case.truth)
+def _target_picture(case: Case, scorer: Scorer) -> PIL.Image.Image | None:
+    if case.ground_truth is not None:
+        return _open(case.ground_truth)
     if not case.is_steered:
         return None
     target = torch.from_numpy(scorer.target(case, 512, 512))

@@ -1,4 +1,4 @@
-"""From what is seen in images to the metrics of each, and their summary."""
+"""The metrics of each image, and their summary."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 from ..errors import InputError
 from ..faces.photo import load_photo
 from ..models.landmark_predictor import load_landmark_predictor
-from .cases import Case, Protocol
+from .benchmarks.base import Benchmark
+from .cases import Case
 from .features import Features, FeatureStore, FoundFace
 from .metrics import (
     angle_errors,
@@ -30,50 +31,52 @@ from .targets import retargeted_landmarks
 
 AXES = ("yaw", "pitch", "roll")
 
-#: Of a row, what is no metric.
+#: The entries of a row that are not metrics.
 LABELS = ("case", "person", "group")
 
 
 class Scorer:
     r"""
-    Scores the images of a protocol's cases.
+    Scores the images of a benchmark's cases.
 
     Args:
-        protocol ([`Protocol`]): What was asked.
-        store ([`FeatureStore`]): Sees the images. Its first analyzer's faces count; further ones add similarities.
+        benchmark ([`Benchmark`]): The cases.
+        store ([`FeatureStore`]): Features of the images. Its first analyzer's faces count; further ones add similarities.
         progress (`Callable`): Wraps iterables, see [`evaluate`].
     """
 
-    def __init__(self, protocol: Protocol, store: FeatureStore, progress: Callable[..., Iterable[Any]]):
-        self.protocol = protocol
+    def __init__(self, benchmark: Benchmark, store: FeatureStore, progress: Callable[..., Iterable[Any]]):
+        self.benchmark = benchmark
         self.store = store
         self.progress = progress
         self.predictor = load_landmark_predictor()
-        self.encoders = [analyzer.encoder for analyzer in store.analyzers]
+        self.encoder_ids = [analyzer.encoder for analyzer in store.analyzers]
         self.references: dict[str, Features] = {}
         self._galleries: dict[str, tuple[list[str], np.ndarray]] = {}
-        prompts = sorted({case.prompt for case in protocol.cases}) if store.clip else []
-        self._prompts = dict(zip(prompts, store.clip.encode_prompts(prompts))) if store.clip else {}
+        prompts = sorted({case.prompt for case in benchmark.cases}) if store.clip else []
+        self._prompts = dict(zip(prompts, store.clip.encode_prompts(prompts), strict=True)) if store.clip else {}
 
     def read_references(self, gallery: Mapping[str, Sequence[Path]]) -> set[str]:
-        """Looks at the reference photos of all people of a gallery, and returns those in whose photos there is no face."""
+        """Reads the reference photos of all people of a gallery, and returns the people in whose first photo no face is found."""
         without_face = set()
         for person, paths in self.progress(gallery.items(), "references", len(gallery)):
             seen = [self.store.get(path, is_photo=True) for path in paths]
             first = seen[0]
-            if self.encoders[0] not in first.faces:
+            if self.encoder_ids[0] not in first.faces:
                 without_face.add(person)
                 continue
             faces = {}
-            for encoder, face in first.faces.items():
-                embeddings = [features.faces[encoder].embedding for features in seen if encoder in features.faces]
-                faces[encoder] = FoundFace(face.landmarks, np.mean(embeddings, axis=0), face.size)
+            for encoder_id, face in first.faces.items():
+                embeddings = [
+                    features.faces[encoder_id].embedding for features in seen if encoder_id in features.faces
+                ]
+                faces[encoder_id] = FoundFace(face.landmarks, np.mean(embeddings, axis=0), face.size)
             self.references[person] = Features(faces, first.clip)
-        for encoder in self.encoders:
-            people = [person for person, features in self.references.items() if encoder in features.faces]
+        for encoder_id in self.encoder_ids:
+            people = [person for person, features in self.references.items() if encoder_id in features.faces]
             if people:
-                embeddings = [self.references[person].faces[encoder].embedding for person in people]
-                self._galleries[encoder] = people, np.stack(embeddings)
+                embeddings = [self.references[person].faces[encoder_id].embedding for person in people]
+                self._galleries[encoder_id] = people, np.stack(embeddings)
         return without_face
 
     def score(
@@ -91,7 +94,7 @@ class Scorer:
         Returns:
             `list[dict]`: A row for each case: `case`, `person`, `group`, and its metrics; `None` where one has no value.
         """
-        cases = self.protocol.cases
+        cases = self.benchmark.cases
         return [
             self._row(case, images[case.id], (text_only or {}).get(case.id))
             for case in self.progress(cases, f"{name}: metrics", len(cases))
@@ -100,42 +103,42 @@ class Scorer:
 
     def target(self, case: Case, height: int, width: int) -> np.ndarray:
         """The re-targeted landmarks `(72, 2)` of a case, in pixels of an image of that size."""
-        reference = self.references[case.person].faces[self.encoders[0]]
+        reference = self.references[case.person].faces[self.encoder_ids[0]]
         return retargeted_landmarks(self.predictor, case, reference, height, width)
 
     def _row(self, case: Case, path: Path, text_only: Path | None) -> dict[str, Any]:
         row: dict[str, Any] = {"case": case.id, "person": case.person, "group": case.group}
         row["failed"] = float(not path.exists())
         image = load_photo(path) if path.exists() else None
-        seen = self.store.get(path) if path.exists() else Features()
-        truth = self.store.get(case.truth) if case.truth is not None else None
+        features = self.store.get(path) if path.exists() else Features()
+        ground_truth = self.store.get(case.ground_truth) if case.ground_truth is not None else None
 
-        for encoder in self.encoders:
-            suffix = "" if encoder == self.encoders[0] else f"/{encoder}"
-            values = self._likeness(case, encoder, seen.faces.get(encoder), truth)
+        for encoder_id in self.encoder_ids:
+            suffix = "" if encoder_id == self.encoder_ids[0] else f"/{encoder_id}"
+            values = self._likeness(case, encoder_id, features.faces.get(encoder_id), ground_truth)
             row |= {name + suffix: value for name, value in values.items()}
-        face = seen.faces.get(self.encoders[0])
-        true_face = truth.faces.get(self.encoders[0]) if truth else None
+        face = features.faces.get(self.encoder_ids[0])
+        ground_truth_face = ground_truth.faces.get(self.encoder_ids[0]) if ground_truth else None
         if image is not None:
-            row |= self._steering(case, face, true_face, image.shape[:2])
-            row |= self._clip(case, seen, truth, text_only)
-            if case.truth is not None:
-                row["truth_pixel_error"] = pixel_error(image, load_photo(case.truth))
+            row |= self._steering(case, face, ground_truth_face, image.shape[:2])
+            row |= self._clip(case, features, ground_truth, text_only)
+            if case.ground_truth is not None:
+                row["ground_truth_pixel_error"] = pixel_error(image, load_photo(case.ground_truth))
             if case.background is not None:
-                colors = self.protocol.background_colors
+                colors = self.benchmark.background_colors
                 if case.background not in colors:
-                    raise InputError(f"case {case.id}: background {case.background!r} is none of {list(colors)}")
+                    raise InputError(f"case {case.id}: background {case.background!r} is not one of {list(colors)}")
                 row["background"] = float(background_color(image, colors) == case.background)
         return row
 
     def _likeness(
-        self, case: Case, encoder: str, face: FoundFace | None, truth: Features | None
+        self, case: Case, encoder_id: str, face: FoundFace | None, ground_truth: Features | None
     ) -> dict[str, float | None]:
         values: dict[str, float | None] = {"no_face": float(face is None)}
-        people, gallery = self._galleries.get(encoder, ([], np.empty(0)))
+        people, gallery = self._galleries.get(encoder_id, ([], np.empty(0)))
         if case.person not in people:
             return values
-        # an image without a face finds nobody
+        # an image without a face is a miss
         values |= {"top1": 0.0, "top5": 0.0}
         if face is None:
             return values
@@ -144,53 +147,57 @@ class Scorer:
         values |= {"top1": float(rank < 1), "top5": float(rank < 5)}
         values["face_similarity"] = cosine_similarity(face.embedding, gallery[index])
         values["face_distance"] = euclidean_distance(face.embedding, gallery[index])
-        true_face = truth.faces.get(encoder) if truth else None
-        if true_face is not None:
-            values["truth_similarity"] = cosine_similarity(face.embedding, true_face.embedding)
-            values["truth_distance"] = euclidean_distance(face.embedding, true_face.embedding)
-            values["copy_paste"] = copy_paste(face.embedding, true_face.embedding, gallery[index])
+        ground_truth_face = ground_truth.faces.get(encoder_id) if ground_truth else None
+        if ground_truth_face is not None:
+            values["ground_truth_similarity"] = cosine_similarity(face.embedding, ground_truth_face.embedding)
+            values["ground_truth_distance"] = euclidean_distance(face.embedding, ground_truth_face.embedding)
+            values["copy_paste"] = copy_paste(face.embedding, ground_truth_face.embedding, gallery[index])
         return values
 
     def _steering(
-        self, case: Case, face: FoundFace | None, true_face: FoundFace | None, size: tuple[int, int]
+        self, case: Case, face: FoundFace | None, ground_truth_face: FoundFace | None, size: tuple[int, int]
     ) -> dict[str, float | None]:
-        if face is None or not (case.is_steered or true_face is not None):
+        if face is None or not (case.is_steered or ground_truth_face is not None):
             return {}
-        reference = self.references[case.person].faces[self.encoders[0]]
+        reference = self.references[case.person].faces[self.encoder_ids[0]]
         targets = {}
         if case.is_steered:
             targets[""] = self.target(case, *size)
-        if true_face is not None:
-            targets["truth_"] = true_face.landmarks[:, :2] * (np.array(size[::-1]) / np.array(true_face.size[::-1]))
-        # the same predictor reads image and target, so that what it gets wrong in both cancels out
+        if ground_truth_face is not None:
+            targets["ground_truth_"] = ground_truth_face.landmarks[:, :2] * (
+                np.array(size[::-1]) / np.array(ground_truth_face.size[::-1])
+            )
+        # the same predictor reads image and target, so that its errors in both cancel out
         rotations, posed = read_landmarks(self.predictor, [face.landmarks, reference.landmarks, *targets.values()])
         values: dict[str, float | None] = {}
         for number, (prefix, target) in enumerate(targets.items(), start=2):
-            values["landmark_nme" if prefix == "" else "truth_nme"] = landmark_nme(face.landmarks, target)
+            values["landmark_nme" if prefix == "" else "ground_truth_nme"] = landmark_nme(face.landmarks, target)
             errors = angle_errors(rotations[0], rotations[number])
-            values |= {f"{prefix}{axis}_error": float(error) for axis, error in zip(AXES, errors)}
-        # the last target is the truth where there is one
+            values |= {f"{prefix}{axis}_error": float(error) for axis, error in zip(AXES, errors, strict=True)}
+        # the last target is the ground truth where there is one
         values["pose_copy"] = pose_copy(posed[0], posed[-1], posed[1])
         return values
 
     def _clip(
-        self, case: Case, seen: Features, truth: Features | None, text_only: Path | None
+        self, case: Case, features: Features, ground_truth: Features | None, text_only: Path | None
     ) -> dict[str, float | None]:
-        if seen.clip is None:
+        if features.clip is None:
             return {}
-        others = {"clip_i": self.references[case.person].clip}
-        if truth is not None:
-            others["clip_i_truth"] = truth.clip
+        compared = {"clip_i": self.references[case.person].clip}
+        if ground_truth is not None:
+            compared["clip_i_ground_truth"] = ground_truth.clip
         if text_only is not None and text_only.exists():
-            others["clip_i_text"] = self.store.get(text_only).clip
+            compared["clip_i_text"] = self.store.get(text_only).clip
         values: dict[str, float | None] = {
-            name: cosine_similarity(seen.clip, other) for name, other in others.items() if other is not None
+            name: cosine_similarity(features.clip, embedding)
+            for name, embedding in compared.items()
+            if embedding is not None
         }
-        values["clip_t"] = 100 * cosine_similarity(seen.clip, self._prompts[case.prompt])
+        values["clip_t"] = 100 * cosine_similarity(features.clip, self._prompts[case.prompt])
         return values
 
 
-def summarise(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+def summarize(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
     r"""
     Mean, median, standard error of the mean and number of values of each metric: over all rows, and, where there are
     several groups, over each.

@@ -2,13 +2,16 @@
 
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, as_integer, as_number
 from .layout import NUM_LANDMARKS, PARTS
+
+
+MAX_SIDE = 2**14  # Of a picture, in pixels: a batch of one takes 3 GiB then.
 
 
 def landmark_radius(landmarks: torch.Tensor, height: int, width: int) -> torch.Tensor:
     r"""
-    The default radius of a landmark's disc: 1/32 of the landmarks' root mean square distance from their centre, which
+    The default radius of a landmark's disc: 1/32 of the landmarks' root mean square distance from their center, which
     is 3 pixels for a face that fills a picture of 512 pixels. It follows the face, so that eyes and lips of a small one
     do not run into blobs and a resized picture shows the same; it is at least 1 pixel, so that no disc gets lost, and
     at most 1/32 of the shorter side.
@@ -28,8 +31,8 @@ def landmark_radius(landmarks: torch.Tensor, height: int, width: int) -> torch.T
 
 def draw_landmarks(landmarks: torch.Tensor, height: int, width: int, radius: float | None = None) -> torch.Tensor:
     r"""
-    Draws each landmark as a small antialiased disc in the colour of its part, on black. Parts lie over each other in
-    the order of `faces.layout.PARTS`. The centre of the top left pixel is at (0, 0). Differentiable by the landmarks;
+    Draws each landmark as a small antialiased disc in the color of its part, on black. Parts lie over each other in
+    the order of `faces.layout.PARTS`. The center of the top left pixel is at (0, 0). Differentiable by the landmarks;
     memory grows with the picture, not with the number of landmarks.
 
     Args:
@@ -49,9 +52,8 @@ def draw_landmarks(landmarks: torch.Tensor, height: int, width: int, radius: flo
         raise InputError(f"landmarks must have shape (batch, {NUM_LANDMARKS}, 2), got {tuple(landmarks.shape)}")
     if not torch.isfinite(landmarks).all():
         raise InputError("landmarks has values that are not finite; leave out faces that were not found")
-    if height < 1 or width < 1:
-        raise InputError(f"height and width must be positive, got {height} and {width}")
-    if radius is not None and not 0 < radius < float("inf"):
+    check_size(height, width)
+    if radius is not None and not 0 < as_number("radius", radius, unit=" of pixels"):
         raise InputError(f"radius must be a positive number of pixels, got {radius}")
     if landmarks.dtype != torch.float64:
         landmarks = landmarks.float()
@@ -60,7 +62,7 @@ def draw_landmarks(landmarks: torch.Tensor, height: int, width: int, radius: flo
         radii = landmark_radius(landmarks.detach(), height, width)
     else:
         radii = landmarks.new_full((landmarks.shape[0],), radius)
-    # A disc touches no pixel beyond `reach` of its centre's, and coordinates that far outside can be cut at once.
+    # A disc touches no pixel beyond `reach` of its center's, and coordinates that far outside can be cut at once.
     reach = int(radii.max().ceil()) + 1 if len(radii) else 1
     limit = landmarks.new_tensor([width, height])
     landmarks = torch.minimum(landmarks.clamp(min=-2 * reach), limit + 2 * reach)
@@ -71,6 +73,12 @@ def draw_landmarks(landmarks: torch.Tensor, height: int, width: int, radius: flo
         color = landmarks.new_tensor(part.color)[None, :, None, None] / 255
         image = image + coverage * (color - image)
     return image
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises [`InputError`] unless height and width are those of a picture, in pixels."""
+    as_integer("height", height, 1, MAX_SIDE)
+    as_integer("width", width, 1, MAX_SIDE)
 
 
 def _coverage(points: torch.Tensor, radii: torch.Tensor, reach: int, height: int, width: int) -> torch.Tensor:

@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, as_integer, as_number, shown
+from .pose import MAX_COUNT
 
 
-_ONE: tuple[str, ...] = (
-    "jawForward",
-    "jawLeft",
-    "jawOpen",
-    "jawRight",
-    "mouthClose",
-    "mouthFunnel",
-    "mouthLeft",
-    "mouthPucker",
+# fmt: off
+_ONE = (
+    "jawForward", "jawLeft", "jawOpen", "jawRight", "mouthClose", "mouthFunnel", "mouthLeft", "mouthPucker", "mouthRight",
+    "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper",
 )
-_ONE += ("mouthRight", "mouthRollLower", "mouthRollUpper", "mouthShrugLower", "mouthShrugUpper")
-_TWO: tuple[str, ...] = (
-    "browDown",
-    "browInnerUp",
-    "browOuterUp",
-    "cheekPuff",
-    "cheekSquint",
-    "eyeBlink",
-    "eyeLookDown",
-    "eyeLookIn",
+_TWO = (
+    "browDown", "browInnerUp", "browOuterUp", "cheekPuff", "cheekSquint", "eyeBlink", "eyeLookDown", "eyeLookIn",
+    "eyeLookOut", "eyeLookUp", "eyeSquint", "eyeWide", "mouthDimple", "mouthFrown", "mouthLowerDown", "mouthPress",
+    "mouthSmile", "mouthStretch", "mouthUpperUp", "noseSneer",
 )
-_TWO += ("eyeLookOut", "eyeLookUp", "eyeSquint", "eyeWide", "mouthDimple", "mouthFrown", "mouthLowerDown")
-_TWO += ("mouthPress", "mouthSmile", "mouthStretch", "mouthUpperUp", "noseSneer")
+# fmt: on
 
 EXPRESSION_NAMES = tuple(sorted(_ONE + tuple(f"{name}_{side}" for name in _TWO for side in "LR")))
 
@@ -82,19 +71,18 @@ class Expression:
         InputError: A name is not known or given twice, or a strength is not a number in `[0, 1]`.
     """
 
+    __array_ufunc__ = None  # numpy's numbers leave `number * expression` to __rmul__.
+
     def __init__(self, weights: Mapping[str, float]):
         if not isinstance(weights, Mapping):
-            raise InputError(f"expression must be a preset's name or a mapping of names to strengths, got {weights!r}")
+            raise InputError(
+                f"expression must be a preset's name or a mapping of names to strengths, got {shown(weights)}"
+            )
         self._weights: dict[str, float] = {}
         for name, value in weights.items():
             if name not in _SPELLINGS:
-                raise InputError(f"expression {name!r} is not known{_suggestion(name, _SPELLINGS)}")
-            try:
-                strength = float(value)
-            except (TypeError, ValueError):
-                strength = math.nan
-            if not 0 <= strength <= 1:
-                raise InputError(f"expression {name!r} must have a strength between 0 and 1, got {value!r}")
+                raise InputError(f"expression {shown(name)} is not known{_suggestion(name, _SPELLINGS)}")
+            strength = as_number(f"strength of expression {name!r}", value, 0, 1)
             for ict_name in _SPELLINGS[name]:
                 if ict_name in self._weights:
                     raise InputError(f"expression {name!r} sets {ict_name!r} a second time; give it once")
@@ -108,7 +96,7 @@ class Expression:
         if isinstance(value, str):
             if value not in PRESETS:
                 hint = _suggestion(value, PRESETS) or f"; the presets are {', '.join(PRESETS)}"
-                raise InputError(f"expression preset {value!r} is not known{hint}")
+                raise InputError(f"expression preset {shown(value)} is not known{hint}")
             value = PRESETS[value]
         return cls(value)
 
@@ -119,6 +107,7 @@ class Expression:
 
     def to_vector(self, names: Sequence[str]) -> np.ndarray:
         """Strengths in the order of `names` (a predictor's `config.expression_names`), float32."""
+        names = _as_names(names)
         unknown = [name for name in self.weights if name not in names]
         if unknown:
             raise InputError(f"names has no {unknown[0]!r}, which this expression needs; use another predictor")
@@ -127,9 +116,14 @@ class Expression:
     @classmethod
     def from_vector(cls, values: Sequence[float] | np.ndarray, names: Sequence[str] = EXPRESSION_NAMES) -> Expression:
         """The expression with strengths in the order of `names`, such as an encoded face's."""
-        if len(values) != len(names):
-            raise InputError(f"values has {len(values)} strengths for {len(names)} names; give one for each")
-        return cls(dict(zip(names, (float(value) for value in values))))
+        names = _as_names(names)
+        try:
+            array = np.asarray(values)
+        except Exception as error:  # what an argument of any type can raise
+            raise InputError(f"values must be an array of numbers, got a {type(values).__name__}") from error
+        if array.shape != (len(names),):
+            raise InputError(f"values must have shape ({len(names)},), one strength for each name, got {array.shape}")
+        return cls(dict(zip(names, array.tolist())))
 
     def __add__(self, other: Expression) -> Expression:
         """Both at once: strengths add up, to 1 at most."""
@@ -140,24 +134,22 @@ class Expression:
 
     def __mul__(self, factor: float) -> Expression:
         """The same, weaker or stronger: strengths times a factor, to 1 at most."""
-        if not isinstance(factor, (int, float)):
+        if not isinstance(factor, Real):
             return NotImplemented
-        if not 0 <= factor < math.inf:
-            raise InputError(f"factor must be a number that is not negative, got {factor}")
+        factor = as_number("factor", factor, 0)
         return Expression({name: min(1.0, factor * value) for name, value in self._weights.items()})
 
     __rmul__ = __mul__
 
     def interpolate(self, other: str | Mapping[str, float] | Expression, weight: float) -> Expression:
         """The expression between this one (`weight` 0) and another (`weight` 1)."""
-        if not 0 <= weight <= 1:
-            raise InputError(f"weight must lie between 0 and 1, got {weight}")
+        weight = as_number("weight", weight, 0, 1)
         return (1 - weight) * self + weight * Expression.of(other)
 
     def sequence(self, other: str | Mapping[str, float] | Expression, count: int) -> list[Expression]:
-        """`count` expressions from this one to another, both included, at equal steps."""
-        if count < 2:
-            raise InputError(f"count must be at least 2, got {count}")
+        """`count` expressions (at least 2) from this one to another, both included, at equal steps."""
+        count = as_integer("count", count, 2, MAX_COUNT)
+        other = Expression.of(other)
         return [self.interpolate(other, step / (count - 1)) for step in range(count)]
 
     def __eq__(self, other: object) -> bool:
@@ -170,6 +162,12 @@ class Expression:
         return f"Expression({self.weights})"
 
 
+def _as_names(names: Sequence[str]) -> list[str]:
+    if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"names must be a list of expressions' names, got {shown(names)}")
+    return list(names)
+
+
 def _suggestion(name: object, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=3)
+    close = difflib.get_close_matches(name[:100], known, n=3) if isinstance(name, str) else []
     return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..errors import InputError, as_integer, as_number, shown
 
 
 LIMITS = {"yaw": 90, "pitch": 90, "roll": 180}
+MAX_COUNT = 100_000  # Poses or expressions in a sequence.
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,8 @@ class HeadPose:
 
     def __post_init__(self) -> None:
         for name, limit in LIMITS.items():
-            value = getattr(self, name)
-            try:
-                value = float(value)
-            except (TypeError, ValueError):
-                raise InputError(f"{name} must be a number of degrees, got {value!r}") from None
-            if not math.isfinite(value) or abs(value) > limit:
-                raise InputError(f"{name} must lie between -{limit} and {limit} degrees, got {value:g}")
-            object.__setattr__(self, name, value)
+            angle = as_number(name, getattr(self, name), -limit, limit, unit=" of degrees")
+            object.__setattr__(self, name, angle)
 
     def as_tuple(self) -> tuple[float, float, float]:
         """Yaw, pitch and roll: the order of `FaceCoefficients.rotation`."""
@@ -48,17 +42,18 @@ class HeadPose:
 
     def interpolate(self, other: HeadPose, weight: float) -> HeadPose:
         """The pose between this one (`weight` 0) and another (`weight` 1), angle by angle."""
-        if not 0 <= weight <= 1:
-            raise InputError(f"weight must lie between 0 and 1, got {weight}")
-        return HeadPose(*(a + weight * (b - a) for a, b in zip(self.as_tuple(), other.as_tuple())))
+        if not isinstance(other, HeadPose):
+            raise InputError(f"other must be a HeadPose, got {shown(other)}")
+        weight = as_number("weight", weight, 0, 1)
+        return HeadPose(*((1 - weight) * a + weight * b for a, b in zip(self.as_tuple(), other.as_tuple())))
 
     def sequence(self, other: HeadPose, count: int) -> list[HeadPose]:
-        """`count` poses from this one to another, both included, at equal steps."""
-        if count < 2:
-            raise InputError(f"count must be at least 2, got {count}")
+        """`count` poses (at least 2) from this one to another, both included, at equal steps."""
+        count = as_integer("count", count, 2, MAX_COUNT)
         return [self.interpolate(other, step / (count - 1)) for step in range(count)]
 
     @classmethod
     def turntable(cls, count: int, yaw: float = 60.0, pitch: float = 0.0) -> list[HeadPose]:
         """`count` poses from `-yaw` to `yaw` at equal steps."""
-        return cls(yaw=-yaw, pitch=pitch).sequence(cls(yaw=yaw, pitch=pitch), count)
+        end = cls(yaw=yaw, pitch=pitch)
+        return cls(yaw=-end.yaw, pitch=end.pitch).sequence(end, count)

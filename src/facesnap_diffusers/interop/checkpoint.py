@@ -1,4 +1,4 @@
-"""Files of other people's identity adapters: read safely, and recognised by what is in them."""
+"""Files of third-party identity adapters: read safely, and recognised by what is in them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ..errors import AdapterError
+from ..errors import AdapterError, one_line
 
 
 Kind = Literal["faceid", "faceid-plus", "faceid-unnorm", "instantid"]
@@ -62,7 +62,7 @@ def read_checkpoint(source: str | Path | Mapping) -> Checkpoint:
 
 def recognise(image_proj: Mapping[str, torch.Tensor], name: str) -> Kind:
     """
-    Whose projection this is, by its keys; raises [`AdapterError`] if it is none of an identity adapter's. Only the
+    Whose projection this is, by its keys; raises [`AdapterError`] if it is not an identity adapter's. Only the
     file's name tells FaceID-Portrait "unnorm" from InstantID.
     """
     if "perceiver_resampler.proj_in.weight" in image_proj:
@@ -76,7 +76,9 @@ def recognise(image_proj: Mapping[str, torch.Tensor], name: str) -> Kind:
             f"{name} is an IP-Adapter for pictures, not for face embeddings; load it with load_ip_adapter(),"
             " it works beside a FaceSnap adapter"
         )
-    raise AdapterError(f"{name} is no IP-Adapter FaceID nor InstantID file: its image_proj has {_some(image_proj)}")
+    raise AdapterError(
+        f"{name} is neither an IP-Adapter FaceID nor an InstantID file: its image_proj has {_some(image_proj)}"
+    )
 
 
 def _read(path: Path) -> Mapping:
@@ -93,8 +95,7 @@ def _read(path: Path) -> Mapping:
             " a source that you trust, best as .safetensors"
         ) from None
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise AdapterError(f"{path} cannot be read ({reason}); download it again") from None
+        raise AdapterError(f"{path} cannot be read ({one_line(error)}); download it again") from None
 
 
 def _grouped(tensors: Mapping, name: str) -> dict[str, dict[str, torch.Tensor]]:
@@ -112,7 +113,7 @@ def _grouped(tensors: Mapping, name: str) -> dict[str, dict[str, torch.Tensor]]:
         others = [key for key in tensors if not any(_starts(key, group) for group in GROUPS)]
     if not groups["image_proj"] or not groups["ip_adapter"] or others:
         raise AdapterError(
-            f"{name} is no identity adapter: expected image_proj and ip_adapter alone, found {_some(tensors)}"
+            f"{name} is not an identity adapter: expected image_proj and ip_adapter alone, found {_some(tensors)}"
         )
     for group in groups.values():
         if not all(isinstance(value, torch.Tensor) for value in group.values()):

@@ -1,4 +1,4 @@
-"""From other people's checkpoints to the parts of an adapter."""
+"""From third-party checkpoints to the parts of an adapter."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
 
-from ..config import FaceSnapConfig, base_family
-from ..errors import AdapterError
+from .._upstream import convert_image_projection
+from ..adapter.config import FaceSnapConfig
+from ..base_models import family_of
+from ..errors import AdapterError, one_line
 from ..models.attention import IdentityAttention
+from ..models.mixer import IdentityMixer
 from .checkpoint import Checkpoint
 from .mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
 
@@ -33,7 +35,7 @@ def convert_checkpoint(
     plus_v2: bool | None = None,
 ) -> tuple[FaceSnapConfig, dict[str, ModelMixin]]:
     r"""
-    The config and parts that a checkpoint amounts to, in float32.
+    The config and parts of a checkpoint, in float32.
 
     Args:
         checkpoint ([`Checkpoint`]): What [`read_checkpoint`] gave.
@@ -46,11 +48,11 @@ def convert_checkpoint(
     Raises:
         AdapterError: The checkpoint does not fit the base model or itself.
     """
-    family = base_family(unet.config.cross_attention_dim, unet.config.addition_embed_type == "text_time")
+    family = family_of(unet)
     identity_attention = _identity_attention(checkpoint, unet)
     projection = _projection(checkpoint)
 
-    mixer: ModelMixin
+    mixer: IdentityMixer
     if checkpoint.kind == "faceid":
         mixer = _faceid_mixer(projection)
     elif checkpoint.kind == "faceid-plus":
@@ -60,9 +62,9 @@ def convert_checkpoint(
     else:
         mixer = _instantid_mixer(projection)
     width = unet.config.cross_attention_dim
-    if mixer.config.cross_attention_dim != width:
+    if mixer.cross_attention_dim != width:
         raise AdapterError(
-            f"{checkpoint.source} gives tokens of width {mixer.config.cross_attention_dim}, the base model takes"
+            f"{checkpoint.source} gives tokens of width {mixer.cross_attention_dim}, the base model takes"
             f" {width}; use a file made for this base model"
         )
     mixer.projection.load_state_dict(projection.state_dict())
@@ -72,13 +74,13 @@ def convert_checkpoint(
     if controlnet is not None:
         modules["ffrnet"] = controlnet
     config = FaceSnapConfig(
-        face_encoder="insightface/glintr100" if instantid else "insightface/w600k_r50",
-        face_embed_dim=mixer.config.face_embed_dim,
+        face_encoder_id="insightface/glintr100" if instantid else "insightface/w600k_r50",
+        face_embed_dim=mixer.face_embed_dim,
         normalized_embeds=checkpoint.kind in ("faceid", "faceid-plus"),
-        image_encoder=FACEID_PLUS_IMAGE_ENCODER if checkpoint.kind == "faceid-plus" else None,
+        image_encoder_id=FACEID_PLUS_IMAGE_ENCODER if checkpoint.kind == "faceid-plus" else None,
         image_crop="arcface" if checkpoint.kind == "faceid-plus" else "head",
         landmark_style="instantid5" if instantid else "facesnap72",
-        num_tokens=mixer.config.num_tokens,
+        num_tokens=mixer.num_tokens,
         parts=list(modules),
         base_family=family,
     )
@@ -88,12 +90,9 @@ def convert_checkpoint(
 def _projection(checkpoint: Checkpoint) -> torch.nn.Module:
     """The projection as diffusers builds it."""
     try:
-        return UNet2DConditionLoadersMixin()._convert_ip_adapter_image_proj_to_diffusers(
-            checkpoint.image_proj, low_cpu_mem_usage=False
-        )
+        return convert_image_projection(checkpoint.image_proj)
     except (KeyError, RuntimeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AdapterError(f"{checkpoint.source}: image_proj is incomplete or damaged ({reason})") from None
+        raise AdapterError(f"{checkpoint.source}: image_proj is incomplete or damaged ({one_line(error)})") from None
 
 
 def _faceid_mixer(projection: torch.nn.Module) -> FaceIDMixer:
@@ -158,7 +157,7 @@ def _identity_attention(checkpoint: Checkpoint, unet: UNet2DConditionModel) -> I
                 tensors[f"loras.{full_name.replace('.', '-')}.up.weight"] = up
     if left:
         raise AdapterError(
-            f"{checkpoint.source} has {len(left)} tensors for layers that this base model has not, e.g."
+            f"{checkpoint.source} has {len(left)} tensors for layers that this base model does not contain, e.g."
             f" {next(iter(left))}; use a file made for its family"
         )
     identity_attention = IdentityAttention(layers, lora_layers or None)

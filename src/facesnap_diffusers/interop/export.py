@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from diffusers import UNet2DConditionModel
-from diffusers.models.modeling_utils import ModelMixin
 from safetensors.torch import save_file
-from torch import nn
 
 from ..errors import AdapterError, InputError, check_path
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
-from ..models.mixer import FacialAttributeMixer
-from .mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
+from ..models.mixer import IdentityMixer
 
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ def export_ip_adapter(pipe: FaceSnapMixin, path: str | Path) -> None:
     r"""
     Writes the identity attention of a pipeline's adapter as an IP-Adapter file, for `load_ip_adapter(folder,
     subfolder=None, weight_name=..., image_encoder_folder=None)` of any stock pipeline of the same base model. FFRNet
-    is no part of it: the images are those of `set_facesnap_scale(landmarks=0)`.
+    is not a part of it: the images are those of `set_facesnap_scale(landmark_scale=0)`.
 
     The mixer has no counterpart in diffusers, so it stays here: [`ip_adapter_image_embeds`] turns an identity into what
     the stock pipeline takes as `ip_adapter_image_embeds`. The file has the layout of IP-Adapter FaceID with one token an
@@ -37,8 +36,8 @@ def export_ip_adapter(pipe: FaceSnapMixin, path: str | Path) -> None:
         path (`str` or `Path`): A `.safetensors` or `.bin` file; made or replaced, its folder made if need be.
 
     Raises:
-        AdapterError: There is no identity attention, or its tokens cannot be had by a stock IP-Adapter.
-        InputError: `path` is no path or has another suffix.
+        AdapterError: There is no identity attention, or a stock IP-Adapter cannot express its tokens.
+        InputError: `path` is not a path or has another suffix.
     """
     pipe._require_adapter("export_ip_adapter")
     if pipe.identity_attention is None:
@@ -54,19 +53,18 @@ def ip_adapter_image_embeds(pipe: FaceSnapMixin, identity: FaceIdentity) -> torc
     Returns:
         `torch.Tensor` of shape `(2, num_tokens, cross_attention_dim)`: the unconditional half, then the conditional.
     """
-    pipe._require_adapter("ip_adapter_image_embeds")
+    conditioner = pipe.face_conditioner("ip_adapter_image_embeds")
+    # the tokens before the last norm, seen on a copy of the mixer so that calls that run meanwhile are not
+    mixer = copy.deepcopy(conditioner.mixer)
     seen: list[torch.Tensor] = []
-    hook = _last_norm(pipe.mixer).register_forward_pre_hook(lambda norm, inputs: seen.append(inputs[0]))
-    try:
-        pipe._mix(pipe._identities(None, identity, None, None))
-    finally:
-        hook.remove()
+    mixer.output_norm.register_forward_pre_hook(lambda norm, inputs: seen.append(inputs[0]))
+    replace(conditioner, mixer=mixer).tokens(conditioner.identities(identity=identity))
     (embeds,) = seen  # the conditional rows, one or one a photo, then the unconditional ones
     return embeds.unflatten(0, (2, -1)).flatten(1, 2).flip(0)
 
 
 def write_ip_adapter(
-    path: str | Path, mixer: ModelMixin, identity_attention: IdentityAttention, unet: UNet2DConditionModel
+    path: str | Path, mixer: IdentityMixer, identity_attention: IdentityAttention, unet: UNet2DConditionModel
 ) -> None:
     """As [`export_ip_adapter`], from the parts; of the UNet only the order of its layers counts."""
     check_path("path", path)
@@ -81,9 +79,9 @@ def write_ip_adapter(
         save_file({f"{name}.{key}": tensor for name, group in groups.items() for key, tensor in group.items()}, path)
 
 
-def _image_proj(mixer: ModelMixin) -> dict[str, torch.Tensor]:
-    norm = _last_norm(mixer)
-    identity = torch.eye(mixer.config.cross_attention_dim, dtype=norm.weight.dtype)
+def _image_proj(mixer: IdentityMixer) -> dict[str, torch.Tensor]:
+    norm = mixer.output_norm
+    identity = torch.eye(mixer.cross_attention_dim, dtype=norm.weight.dtype)
     zeros = torch.zeros(len(identity), dtype=norm.weight.dtype)
     # a feed-forward network that changes nothing, as x = gelu(x) - gelu(-x)
     return {
@@ -111,15 +109,3 @@ def _ip_adapter(identity_attention: IdentityAttention, unet: UNet2DConditionMode
                 key = f"{number}.{linear.removesuffix('.0')}_lora"
                 tensors[f"{key}.down.weight"], tensors[f"{key}.up.weight"] = lora.down.weight, lora.up.weight
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-
-
-def _last_norm(mixer: ModelMixin) -> nn.LayerNorm:
-    if isinstance(mixer, FacialAttributeMixer):
-        return mixer.norm_out
-    if isinstance(mixer, FaceIDMixer):
-        return mixer.projection.norm
-    if isinstance(mixer, InstantIDMixer):
-        return mixer.projection.norm_out
-    if isinstance(mixer, FaceIDPlusMixer):
-        raise AdapterError("an IP-Adapter FaceID-Plus is not exported again: stock diffusers loads its own file")
-    raise AdapterError(f"tokens of a {type(mixer).__name__} cannot be expressed by a stock IP-Adapter")

@@ -1,4 +1,4 @@
-"""Other people's checkpoints on disk and on the Hub."""
+"""Third-party checkpoints on disk and on the Hub."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from huggingface_hub import hf_hub_download
 
-from ..config import CONFIG_NAME, FaceSnapConfig, check_parts
+from ..adapter.config import CONFIG_NAME, FaceSnapConfig, check_parts
 from ..errors import AdapterError, InputError, one_line
 from .checkpoint import Checkpoint, read_checkpoint
 from .conversion import convert_checkpoint
@@ -23,7 +22,7 @@ CONTROLNET_FOLDER = "ControlNetModel"
 _CONTROLNET_FILES = ("config.json", "diffusion_pytorch_model.safetensors")
 
 
-def is_foreign(name: str | Path | Mapping[str, Any], weight_name: str | None) -> bool:
+def is_third_party(name: str | Path | Mapping[str, Any], weight_name: str | None) -> bool:
     """Whether a name means another kind of adapter than FaceSnap's own."""
     if isinstance(name, Mapping) or weight_name is not None or Path(name).is_file():
         return True
@@ -33,7 +32,7 @@ def is_foreign(name: str | Path | Mapping[str, Any], weight_name: str | None) ->
     return str(name) == INSTANTID_REPO
 
 
-def load_foreign(
+def load_third_party(
     name: str | Path | Mapping[str, Any],
     weight_name: str | None,
     unet: UNet2DConditionModel,
@@ -42,14 +41,16 @@ def load_foreign(
     plus_v2: bool | None = None,
     hub_arguments: Mapping[str, Any] | None = None,
 ) -> tuple[FaceSnapConfig, dict[str, Any]]:
-    """The config and parts of another kind of adapter; raises [`AdapterError`] where they cannot be had."""
+    """The config and parts of another kind of adapter; raises [`AdapterError`] where they could not be loaded."""
     hub_arguments = dict(hub_arguments or {})
     checkpoint = find_checkpoint(name, weight_name, subfolder, hub_arguments)
     wanted = _wanted_parts(checkpoint, parts)
     controlnet = None
     if "ffrnet" in wanted:
         if isinstance(name, Mapping):
-            raise AdapterError("InstantID needs its ControlNet, which a state dict has not; name its folder or repo")
+            raise AdapterError(
+                "InstantID needs its ControlNet, which a state dict does not contain; name its folder or repo"
+            )
         folder = Path(name).parent if Path(name).is_file() else name
         controlnet = _load_controlnet(folder, subfolder, hub_arguments)
     config, modules = convert_checkpoint(checkpoint, unet, controlnet=controlnet, plus_v2=plus_v2)
@@ -69,18 +70,14 @@ def find_checkpoint(
     return read_checkpoint(_fetch(name, subfolder, weight_name or INSTANTID_FILE, hub_arguments or {}))
 
 
-def finish_foreign(modules: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-    """What is left to do once the image encoder is there; the parts come out in `dtype`."""
-    mixer, encoder = modules["mixer"], modules.get("face_image_encoder")
+def bind_image_encoder(modules: Mapping[str, Any]) -> None:
+    """Lets a mixer that needs the image encoder's view of an empty image see it; raises [`AdapterError`] if it does not fit."""
+    mixer = modules["mixer"]
     if isinstance(mixer, FaceIDPlusMixer):
         try:
-            mixer.set_image_encoder(encoder)
+            mixer.set_image_encoder(modules["face_image_encoder"])
         except InputError as error:
             raise AdapterError(str(error)) from None
-    own = ("mixer", "identity_attention", "ffrnet")
-    return {
-        name: module.to(dtype) if name in own and module.dtype != dtype else module for name, module in modules.items()
-    }
 
 
 def _wanted_parts(checkpoint: Checkpoint, parts: Sequence[str] | None) -> list[str]:
@@ -90,7 +87,7 @@ def _wanted_parts(checkpoint: Checkpoint, parts: Sequence[str] | None) -> list[s
     check_parts(parts)
     missing = sorted(set(parts) - set(available) - {"landmark_predictor"})
     if missing:
-        raise AdapterError(f"{checkpoint.source} has no {missing}; it has {available}")
+        raise AdapterError(f"{checkpoint.source} does not contain {missing}; it has {available}")
     return [part for part in available if part in parts]
 
 
@@ -101,7 +98,7 @@ def _fetch(name: str | Path, subfolder: str | None, file_name: str, hub_argument
         return Path(hf_hub_download(str(name), file_name, subfolder=subfolder, **hub_arguments))
     except Exception as error:
         raise AdapterError(
-            f"{file_name} of {str(name)!r} is in no local folder and cannot be had from the Hub ({one_line(error)});"
+            f"{file_name} of {str(name)!r} is not in a local folder and could not be loaded from the Hub ({one_line(error)});"
             " check names and connection"
         ) from error
 
@@ -118,5 +115,5 @@ def _load_controlnet(name: str | Path, subfolder: str | None, hub_arguments: Map
         return ControlNetModel.from_pretrained(config.parent, use_safetensors=True, local_files_only=True)
     except Exception as error:
         raise AdapterError(
-            f"InstantID's ControlNet cannot be loaded from {config.parent} ({one_line(error)}); download it again"
+            f"InstantID's ControlNet could not be loaded from {config.parent} ({one_line(error)}); download it again"
         ) from error

@@ -1,20 +1,22 @@
-"""The image projections of other people's identity adapters, with the interface of the [`FacialAttributeMixer`]."""
+"""The image projections of third-party identity adapters as [`IdentityMixer`]s."""
+
+import copy
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import register_to_config
 from diffusers.models.embeddings import (
     IPAdapterFaceIDImageProjection,
     IPAdapterFaceIDPlusImageProjection,
     IPAdapterPlusImageProjection,
 )
-from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
 
-from ..errors import InputError
-from ..models.mixer import check_face_embeds, check_image_hidden_states
+from ..errors import AdapterError, InputError
+from ..models.mixer import IdentityMixer, check_face_embeds, check_image_hidden_states
 
 
-class FaceIDMixer(ModelMixin, ConfigMixin):
+class FaceIDMixer(IdentityMixer):
     r"""
     IP-Adapter FaceID and FaceID-Portrait: tokens from the face embedding alone, brought to unit length. The
     unconditional tokens are those of an embedding of zeros.
@@ -25,7 +27,6 @@ class FaceIDMixer(ModelMixin, ConfigMixin):
         num_tokens (`int`): 4, for Portrait 16.
         mult (`int`): Inner width, as a multiple of `face_embed_dim`.
         per_photo (`bool`): Portrait: several photos of a person give `num_tokens` each, instead of their mean.
-        image_embed_dim: Always `None`: no image features.
     """
 
     @register_to_config
@@ -36,10 +37,17 @@ class FaceIDMixer(ModelMixin, ConfigMixin):
         num_tokens: int = 4,
         mult: int = 2,
         per_photo: bool = False,
-        image_embed_dim: None = None,
     ):
         super().__init__()
         self.projection = IPAdapterFaceIDImageProjection(face_embed_dim, cross_attention_dim, mult, num_tokens)
+
+    @property
+    def per_photo(self) -> bool:
+        return self.config.per_photo
+
+    @property
+    def output_norm(self) -> nn.LayerNorm:
+        return self.projection.norm
 
     def forward(
         self,
@@ -47,7 +55,7 @@ class FaceIDMixer(ModelMixin, ConfigMixin):
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As [`FacialAttributeMixer.forward`]; `face_embeds` may also be `(batch, photos, face_embed_dim)`."""
+        """As [`IdentityMixer.forward`]."""
         photos = face_embeds[:, None] if face_embeds is not None and face_embeds.ndim == 2 else face_embeds
         check_face_embeds(photos if photos is None else photos.flatten(0, -2), self.config.face_embed_dim)
         photos = F.normalize(photos, dim=-1)
@@ -56,7 +64,7 @@ class FaceIDMixer(ModelMixin, ConfigMixin):
         return self.projection(photos.flatten(0, 1)).unflatten(0, photos.shape[:2]).flatten(1, 2)
 
 
-class FaceIDPlusMixer(ModelMixin, ConfigMixin):
+class FaceIDPlusMixer(IdentityMixer):
     r"""
     IP-Adapter FaceID-Plus and its version 2: tokens of the face embedding look at CLIP's hidden states. The
     unconditional tokens are those of an embedding of zeros and the hidden states of an empty image, which
@@ -98,6 +106,14 @@ class FaceIDPlusMixer(ModelMixin, ConfigMixin):
         self.empty_image: torch.Tensor
         self.register_buffer("empty_image", torch.zeros(image_sequence_length, image_embed_dim))
 
+    @property
+    def image_embed_dim(self) -> int:
+        return self.config.image_embed_dim
+
+    @property
+    def output_norm(self) -> nn.LayerNorm:
+        raise AdapterError("an IP-Adapter FaceID-Plus is not exported again: stock diffusers loads its own file")
+
     @torch.no_grad()
     def set_image_encoder(self, image_encoder: torch.nn.Module) -> None:
         """Keeps what the image encoder says of an image whose (normalised) pixels are all zero."""
@@ -118,7 +134,7 @@ class FaceIDPlusMixer(ModelMixin, ConfigMixin):
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As [`FacialAttributeMixer.forward`]."""
+        """As [`IdentityMixer.forward`]."""
         check_face_embeds(face_embeds, self.config.face_embed_dim)
         check_image_hidden_states(image_hidden_states, self.config.image_embed_dim)
         tokens = self._project(F.normalize(face_embeds, dim=-1), image_hidden_states)
@@ -128,18 +144,16 @@ class FaceIDPlusMixer(ModelMixin, ConfigMixin):
         return tokens
 
     def _project(self, face_embeds: torch.Tensor, image_hidden_states: torch.Tensor) -> torch.Tensor:
-        # diffusers' layer takes its CLIP states from an attribute; they must not outlive the call
-        self.projection.clip_embeds = image_hidden_states[:, None]
-        try:
-            return self.projection(face_embeds)
-        finally:
-            self.projection.clip_embeds = None
+        # diffusers' layer takes its CLIP states from an attribute: set on a copy, no other call sees them
+        projection = copy.copy(self.projection)  # shallow, with the same weights
+        projection.clip_embeds = image_hidden_states[:, None]
+        return projection(face_embeds)
 
 
-class InstantIDMixer(ModelMixin, ConfigMixin):
+class InstantIDMixer(IdentityMixer):
     r"""
     InstantID (arXiv 2401.07519) and IP-Adapter FaceID-Portrait "unnorm": a resampler over the face embedding as its
-    only input token. Takes embeddings as long as the recogniser gives them. The unconditional tokens are those of an
+    only input token. Takes embeddings as long as the recognizer gives them. The unconditional tokens are those of an
     embedding of zeros.
 
     Args:
@@ -148,7 +162,6 @@ class InstantIDMixer(ModelMixin, ConfigMixin):
         num_tokens (`int`): Number of queries.
         hidden_size (`int`): Inner width.
         num_heads (`int`): Attention heads, of 64 channels each.
-        image_embed_dim: Always `None`: no image features.
     """
 
     @register_to_config
@@ -159,7 +172,6 @@ class InstantIDMixer(ModelMixin, ConfigMixin):
         num_tokens: int = 16,
         hidden_size: int = 1280,
         num_heads: int = 20,
-        image_embed_dim: None = None,
     ):
         super().__init__()
         self.projection = IPAdapterPlusImageProjection(
@@ -170,13 +182,17 @@ class InstantIDMixer(ModelMixin, ConfigMixin):
             num_queries=num_tokens,
         )
 
+    @property
+    def output_norm(self) -> nn.LayerNorm:
+        return self.projection.norm_out
+
     def forward(
         self,
         face_embeds: torch.Tensor,
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """As [`FacialAttributeMixer.forward`]."""
+        """As [`IdentityMixer.forward`]."""
         check_face_embeds(face_embeds, self.config.face_embed_dim)
         if unconditional is not None:
             face_embeds = face_embeds.masked_fill(unconditional[:, None], 0)

@@ -1,10 +1,16 @@
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+"""Identity attention: its weights, and how a call brings identity tokens to the attention layers of a UNet."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.attention_processor import Attention, IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.utils.torch_utils import is_compiled_module
@@ -12,6 +18,51 @@ from torch import nn
 
 from ..errors import InputError
 from .regions import Regions
+
+
+#: The keyword by which a call's context travels in `cross_attention_kwargs`. Stock attention ignores it without a warning.
+CONTEXT_KEY = "ip_hidden_states"
+
+
+class ContextAttention(Attention):
+    """
+    A stock attention layer that also takes the context of a call, such as [`IdentityContext`]. Without one it computes what
+    the stock layer computes, with whatever processor it has.
+    """
+
+    #: Name of the layer in its UNet or ControlNet.
+    layer_name: str
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        ip_hidden_states: Any = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if ip_hidden_states is None:
+            return self.stock(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+        return ip_hidden_states.attend(self, hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+
+    def stock(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What the stock layer computes with its processor."""
+        return super().forward(hidden_states, *args, **kwargs)
+
+
+def accept_contexts(net: nn.Module) -> None:
+    """
+    Makes the attention layers of a UNet or ControlNet take contexts. Their weights, processors and results stay as they
+    are, so this is done once, for all who share the net, and never undone.
+    """
+    net = _uncompiled(net)
+    if getattr(net, "_accepts_contexts", False):
+        return
+    for name, module in net.named_modules():
+        if type(module) is Attention and name.endswith((".attn1", ".attn2")):
+            module.layer_name = name
+            module.__class__ = ContextAttention
+    net._accepts_contexts = True
 
 
 class IdentityProjection(nn.Module):
@@ -35,91 +86,21 @@ class LowRankUpdate(nn.Module):
         return self.up(self.down(hidden_states.to(self.down.weight.dtype))).to(hidden_states.dtype)
 
 
-class IdentityAttnProcessor(IPAdapterAttnProcessor2_0):
-    r"""
-    Decoupled cross-attention over identity tokens that stand at the end of the prompt embeddings:
-
-        out = Attn(q, text) + scale · Attn(q, identity tokens)
-
-    The computation is that of diffusers' IP-Adapter processor. This one splits the identity tokens off, and carries
-    the key and value projections of a stock IP-Adapter that is loaded into the same layer along with its own.
-
-    Args:
-        projection ([`IdentityProjection`]): The layer's projections; shared, not copied.
-        num_tokens (`int`): How many tokens at the end of `encoder_hidden_states` are identity tokens.
-        stock (`nn.Module`, *optional*): The IP-Adapter processor in whose place this one works.
-        scale (`float`): Weight of the identity attention. At 0 it is not computed.
-    """
-
-    def __init__(
-        self,
-        projection: IdentityProjection,
-        num_tokens: int,
-        stock: nn.Module | None = None,
-        scale: float = 1.0,
-    ):
-        nn.Module.__init__(self)
-        self.hidden_size = projection.to_k.out_features
-        self.cross_attention_dim = projection.to_k.in_features
-        self.num_identity_tokens = num_tokens
-        self.regions: Regions | None = None
-        self.num_tokens = [num_tokens, *(stock.num_tokens if stock is not None else [])]
-        self.to_k_ip = nn.ModuleList([projection.to_k, *(stock.to_k_ip if stock is not None else [])])
-        self.to_v_ip = nn.ModuleList([projection.to_v, *(stock.to_v_ip if stock is not None else [])])
-        self.scale = [scale, *(stock.scale if stock is not None else [])]
-
-    def __call__(
-        self,
-        attn: nn.Module,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]] | None = None,
-        attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
-        scale: float = 1.0,
-        ip_adapter_masks: torch.Tensor | list[torch.Tensor] | None = None,
-    ) -> torch.Tensor:
-        if isinstance(encoder_hidden_states, tuple):
-            prompt_embeds, stock_tokens = encoder_hidden_states
-        else:
-            prompt_embeds, stock_tokens = encoder_hidden_states, []
-        text = prompt_embeds[:, : -self.num_identity_tokens]
-        identity_tokens = prompt_embeds[:, -self.num_identity_tokens :].unsqueeze(1)
-        masks = None
-        if self.regions is not None:
-            identity_tokens = identity_tokens[:, 0].unflatten(1, (self.regions.num_people, -1))
-            # one row, as long as there are queries: the stock processor then has nothing to resize
-            masks = self.regions.masks(hidden_states.shape[1], hidden_states.device)[None, :, None].to(hidden_states)
-        if ip_adapter_masks is not None or masks is not None:
-            ip_adapter_masks = [
-                masks,
-                *(ip_adapter_masks if ip_adapter_masks is not None else [None] * len(stock_tokens)),
-            ]
-        return super().__call__(
-            attn,
-            hidden_states,
-            encoder_hidden_states=(text, [identity_tokens, *stock_tokens]),
-            attention_mask=attention_mask,
-            temb=temb,
-            scale=scale,
-            ip_adapter_masks=ip_adapter_masks,
-        )
-
-
 class IdentityAttention(ModelMixin, ConfigMixin):
     r"""
     The identity attention of a UNet: one [`IdentityProjection`] for each of its cross-attention layers.
 
-    The weights live here and not in the UNet, which stays as it is: shared with other pipelines, saved without
-    strange keys. [`attached`] puts the processors in place for the duration of one call. What works on the stock
-    processors (IP-Adapter, attention slicing, fused projections, LoRA) finds stock processors.
+    The weights live here and not in the UNet, which stays as it is: shared with other pipelines, saved without strange
+    keys, with the processors that it has. What a call needs of it travels with the call, as the [`IdentityContext`] that
+    [`context`] makes.
 
     Args:
         layers (`dict[str, list[int]]`): Name of each cross-attention module of the UNet, as in
             `unet.get_submodule(name)`, with its context width and its inner width. Without any, the identity tokens are
             kept from the UNet's attention and nothing else.
-        lora_layers (`dict[str, list[int]]`, *optional*): Linear layers of the UNet that get a low-rank update while a
-            face is in play, with their input width, the rank and their output width: adapters of the FaceID family
-            were trained with one.
+        lora_layers (`dict[str, list[int]]`, *optional*): Linear layers of the UNet that get a low-rank update in calls
+            with a face, with their input width, the rank and their output width: adapters of the FaceID family were
+            trained with one.
     """
 
     @register_to_config
@@ -132,10 +113,9 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         self.loras = nn.ModuleDict(
             {name.replace(".", "-"): LowRankUpdate(*sizes) for name, sizes in (lora_layers or {}).items()}
         )
-        self._processors: dict[str, tuple[nn.Module | object, IdentityAttnProcessor]] = {}
 
     @classmethod
-    def from_unet(cls, unet: UNet2DConditionModel) -> "IdentityAttention":
+    def from_unet(cls, unet: UNet2DConditionModel) -> IdentityAttention:
         """Identity attention for `unet` whose keys and values start as copies of the text attention's."""
         modules = _cross_attention_modules(unet)
         layers = {name: _sizes(attn) for name, attn in modules.items()}
@@ -167,84 +147,183 @@ class IdentityAttention(ModelMixin, ConfigMixin):
                     f" {out_features}; use an adapter of the base model's family"
                 )
 
-    @contextmanager
-    def attached(
+    def context(
         self,
         unet: UNet2DConditionModel,
         num_tokens: int,
         scale: float | Mapping[str, float] = 1.0,
         regions: Regions | None = None,
-    ) -> Iterator[None]:
+    ) -> IdentityContext:
         r"""
-        While this context lasts, the UNet takes the last `num_tokens` tokens of its `encoder_hidden_states` as
+        What one call brings to the attention layers of `unet`, to be given as
+        `cross_attention_kwargs=context.as_kwargs()`. The last `num_tokens` tokens of `encoder_hidden_states` are then
         identity tokens.
 
         Args:
             unet (`UNet2DConditionModel`): May be compiled.
             num_tokens (`int`): Number of identity tokens.
-            scale (`float` or `dict[str, float]`): Weight of the identity attention: everywhere, or by layer names or
+            scale (`float` or `dict[str, float]`): Scale of the identity attention: everywhere, or by layer names or
                 their beginnings (`{"mid_block": 0.5, "up_blocks.1": 1.0}`; the longest that fits counts, layers that
                 none fits get 0). Low-rank updates are on unless it is 0.
             regions ([`Regions`], *optional*): Where each of several people is; `num_tokens` are those of all, one
                 person's after the other's, and each place attends to its own person's.
         """
-        modules = _cross_attention_modules(unet)
-        stock_processors = {name: attn.processor for name, attn in modules.items()}
+        accept_contexts(unet)
         active = any(scale.values()) if isinstance(scale, Mapping) else scale != 0
-        with ExitStack() as stack:
-            for key, lora in self.loras.items() if active else ():
-                handle = _uncompiled(unet).get_submodule(key.replace("-", ".")).register_forward_hook(_adding(lora))
-                stack.callback(handle.remove)
-            for name, attn in modules.items():
-                stack.callback(attn.set_processor, stock_processors[name])
-                processor = self._processor(name, attn, num_tokens, scale_of_layer(scale, name))
-                processor.regions = regions
-                attn.set_processor(processor)
-            yield
+        scales = {name: scale_of_layer(scale, name) for name in self.config.layers}
+        # as tensors, a compiled UNet need not be compiled again for another value
+        scales = {name: torch.tensor(value, device=unet.device) for name, value in scales.items() if value != 0}
+        return IdentityContext(
+            num_tokens=num_tokens,
+            projections={name: self.projections[name.replace(".", "-")] for name in scales},
+            scales=scales,
+            updated_layers=self._updated_layers(unet) if active else {},
+            masks=None if regions is None else regions.masks(num_tokens, unet.device),
+        )
 
     def enable_group_offload(self, onload_device: torch.device, **kwargs: Any) -> None:
         """As in `ModelMixin`, but always leaf by leaf: the projections run without a `forward` of this module."""
         kwargs.update(offload_type="leaf_level", num_blocks_per_group=None, use_stream=False)
         super().enable_group_offload(onload_device, **kwargs)
 
-    def _processor(self, name: str, attn: Attention, num_tokens: int, scale: float) -> IdentityAttnProcessor:
-        # The same objects serve again while nothing changes, else a compiled UNet would be compiled at every call.
-        stock_ip_adapter = attn.processor if hasattr(attn.processor, "to_k_ip") else None
-        last_stock, processor = self._processors.get(name, (None, None))
-        if processor is None or last_stock is not stock_ip_adapter or processor.num_identity_tokens != num_tokens:
-            key = name.replace(".", "-")
-            # without weights for this layer the tokens are only split off
-            projection = self.projections[key] if key in self.projections else attn
-            processor = IdentityAttnProcessor(projection, num_tokens, stock_ip_adapter)
-            self._processors[name] = (stock_ip_adapter, processor)
-        processor.scale = [
-            scale if len(self.projections) else 0.0,
-            *(stock_ip_adapter.scale if stock_ip_adapter is not None else []),
+    def _updated_layers(self, unet: UNet2DConditionModel) -> dict[str, Attention]:
+        """The UNet's attention layers that have low-rank updates, as copies (of the layers, not the weights) with them."""
+        updates: dict[str, dict[str, LowRankUpdate]] = {}
+        for key, lora in self.loras.items():
+            layer, linear = key.replace("-", ".").removesuffix(".0").rsplit(".", 1)
+            updates.setdefault(layer, {})[linear] = lora
+        return {name: _updated(_uncompiled(unet).get_submodule(name), loras) for name, loras in updates.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class IdentityContext:
+    r"""
+    What one call brings to the attention layers of its UNet: decoupled cross-attention over identity tokens that stand at
+    the end of the prompt embeddings (IP-Adapter, arXiv 2308.06721, equation 5),
+
+        out = Attn(q, text) + scale · Attn(q, identity tokens)
+
+    Attributes:
+        num_tokens (`int`): How many tokens at the end of `encoder_hidden_states` are identity tokens.
+        projections (`dict[str, IdentityProjection]`): Key and value projections, by layer.
+        scales (`dict[str, torch.Tensor]`): Scales `()`, by layer. Layers without one see the text only.
+        updated_layers (`dict[str, Attention]`): Layers that work with low-rank updates in this call.
+        masks (`dict[int, torch.Tensor]`, *optional*): Which identity tokens each place of a layer may see, bool
+            `(queries, num_tokens)`, by the number of queries.
+    """
+
+    num_tokens: int
+    projections: dict[str, IdentityProjection]
+    scales: dict[str, torch.Tensor]
+    updated_layers: dict[str, Attention]
+    masks: dict[int, torch.Tensor] | None = None
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """As `cross_attention_kwargs` of a UNet that accepts contexts."""
+        return {CONTEXT_KEY: self}
+
+    def without_identity(self) -> IdentityContext:
+        """A context in which the identity tokens are only kept from the attention layers."""
+        return IdentityContext(self.num_tokens, {}, {}, {}, self.masks)
+
+    def attend(
+        self,
+        layer: ContextAttention,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | tuple[torch.Tensor, list[torch.Tensor]] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """The output of one attention layer of the UNet, `(batch, queries, channels)`."""
+        name = layer.layer_name
+        layer = self.updated_layers.get(name, layer)
+        if encoder_hidden_states is None:  # self-attention
+            return layer.stock(hidden_states, None, attention_mask, **kwargs)
+
+        stock_adapters: list[list[torch.Tensor]] = []
+        if isinstance(encoder_hidden_states, tuple):  # a stock IP-Adapter is loaded too
+            encoder_hidden_states, *stock_adapters = encoder_hidden_states
+        text = encoder_hidden_states[:, : -self.num_tokens]
+        tokens = encoder_hidden_states[:, -self.num_tokens :]
+
+        if name not in self.scales:
+            text_and_images = (text, *stock_adapters) if stock_adapters else text
+            return layer.stock(hidden_states, text_and_images, attention_mask, **kwargs)
+        if type(layer.processor) is AttnProcessor2_0 and attention_mask is None:
+            # the stock computation, with the query and the output projection shared
+            query = layer.to_q(hidden_states)
+            attended = _attend(query, layer.to_k(text), layer.to_v(text), layer.heads)
+            return layer.to_out[1](layer.to_out[0](attended + self._identity(name, query, tokens, layer.heads)))
+        text_and_images = (text, *stock_adapters) if stock_adapters else text
+        attended = layer.stock(hidden_states, text_and_images, attention_mask, **kwargs)
+        identity = self._identity(name, layer.to_q(hidden_states), tokens, layer.heads)
+        # the output projection is linear but for its bias, which `attended` has already
+        bias = layer.to_out[0](torch.zeros_like(identity[:1, :1]))
+        return attended + (layer.to_out[0](identity) - bias)
+
+    def _identity(self, name: str, query: torch.Tensor, tokens: torch.Tensor, heads: int) -> torch.Tensor:
+        """The scaled identity attention of one layer before the output projection, `(batch, queries, channels)`."""
+        projection = self.projections[name]
+        mask = None if self.masks is None else self.masks[query.shape[1]]
+        return self.scales[name] * _attend(query, projection.to_k(tokens), projection.to_v(tokens), heads, mask)
+
+
+class _UpdatedLinear(nn.Module):
+    """A linear layer with low-rank updates: of its output, or of the parts that its output has side by side."""
+
+    def __init__(self, linear: nn.Module, updates: list[LowRankUpdate | None]):
+        super().__init__()
+        self.linear = linear
+        self.updates = updates
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        parts = self.linear(hidden_states).chunk(len(self.updates), dim=-1)
+        updated = [
+            part if update is None else part + update(hidden_states) for part, update in zip(parts, self.updates)
         ]
-        return processor
+        return updated[0] if len(updated) == 1 else torch.cat(updated, dim=-1)
+
+
+def _updated(layer: Attention, loras: Mapping[str, LowRankUpdate]) -> Attention:
+    """A shallow copy of an attention layer whose linear layers have low-rank updates; those of fused projections too."""
+    layer = copy.copy(layer)
+    layer._modules = dict(layer._modules)
+    for name in ("to_q", "to_k", "to_v"):
+        if name in loras:
+            setattr(layer, name, _UpdatedLinear(getattr(layer, name), [loras[name]]))
+    if "to_out" in loras:
+        layer.to_out = nn.ModuleList([_UpdatedLinear(layer.to_out[0], [loras["to_out"]]), *layer.to_out[1:]])
+    for name, parts in (("to_qkv", ("to_q", "to_k", "to_v")), ("to_kv", ("to_k", "to_v"))):
+        if hasattr(layer, name):
+            setattr(layer, name, _UpdatedLinear(getattr(layer, name), [loras.get(part) for part in parts]))
+    return layer
+
+
+def _attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Multi-head attention `(batch, queries, channels)` of projected queries, keys and values."""
+    query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
 def scale_of_layer(scale: float | Mapping[str, float], name: str) -> float:
-    """The weight of layer `name` in a scale that is one number, or numbers by layer names or their beginnings."""
+    """The scale of layer `name`, where `scale` is one number, or numbers by layer names or their beginnings."""
     if not isinstance(scale, Mapping):
         return scale
     fitting = [key for key in scale if name == key or name.startswith(key + ".")]
     return scale[max(fitting, key=len)] if fitting else 0.0
 
 
-def _adding(lora: LowRankUpdate) -> Callable[..., torch.Tensor]:
-    return lambda linear, inputs, output: output + lora(inputs[0])
-
-
-def _uncompiled(unet: nn.Module) -> nn.Module:
-    return unet._orig_mod if is_compiled_module(unet) else unet
+def _uncompiled(net: nn.Module) -> nn.Module:
+    return net._orig_mod if is_compiled_module(net) else net
 
 
 def _sizes(attn: Attention) -> list[int]:
     return [attn.to_k.in_features, attn.to_k.out_features]
 
 
-def _cross_attention_modules(unet: UNet2DConditionModel) -> dict[str, nn.Module]:
+def _cross_attention_modules(unet: UNet2DConditionModel) -> dict[str, Attention]:
     return {
         name: module
         for name, module in _uncompiled(unet).named_modules()

@@ -1,3 +1,5 @@
+"""Mixers: from what encoders say about a face to identity tokens."""
+
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import BasicTransformerBlock
@@ -5,15 +7,83 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from ..errors import InputError
+from ..errors import AdapterError, InputError
 
 
-class FacialAttributeMixer(ModelMixin, ConfigMixin):
+class IdentityMixer(ModelMixin, ConfigMixin):
+    r"""
+    The contract of all mixers. A mixer turns a face-recognition embedding, image features or both into identity tokens of
+    the width of the base model's cross-attention context. A forward pass depends on its arguments and the weights only:
+    nothing is kept from one to the next, so that several threads can share a mixer.
+
+    A subclass has `num_tokens` and `cross_attention_dim` in its config, and implements [`forward`]; where they differ from
+    what stands here, also the properties below.
+    """
+
+    @property
+    def num_tokens(self) -> int:
+        """Number of identity tokens for one face embedding."""
+        return self.config.num_tokens
+
+    @property
+    def cross_attention_dim(self) -> int:
+        """Width of the identity tokens."""
+        return self.config.cross_attention_dim
+
+    @property
+    def face_embed_dim(self) -> int | None:
+        """Width of the face embeddings that it takes; `None`: it takes none."""
+        return self.config.face_embed_dim
+
+    @property
+    def image_embed_dim(self) -> int | None:
+        """Width of the image encoder's hidden states that it takes; `None`: it takes none."""
+        return None
+
+    @property
+    def per_photo(self) -> bool:
+        """Whether each photo of a person gives `num_tokens` tokens of its own, instead of all photos together."""
+        return False
+
+    @property
+    def output_norm(self) -> nn.LayerNorm:
+        """
+        The LayerNorm that ends the forward pass, which is what stock IP-Adapters can express. Raises [`AdapterError`] for
+        a mixer that ends otherwise.
+        """
+        raise AdapterError(f"a stock IP-Adapter cannot express the tokens of a {type(self).__name__}")
+
+    def forward(
+        self,
+        face_embeds: torch.Tensor | None,
+        image_hidden_states: torch.Tensor | None = None,
+        unconditional: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        r"""
+        Args:
+            face_embeds (`torch.Tensor` of shape `(batch, face_embed_dim)`, *optional*): As the face recognizer gives them;
+                for a mixer with `per_photo` also `(batch, photos, face_embed_dim)`.
+            image_hidden_states (`torch.Tensor` of shape `(batch, sequence, image_embed_dim)`, *optional*): The image
+                encoder's hidden states of the face crop; those of several photos of one person one after the other.
+            unconditional (`torch.Tensor` of shape `(batch,)`, bool, *optional*): Samples that get the unconditional
+                tokens: the negative half of classifier-free guidance, condition dropout in training.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_tokens, cross_attention_dim)`: the identity tokens; with `per_photo`,
+            `num_tokens` for each photo.
+
+        Raises:
+            InputError: A feature that this mixer was built for is missing, or has another shape.
+        """
+        raise NotImplementedError
+
+
+class FacialAttributeMixer(IdentityMixer):
     r"""
     Turns a face-recognition embedding and CLIP image features into identity tokens (the Facial Attribute Mixer of
     FaceSnap, arXiv 2602.00627, section 3.2).
 
-    The recogniser says who it is and nothing else; CLIP says how the person looks (hair, skin, age, glasses) and much
+    The recognizer says who it is and nothing else; CLIP says how the person looks (hair, skin, age, glasses) and much
     that is not the person. The mixer lets the former ask the latter:
 
         id_tokens   = Linear(f_id)                                             as `num_face_tokens` tokens
@@ -64,7 +134,7 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
                 raise InputError(f"{name} must be an integer ≥ 1, got {size!r}")
         if hidden_size % attention_head_dim != 0:
             raise InputError(
-                f"hidden_size={hidden_size} is no multiple of attention_head_dim={attention_head_dim}; change one of them"
+                f"hidden_size={hidden_size} is not a multiple of attention_head_dim={attention_head_dim}; change one of them"
             )
         heads = hidden_size // attention_head_dim
 
@@ -92,32 +162,27 @@ class FacialAttributeMixer(ModelMixin, ConfigMixin):
         self.norm_out = nn.LayerNorm(cross_attention_dim)
         self.unconditional_tokens = nn.Parameter(torch.randn(num_tokens, cross_attention_dim) * 0.02)
 
+    @property
+    def image_embed_dim(self) -> int | None:
+        return self.config.image_embed_dim
+
+    @property
+    def output_norm(self) -> nn.LayerNorm:
+        return self.norm_out
+
     def forward(
         self,
         face_embeds: torch.Tensor | None,
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        r"""
-        Args:
-            face_embeds (`torch.Tensor` of shape `(batch, face_embed_dim)`): As the face recogniser gives them.
-            image_hidden_states (`torch.Tensor` of shape `(batch, sequence, image_embed_dim)`): CLIP's hidden states of
-                the face crop; those of several photos of one person one after the other.
-            unconditional (`torch.Tensor` of shape `(batch,)`, bool, *optional*): Samples that get the learned
-                unconditional tokens: the negative half of classifier-free guidance, condition dropout in training.
-
-        Returns:
-            `torch.Tensor` of shape `(batch, num_tokens, cross_attention_dim)`: the identity tokens.
-
-        Raises:
-            InputError: A feature that this mixer was built for is missing, or has another shape.
-        """
+        """As [`IdentityMixer.forward`]."""
         face_tokens, context = self._fuse(face_embeds, image_hidden_states)
 
-        hidden_states = self.queries.expand(context.shape[0], -1, -1).to(context.dtype)
+        hidden_states = self.queries.expand(context.shape[0], -1, -1).to(context.dtype)  # (batch, num_tokens, hidden)
         for layer in self.layers:
             hidden_states = layer(hidden_states, encoder_hidden_states=context)
-        tokens = self.proj_out(hidden_states)
+        tokens = self.proj_out(hidden_states)  # (batch, num_tokens, cross_attention_dim)
         if self.config.face_shortcut and face_tokens is not None:
             tokens = tokens + self.shortcut(face_tokens.flatten(1)).unflatten(-1, (self.config.num_tokens, -1))
         if unconditional is not None:
@@ -151,7 +216,7 @@ def check_face_embeds(face_embeds: torch.Tensor | None, width: int) -> None:
     if face_embeds is None or face_embeds.ndim != 2 or face_embeds.shape[-1] != width:
         raise InputError(
             f"face_embeds must have shape (batch, {width}), got {_shape_of(face_embeds)};"
-            " pass embeddings of the recogniser that this mixer was trained with"
+            " pass embeddings of the recognizer that this mixer was trained with"
         )
 
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from torch import nn
+import torch.nn.functional as F
+from diffusers.models.attention_processor import AttnProcessor2_0
 
-from ..errors import InputError
+
+if TYPE_CHECKING:
+    from .attention import ContextAttention
 
 
 class Regions:
     r"""
     Divides an image among people: every place belongs to the person whose face box is nearest, measured in sizes of
-    that box (max(|x - centre| / width, |y - centre| / height)). So a box that overlaps no other belongs to its person
+    that box (max(|x - center| / width, |y - center| / height)). So a box that overlaps no other belongs to its person
     as a whole, and hair, neck and shoulders go along with the face.
 
     Args:
@@ -25,68 +27,58 @@ class Regions:
 
     def __init__(self, boxes: torch.Tensor, height: int, width: int):
         self.boxes = boxes
-        self.num_people = len(boxes)
-        self._sizes: dict[int, tuple[int, int]] = {}
-        while height * width not in self._sizes:  # the levels of the UNet: each halves the size, rounding up
-            self._sizes[height * width] = (height, width)
+        self.height = height
+        self.width = width
+
+    def masks(self, num_tokens: int, device: torch.device | str = "cpu") -> dict[int, torch.Tensor]:
+        """
+        Which tokens each place may see, bool `(places, num_tokens)`, by the number of places: one for each level of a
+        UNet. `num_tokens` are those of all people, one person's after the other's.
+        """
+        height, width = self.height, self.width
+        masks: dict[int, torch.Tensor] = {}
+        while height * width not in masks:  # each level halves the size, rounding up
+            owners = self.owners(height, width).flatten()
+            of_people = F.one_hot(owners, len(self.boxes)).bool()  # (places, people)
+            masks[height * width] = of_people.repeat_interleave(num_tokens // len(self.boxes), dim=1).to(device)
             height, width = (height + 1) // 2, (width + 1) // 2
-        self._masks: dict[tuple[int, torch.device], torch.Tensor] = {}
+        return masks
 
-    def masks(self, num_queries: int, device: torch.device) -> torch.Tensor:
-        """Whose each place of a level is, `(people, num_queries)`, bool: true for one person a place."""
-        key = (num_queries, device)
-        if key not in self._masks:
-            if num_queries not in self._sizes:
-                raise InputError(
-                    f"no level of the UNet has {num_queries} places; height and width do not fit the latents"
-                )
-            self._masks[key] = self._divide(*self._sizes[num_queries]).to(device)
-        return self._masks[key]
-
-    def _divide(self, height: int, width: int) -> torch.Tensor:
+    def owners(self, height: int, width: int) -> torch.Tensor:
+        """Whose each place of a level is, `(height, width)`: indices of people."""
         boxes = self.boxes.double()
         left, top, right, bottom = boxes[:, :, None, None].unbind(1)
         y = ((torch.arange(height) + 0.5) / height)[:, None].to(boxes)
         x = ((torch.arange(width) + 0.5) / width)[None, :].to(boxes)
         across = (x - (left + right) / 2).abs() / (right - left)
         down = (y - (top + bottom) / 2).abs() / (bottom - top)
-        nearest = torch.maximum(across, down).argmin(dim=0).flatten()
-        return torch.nn.functional.one_hot(nearest, self.num_people).T.bool()
+        return torch.maximum(across, down).argmin(dim=0)
 
 
-class RegionalAttnProcessor(AttnProcessor2_0):
-    """Cross-attention over the tokens of several people, in which each place sees those of its own person only."""
+@dataclass(frozen=True, eq=False)
+class RegionalContext:
+    r"""
+    What a call with several people brings to a ControlNet whose context is their tokens: each place sees those of its own
+    person only.
 
-    def __init__(self, regions: Regions):
-        super().__init__()
-        self.regions = regions
+    Attributes:
+        masks (`dict[int, torch.Tensor]`): As [`Regions.masks`] gives them.
+    """
 
-    def __call__(
+    masks: dict[int, torch.Tensor]
+
+    def attend(
         self,
-        attn: Attention,
+        layer: ContextAttention,
         hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        temb: torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> torch.Tensor:
-        visible = self.regions.masks(hidden_states.shape[1], hidden_states.device).T
-        visible = visible.repeat_interleave(encoder_hidden_states.shape[1] // self.regions.num_people, dim=1)
+        """The output of one attention layer of the ControlNet, `(batch, queries, channels)`."""
+        if encoder_hidden_states is None:  # self-attention
+            return layer.stock(hidden_states, None, attention_mask, **kwargs)
+        visible = self.masks[hidden_states.shape[1]]
         bias = torch.zeros_like(visible, dtype=hidden_states.dtype).masked_fill_(~visible, float("-inf"))
-        bias = bias.expand(len(hidden_states), -1, -1)
-        return super().__call__(attn, hidden_states, encoder_hidden_states, attention_mask=bias, temb=temb)
-
-
-@contextmanager
-def regional_context(net: nn.Module | None, regions: Regions | None) -> Iterator[None]:
-    """While this lasts, the cross-attention of a ControlNet keeps to the regions."""
-    if net is None or regions is None:
-        yield
-        return
-    layers = {module: module.processor for name, module in net.named_modules() if name.endswith(".attn2")}
-    try:
-        for attn in layers:
-            attn.set_processor(RegionalAttnProcessor(regions))
-        yield
-    finally:
-        for attn, processor in layers.items():
-            attn.set_processor(processor)
+        bias = bias.expand(len(hidden_states), -1, -1)  # (batch, queries, tokens)
+        return AttnProcessor2_0()(layer, hidden_states, encoder_hidden_states, attention_mask=bias)

@@ -39,7 +39,7 @@ class PatchDecoder(nn.Module):
         self.linear = nn.Conv2d(latent_channels, 3 * PATCH**2, 1)
         self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
         stages: list[nn.Module] = []
-        for k, (width, count) in enumerate(zip(channels, blocks)):
+        for k, (width, count) in enumerate(zip(channels, blocks, strict=True)):
             stages += [ResidualBlock(width) for _ in range(count)]
             if k + 1 < len(channels):
                 stages += [nn.Conv2d(width, 4 * channels[k + 1], 1), nn.PixelShuffle(2)]

@@ -1,4 +1,4 @@
-"""What `facesnap demo` shows: each person in four scenes, from five sides, with four expressions, and without FaceSnap."""
+"""The pictures of `facesnap demo`: each person in four scenes, from five sides, with four expressions, and without FaceSnap."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import torch
 
 from ..faces.drawing import draw_landmarks
 from ..faces.pose import HeadPose
+from ..files import atomic_file
 from ..pipelines.facesnap import FaceSnapPipeline
-from .framing import portrait_box
 from .model import NanoPerson
+from .portrait_box import portrait_box
 from .sheet import Column, Group, draw_sheet
 
 
@@ -25,13 +26,13 @@ BASE_STEPS, BASE_GUIDANCE_SCALE = 20, 2.0  # with more guidance, zero terminal S
 @dataclass(frozen=True)
 class Shot:
     """
-    One picture that is asked for.
+    One picture of the demo.
 
     Attributes:
         name (`str`): Of its file.
         label (`str`): Over its column.
         scene (`str`): The prompt, but for its opening, which is always the same.
-        pose ([`HeadPose`]), expression (`str`): Where the head looks, and a preset.
+        pose ([`HeadPose`]), expression (`str`): Where the head looks, and the preset of its face.
         noise (`int`): Shots with the same number start from the same noise.
     """
 
@@ -90,17 +91,23 @@ GROUPS = (
 
 @torch.no_grad()
 def run_demo(
-    pipe: FaceSnapPipeline, people: Iterable[NanoPerson], output: Path, seed: int = 0, num_inference_steps: int = STEPS
+    pipe: FaceSnapPipeline,
+    people: Iterable[NanoPerson],
+    output: Path,
+    seed: int = 0,
+    num_inference_steps: int = STEPS,
+    sheet_name: str = "sheet.png",
 ) -> Path:
     r"""
     Makes all pictures of some people, and a sheet of them.
 
     Args:
         pipe ([`FaceSnapPipeline`]): The nano model.
-        people (`Iterable[NanoPerson]`): Whom to show.
-        output (`Path`): The folder to write: `sheet.png`, and a folder of single pictures for each person.
+        people (`Iterable[NanoPerson]`): The people on it.
+        output (`Path`): The folder to write: the sheet, and a folder of single pictures for each person.
         seed (`int`): Of the noise.
-        num_inference_steps (`int`): Denoising steps with FaceSnap; without, there are 20.
+        num_inference_steps (`int`): Denoising steps with FaceSnap; without it, there are 20.
+        sheet_name (`str`): The file of the sheet in that folder.
 
     Returns:
         `Path`: The sheet.
@@ -111,8 +118,9 @@ def run_demo(
         base = _sample(pipe, PROMPTS, seed + 100 * number, BASE_STEPS, BASE_GUIDANCE_SCALE)
         _save(output / person.name, person, generated, landmarks, base)
         rows.append(_row(person, generated, landmarks, base))
-    sheet = output / "sheet.png"
-    draw_sheet(GROUPS, rows).save(sheet)
+    sheet = output / sheet_name
+    with atomic_file(sheet) as temporary:
+        draw_sheet(GROUPS, rows).save(temporary)
     return sheet
 
 

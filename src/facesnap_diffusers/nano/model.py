@@ -8,7 +8,7 @@ from pathlib import Path
 import PIL.Image
 import torch
 
-from ..config import CONFIG_NAME
+from ..adapter.config import CONFIG_NAME
 from ..errors import AdapterError
 from ..identity import FaceIdentity
 from ..pipelines.facesnap import FaceSnapPipeline
@@ -23,12 +23,12 @@ SHIPPED_NANO = Path(__file__).parent.parent / "assets" / "nano"
 @dataclass(frozen=True)
 class NanoPerson:
     """
-    Somebody who comes with the model.
+    A person who comes with the model.
 
     Attributes:
-        name (`str`): What the files are called.
+        name (`str`): The name of its files.
         picture (`PIL.Image.Image`): The reference picture, RGB.
-        identity ([`FaceIdentity`]): What the adapter's encoders say of it, so that no recogniser is needed.
+        identity ([`FaceIdentity`]): The outputs of the adapter's encoders for it, so that no recognizer is needed.
     """
 
     name: str
@@ -44,14 +44,14 @@ def nano_folder(folder: str | Path | None = None) -> Path:
         folder (`str` or `Path`, *optional*): Another one of the same layout, such as `examples/nano/bundle.py` writes.
 
     Raises:
-        AdapterError: There is no nano model in it.
+        AdapterError: It does not contain a nano model.
     """
-    found = SHIPPED_NANO if folder is None else Path(folder)
+    nano = SHIPPED_NANO if folder is None else Path(folder)
     for name in ("base/model_index.json", f"adapter/{CONFIG_NAME}"):
-        if not (found / name).is_file():
-            advice = "name a folder that it has written" if folder is not None else "install a release, or make it"
-            raise AdapterError(f"{found} holds no nano model (no {name}); {advice}: examples/nano/bundle.py")
-    return found
+        if not (nano / name).is_file():
+            advice = "name a folder written by" if folder is not None else "install a release, or make one with"
+            raise AdapterError(f"{nano} does not contain a nano model (no {name}); {advice} examples/nano/bundle.py")
+    return nano
 
 
 def load_nano_pipeline(folder: str | Path | None = None, dtype: torch.dtype = torch.float32) -> FaceSnapPipeline:
@@ -68,7 +68,7 @@ def load_nano_pipeline(folder: str | Path | None = None, dtype: torch.dtype = to
         [`FaceSnapPipeline`]
 
     Raises:
-        AdapterError: There is no nano model, or its adapter is damaged.
+        AdapterError: The folder does not contain a nano model, or its adapter is damaged.
 
     Example:
 
@@ -81,9 +81,9 @@ def load_nano_pipeline(folder: str | Path | None = None, dtype: torch.dtype = to
     image = pipe(prompt, identity=person.identity, num_inference_steps=4, guidance_scale=1.0).images[0]
     ```
     """
-    found = nano_folder(folder)
-    pipe = FaceSnapPipeline.from_pretrained(found / "base", dtype=dtype, local_files_only=True)
-    pipe.load_facesnap_adapter(found / "adapter", local_files_only=True)
+    nano = nano_folder(folder)
+    pipe = FaceSnapPipeline.from_pretrained(nano / "base", dtype=dtype, local_files_only=True)
+    pipe.load_facesnap_adapter(nano / "adapter", local_files_only=True)
     return pipe
 
 

@@ -73,7 +73,7 @@ def draw_sheet(groups: Sequence[Group], rows: Sequence[Sequence[Sequence[Column]
 
 
 def _draw_column(sheet: PIL.Image.Image, pen: PIL.ImageDraw.ImageDraw, column: Column, x: int, y: int) -> None:
-    for content, top in zip(column, (y, y + TILE + GAP)):
+    for content, top in zip(column, (y, y + TILE + GAP), strict=True):
         if isinstance(content, str):
             _write(pen, content, (x + TILE / 2, top), "ma")
         else:

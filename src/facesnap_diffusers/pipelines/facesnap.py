@@ -1,4 +1,4 @@
-from diffusers import StableDiffusionControlNetPipeline
+from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
 from .sd import FaceSnapSDMixin
 
@@ -22,4 +22,5 @@ class FaceSnapPipeline(FaceSnapSDMixin, StableDiffusionControlNetPipeline):
     ```
     """
 
+    _plain_class = StableDiffusionPipeline
     _control_image_argument = "image"

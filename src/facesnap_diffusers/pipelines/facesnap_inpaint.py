@@ -1,9 +1,10 @@
-from diffusers import StableDiffusionControlNetInpaintPipeline
+from diffusers import StableDiffusionControlNetInpaintPipeline, StableDiffusionInpaintPipeline
 
+from .picture import InpaintMixin
 from .sd import FaceSnapSDMixin
 
 
-class FaceSnapInpaintPipeline(FaceSnapSDMixin, StableDiffusionControlNetInpaintPipeline):
+class FaceSnapInpaintPipeline(InpaintMixin, FaceSnapSDMixin, StableDiffusionControlNetInpaintPipeline):
     r"""
     Inpainting with the identity of a person from one photo: a stock [`StableDiffusionControlNetInpaintPipeline`] to which
     [`~FaceSnapAdapterMixin.load_facesnap_adapter`] adds a FaceSnap adapter.
@@ -21,3 +22,5 @@ class FaceSnapInpaintPipeline(FaceSnapSDMixin, StableDiffusionControlNetInpaintP
     image = pipe("portrait as an astronaut", face_image="photo.jpg", image=picture, mask_image=mask).images[0]
     ```
     """
+
+    _plain_class = StableDiffusionInpaintPipeline

@@ -1,4 +1,4 @@
-from diffusers import StableDiffusionXLControlNetPipeline
+from diffusers import StableDiffusionXLControlNetPipeline, StableDiffusionXLPipeline
 
 from .sdxl import FaceSnapSDXLMixin
 
@@ -22,4 +22,5 @@ class FaceSnapXLPipeline(FaceSnapSDXLMixin, StableDiffusionXLControlNetPipeline)
     ```
     """
 
+    _plain_class = StableDiffusionXLPipeline
     _control_image_argument = "image"

@@ -1,9 +1,10 @@
-from diffusers import StableDiffusionXLControlNetImg2ImgPipeline
+from diffusers import StableDiffusionXLControlNetImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 
+from .picture import PictureMixin
 from .sdxl import FaceSnapSDXLMixin
 
 
-class FaceSnapXLImg2ImgPipeline(FaceSnapSDXLMixin, StableDiffusionXLControlNetImg2ImgPipeline):
+class FaceSnapXLImg2ImgPipeline(PictureMixin, FaceSnapSDXLMixin, StableDiffusionXLControlNetImg2ImgPipeline):
     r"""
     Image-to-image with the identity of a person from one photo: a stock [`StableDiffusionXLControlNetImg2ImgPipeline`] to which
     [`~FaceSnapAdapterMixin.load_facesnap_adapter`] adds a FaceSnap adapter.
@@ -21,3 +22,5 @@ class FaceSnapXLImg2ImgPipeline(FaceSnapSDXLMixin, StableDiffusionXLControlNetIm
     image = pipe("portrait as an astronaut", face_image="photo.jpg", image=start).images[0]
     ```
     """
+
+    _plain_class = StableDiffusionXLImg2ImgPipeline

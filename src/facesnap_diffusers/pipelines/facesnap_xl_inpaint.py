@@ -1,9 +1,10 @@
-from diffusers import StableDiffusionXLControlNetInpaintPipeline
+from diffusers import StableDiffusionXLControlNetInpaintPipeline, StableDiffusionXLInpaintPipeline
 
+from .picture import InpaintMixin
 from .sdxl import FaceSnapSDXLMixin
 
 
-class FaceSnapXLInpaintPipeline(FaceSnapSDXLMixin, StableDiffusionXLControlNetInpaintPipeline):
+class FaceSnapXLInpaintPipeline(InpaintMixin, FaceSnapSDXLMixin, StableDiffusionXLControlNetInpaintPipeline):
     r"""
     Inpainting with the identity of a person from one photo: a stock [`StableDiffusionXLControlNetInpaintPipeline`] to which
     [`~FaceSnapAdapterMixin.load_facesnap_adapter`] adds a FaceSnap adapter.
@@ -21,3 +22,5 @@ class FaceSnapXLInpaintPipeline(FaceSnapSDXLMixin, StableDiffusionXLControlNetIn
     image = pipe("portrait as an astronaut", face_image="photo.jpg", image=picture, mask_image=mask).images[0]
     ```
     """
+
+    _plain_class = StableDiffusionXLInpaintPipeline

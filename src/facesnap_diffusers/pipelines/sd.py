@@ -1,19 +1,20 @@
-from collections.abc import Iterator
-from contextlib import contextmanager
+import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionControlNetPipeline, UNet2DConditionModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from ..adapter import ADAPTER_COMPONENTS
+from .._upstream import with_text_model
+from ..adapter.folder import ADAPTER_COMPONENTS, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
+from ..models.mixer import IdentityMixer
+from .bases import check_components
 from .mixin import FaceSnapMixin
 
 
@@ -50,7 +51,7 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
         | tuple[ControlNetModel]
         | MultiControlNetModel
         | None = None,
-        mixer: ModelMixin | None = None,
+        mixer: IdentityMixer | None = None,
         identity_attention: IdentityAttention | None = None,
         ffrnet: FFRNet | ControlNetModel | None = None,
         landmark_predictor: LandmarkPredictor | None = None,
@@ -59,6 +60,19 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
         facesnap_config: dict | None = None,
         requires_safety_checker: bool = True,
     ):
+        check_components(type(self), unet, controlnet)
+        # its constructor corrects outdated configs of the scheduler and the UNet, in place; those with ControlNet do not
+        self._plain_class(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            requires_safety_checker=False,
+        )
         super().__init__(
             vae=vae,
             text_encoder=text_encoder,
@@ -79,26 +93,12 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
         )
-        self.register_to_config(facesnap_config=facesnap_config)
+        self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
-        """As in the stock pipeline; while a face is in play, the identity tokens follow the text."""
-        with _text_model_of(self.text_encoder):
+        """As in the stock pipeline; in a call with a face, the identity tokens follow the text."""
+        if kwargs.get("clip_skip") is None or self.text_encoder is None:
             return super().encode_prompt(*args, **kwargs)
-
-
-@contextmanager
-def _text_model_of(text_encoder: torch.nn.Module | None) -> Iterator[None]:
-    """
-    While this lasts, `text_encoder.text_model` is where the stock pipelines look for the final norm when they are asked
-    to `clip_skip`. transformers 5.6 did away with that level of `CLIPTextModel`; diffusers 0.42 still counts on it.
-    """
-    if text_encoder is None or hasattr(text_encoder, "text_model"):
-        yield
-        return
-    # past `nn.Module.__setattr__`, which would make the module a child of itself
-    vars(text_encoder)["text_model"] = text_encoder
-    try:
-        yield
-    finally:
-        del vars(text_encoder)["text_model"]
+        call = copy.copy(self)
+        call.text_encoder = with_text_model(self.text_encoder)
+        return super(FaceSnapSDMixin, call).encode_prompt(*args, **kwargs)

@@ -3,7 +3,6 @@ from typing import TYPE_CHECKING
 
 from diffusers import AutoencoderKL, ControlNetModel, StableDiffusionXLControlNetPipeline, UNet2DConditionModel
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import (
     CLIPImageProcessor,
@@ -13,10 +12,12 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ..adapter import ADAPTER_COMPONENTS
+from ..adapter.folder import ADAPTER_COMPONENTS, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
+from ..models.mixer import IdentityMixer
+from .bases import check_components
 from .mixin import FaceSnapMixin
 
 
@@ -54,7 +55,7 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
         | tuple[ControlNetModel]
         | MultiControlNetModel
         | None = None,
-        mixer: ModelMixin | None = None,
+        mixer: IdentityMixer | None = None,
         identity_attention: IdentityAttention | None = None,
         ffrnet: FFRNet | ControlNetModel | None = None,
         landmark_predictor: LandmarkPredictor | None = None,
@@ -65,6 +66,7 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
     ):
+        check_components(type(self), unet, controlnet)
         # text-to-image knows no aesthetics score
         knows_score = "requires_aesthetics_score" in signature(super().__init__).parameters
         options = {"requires_aesthetics_score": requires_aesthetics_score} if knows_score else {}
@@ -91,4 +93,4 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
         )
-        self.register_to_config(facesnap_config=facesnap_config)
+        self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))

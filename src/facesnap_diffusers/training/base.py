@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from ..config import FaceSnapConfig
-from ..errors import InputError
-from ..hub import IMAGE_ENCODER_FOLDER
-from .config import TrainingConfig
+from ..adapter.config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, FaceSnapConfig
+from ..adapter.hub import resolve_adapter_folder
+from ..errors import InputError, one_line
+from .training_config import TrainingConfig
 
 
 def load_pipeline(config: TrainingConfig) -> Any:
@@ -23,7 +23,9 @@ def load_pipeline(config: TrainingConfig) -> Any:
         try:
             import_module(module)
         except ImportError as error:
-            raise InputError(f"base.imports: {module!r} cannot be imported ({error}); correct its name") from None
+            raise InputError(
+                f"base.imports: {module!r} cannot be imported ({one_line(error)}); correct its name"
+            ) from None
     is_xl = config.base.family == "sdxl"
     pipeline_class = FaceSnapXLPipeline if is_xl else FaceSnapPipeline
     dtype = base_dtype(config)
@@ -38,8 +40,9 @@ def load_pipeline(config: TrainingConfig) -> Any:
                 config.base.model, revision=config.base.revision, variant=config.base.variant, **options
             )
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"base.model {config.base.model!r} cannot be loaded ({reason}); correct it") from error
+        raise InputError(
+            f"base.model {config.base.model!r} could not be loaded ({one_line(error)}); correct it"
+        ) from error
     if is_xl:
         pipeline.vae.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
@@ -53,7 +56,9 @@ def load_pipeline(config: TrainingConfig) -> Any:
         _start_adapter(pipeline, config)
     missing = [part for part in config.adapter.train if getattr(pipeline, part) is None]
     if missing:
-        raise InputError(f"adapter.train has {missing}, which {config.adapter.start_from} has not; leave them out")
+        raise InputError(
+            f"adapter.train has {missing}, which {config.adapter.start_from} does not contain; leave them out"
+        )
     for part in config.adapter.train:
         if getattr(pipeline, part).dtype != torch.float32:
             getattr(pipeline, part).to(torch.float32)
@@ -70,33 +75,41 @@ def base_dtype(config: TrainingConfig) -> torch.dtype:
     return of_precision if config.base.dtype is None else getattr(torch, config.base.dtype)
 
 
+def adapter_config(config: TrainingConfig) -> FaceSnapConfig | None:
+    """What the trained adapter is made for, before the base model is loaded. `None`: a checkpoint of another family."""
+    adapter = config.adapter
+    if adapter.start_from is not None:
+        folder = resolve_adapter_folder(adapter.start_from)
+        return FaceSnapConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
+    is_public = "/" in config.base.model and not Path(config.base.model).exists()
+    return FaceSnapConfig(
+        face_encoder_id=adapter.face_encoder_id,
+        face_embed_dim=adapter.face_embed_dim,
+        image_encoder_id=IMAGE_ENCODER_FOLDER if adapter.bundle_image_encoder else adapter.image_encoder_id,
+        normalized_embeds=adapter.normalized_embeds,
+        image_crop=adapter.image_crop,
+        landmark_style=adapter.landmark_style,
+        num_tokens=adapter.num_tokens,
+        parts=list(adapter.parts),
+        base_model=config.base.model if is_public else None,
+        license=adapter.license,
+    )
+
+
 def _start_adapter(pipeline: Any, config: TrainingConfig) -> None:
     adapter = config.adapter
     encoder = processor = None
     if adapter.bundle_image_encoder:
-        if adapter.image_encoder is None or not Path(adapter.image_encoder).is_dir():
+        if adapter.image_encoder_id is None or not Path(adapter.image_encoder_id).is_dir():
             raise InputError(
-                f"adapter.image_encoder is {adapter.image_encoder!r}; with bundle_image_encoder it must be a folder"
+                f"adapter.image_encoder_id is {adapter.image_encoder_id!r}; with bundle_image_encoder it must be a folder"
             )
-        encoder = CLIPVisionModelWithProjection.from_pretrained(adapter.image_encoder, dtype=base_dtype(config))
-        if (Path(adapter.image_encoder) / "preprocessor_config.json").is_file():
-            processor = CLIPImageProcessor.from_pretrained(adapter.image_encoder)
+        encoder = CLIPVisionModelWithProjection.from_pretrained(adapter.image_encoder_id, dtype=base_dtype(config))
+        if (Path(adapter.image_encoder_id) / "preprocessor_config.json").is_file():
+            processor = CLIPImageProcessor.from_pretrained(adapter.image_encoder_id)
         else:
             side = encoder.config.image_size
             processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     pipeline.init_facesnap_adapter(
-        FaceSnapConfig(
-            face_encoder=adapter.face_encoder,
-            face_embed_dim=adapter.face_embed_dim,
-            image_encoder=IMAGE_ENCODER_FOLDER if adapter.bundle_image_encoder else adapter.image_encoder,
-            num_tokens=adapter.num_tokens,
-            parts=list(adapter.parts),
-            base_model=config.base.model
-            if "/" in config.base.model and not Path(config.base.model).exists()
-            else None,
-            license=adapter.license,
-        ),
-        mixer=adapter.mixer,
-        image_encoder=encoder,
-        image_processor=processor,
+        adapter_config(config), mixer=adapter.mixer, image_encoder=encoder, image_processor=processor
     )

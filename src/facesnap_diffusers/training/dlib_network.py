@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..errors import InputError
-from ..faces.analyzers.dlib import RECOGNISER_FILE, dlib_models
+from ..errors import InputError, one_line
+from ..faces.analyzers.dlib import RECOGNIZER_FILE, dlib_models
 
 
 # Channels of its residual blocks in order; a block halves the resolution where the channels change.
@@ -23,7 +23,7 @@ _MEAN_COLOR = (122.782, 117.001, 104.298)
 class DlibNetwork(nn.Module):
     r"""
     The 29 convolutions of dlib's `face_recognition_resnet_model_v1` (King 2017, "High Quality Face Recognition with Deep
-    Metric Learning"). Its batch normalisations are plain scales and offsets.
+    Metric Learning"). Its batch normalizations are plain scales and offsets.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class DlibNetwork(nn.Module):
         return self.hidden_states(crops)[-1]
 
     def hidden_states(self, crops: torch.Tensor) -> list[torch.Tensor]:
-        """What each block makes of the crops, `(batch, channels, height, width)`, and last of all the embeddings."""
+        """The states after each block, `(batch, channels, height, width)`, and last of all the embeddings."""
         pixels = (crops + 1) * 127.5
         states = [F.max_pool2d(F.relu(self.stem((pixels - self.mean_color) / 256)), 3, stride=2)]
         for block in self.blocks:
@@ -70,6 +70,8 @@ class _Convolution(nn.Module):
 
 
 class _Block(nn.Module):
+    """A residual block, which may halve the resolution."""
+
     def __init__(self, channels_in: int, channels: int, halves: bool):
         super().__init__()
         self.halves = halves
@@ -77,21 +79,21 @@ class _Block(nn.Module):
         self.second = _Convolution(channels, channels, 3)
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        found = self.second(F.relu(self.first(states)))
-        kept = F.avg_pool2d(states, 2) if self.halves else states
-        # dlib's sum of two sizes is as large as either, with zeros where one of them has nothing
-        channels, height, width = (max(a, b) for a, b in zip(found.shape[1:], kept.shape[1:]))
-        return F.relu(_extended(found, channels, height, width) + _extended(kept, channels, height, width))
+        residual = self.second(F.relu(self.first(states)))
+        shortcut = F.avg_pool2d(states, 2) if self.halves else states
+        # dlib's sum of two sizes is as large as the larger one in each dimension; the smaller one is filled up with zeros
+        channels, height, width = (max(a, b) for a, b in zip(residual.shape[1:], shortcut.shape[1:]))
+        return F.relu(_padded(residual, channels, height, width) + _padded(shortcut, channels, height, width))
 
 
-def _extended(states: torch.Tensor, channels: int, height: int, width: int) -> torch.Tensor:
+def _padded(states: torch.Tensor, channels: int, height: int, width: int) -> torch.Tensor:
     padding = (0, width - states.shape[3], 0, height - states.shape[2], 0, channels - states.shape[1])
     return F.pad(states, padding)
 
 
 def load_dlib_network(path: str | Path | None = None) -> DlibNetwork:
     r"""
-    Loads dlib's network. In a training config: `recogniser: {network:
+    Loads dlib's network. In a training config: `recognizer: {network:
     "facesnap_diffusers.training.dlib_network:load_dlib_network", crop: dlib}`.
 
     Args:
@@ -102,7 +104,7 @@ def load_dlib_network(path: str | Path | None = None) -> DlibNetwork:
         InputError: The file is not that network's.
         MissingDependencyError: No path is given, and the package is not installed.
     """
-    path = Path(path or dlib_models() / RECOGNISER_FILE)
+    path = Path(path or dlib_models() / RECOGNIZER_FILE)
     network = DlibNetwork()
     try:
         reader = _ParameterReader(path.read_bytes())
@@ -114,13 +116,13 @@ def load_dlib_network(path: str | Path | None = None) -> DlibNetwork:
         reader.read("fc_2", transposed, sizes_before=2)
         network.embedding.weight.data.copy_(transposed.T)
     except (OSError, ValueError, IndexError) as error:  # the last where the file is cut off
-        raise InputError(f"{path} is not dlib's recogniser ({error}); name {RECOGNISER_FILE}") from error
+        raise InputError(f"{path} is not dlib's recognizer ({one_line(error)}); name {RECOGNIZER_FILE}") from error
     return network.eval()
 
 
 class _ParameterReader:
     """
-    Goes through a network that dlib serialised, layer after layer in the order of computation.
+    Reads a network that dlib serialized, layer after layer in the order of computation.
 
     A layer begins with its name; then come its parameters as one tensor: a version, four sizes, and the values in float32,
     little-endian. An integer is a byte that says how many bytes it takes, and these bytes.
@@ -131,7 +133,7 @@ class _ParameterReader:
 
     @torch.no_grad()
     def read(self, name: str, *parameters: torch.Tensor, sizes_before: int = 0) -> None:
-        """Fills the parameters with those of the next layer of that name. Raises `ValueError` where there are no such."""
+        """Fills the parameters with those of the next layer of that name. Raises `ValueError` where there is no such layer."""
         self._position = self._content.index(name.encode(), self._position) + len(name)
         version, *sizes = [self._integer() for _ in range(sizes_before + 5)][sizes_before:]
         count = sum(parameter.numel() for parameter in parameters)

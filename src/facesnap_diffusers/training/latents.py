@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ..errors import InputError
+from ..files import atomic_file
 
 
 CHUNK = 1024
@@ -47,11 +47,11 @@ class CropLatents:
         self, encode: Callable[[range], torch.Tensor], batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         r"""
-        Computes what is not there yet. Each process does its share; all must have ended before any reads.
+        Computes what is not there yet, each process its share. All must have finished before one of them reads.
 
         Args:
             encode (function): Latents `(numbers, channels, height, width)` of crops by their numbers.
-            batch_size (`int`): Crops that it is asked for at once.
+            batch_size (`int`): Crops that are encoded at once.
             rank (`int`), world_size (`int`): This process, and how many there are.
 
         Raises:
@@ -63,7 +63,8 @@ class CropLatents:
             if json.loads(path.read_text()) != self.settings:
                 raise InputError(f"{self.folder} has latents of other data, crops or base; use another output_dir")
         else:
-            _write(path, lambda file: file.write(json.dumps(self.settings, indent=2).encode()))
+            with atomic_file(path) as temporary:
+                temporary.write_text(json.dumps(self.settings, indent=2))
         todo = {
             chunk: range(chunk * CHUNK, min((chunk + 1) * CHUNK, self.count))
             for chunk in range(rank, -(-self.count // CHUNK), world_size)
@@ -72,20 +73,12 @@ class CropLatents:
         total = sum(map(len, todo.values()))
         with tqdm(total=total, unit="crop", desc="latents", disable=rank > 0 or not todo) as bar:
             for chunk, numbers in todo.items():
-                found = []
+                batches = []
                 for start in range(0, len(numbers), batch_size):
-                    found.append(encode(numbers[start : start + batch_size]).half().cpu().numpy())
-                    bar.update(len(found[-1]))
-                latents = np.concatenate(found)
-                _write(self._path(chunk), lambda file: np.save(file, latents))
+                    batches.append(encode(numbers[start : start + batch_size]).half().cpu().numpy())
+                    bar.update(len(batches[-1]))
+                with atomic_file(self._path(chunk)) as temporary:  # a file that is there is complete
+                    np.save(temporary, np.concatenate(batches))  # (crops, channels, height, width)
 
     def _path(self, chunk: int) -> Path:
         return self.folder / f"{chunk:06d}.npy"
-
-
-def _write(path: Path, write: Callable[[Any], Any]) -> None:
-    """A file that is there is complete."""
-    partial = path.with_name(f".{os.getpid()}-{path.name}")
-    with open(partial, "wb") as file:
-        write(file)
-    os.replace(partial, path)

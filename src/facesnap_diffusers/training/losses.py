@@ -11,7 +11,7 @@ from ..errors import InputError
 
 class NoiseSchedule:
     r"""
-    What training needs of a scheduler: `noisy = alpha · clean + sigma · noise`, with the arithmetic in float32 (or
+    The part of a scheduler that training needs: `noisy = alpha · clean + sigma · noise`, with the arithmetic in float32 (or
     float64 if the samples are).
 
     Args:
@@ -22,7 +22,9 @@ class NoiseSchedule:
     def __init__(self, scheduler: SchedulerMixin):
         prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if prediction_type not in ("epsilon", "v_prediction"):
-            raise InputError(f"the base model predicts {prediction_type!r}; training takes epsilon or v_prediction")
+            raise InputError(
+                f"the base model predicts {prediction_type!r}; training supports epsilon and v_prediction"
+            )
         self.predicts_velocity = prediction_type == "v_prediction"
         self.alphas_cumprod = scheduler.alphas_cumprod.double()
         if not self.predicts_velocity and self.alphas_cumprod.min() < 1e-6:
@@ -51,14 +53,14 @@ class NoiseSchedule:
         return alpha * noise - sigma * clean
 
     def clean(self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The clean sample that a prediction for a noisy one amounts to."""
+        """The clean sample implied by the prediction for a noisy one."""
         alpha, sigma = self._alpha_sigma(noisy, timesteps)
         if self.predicts_velocity:
             return alpha * noisy - sigma * predicted
         return (noisy - sigma * predicted) / alpha
 
     def noise(self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """The noise that a prediction for a noisy sample amounts to."""
+        """The noise implied by the prediction for a noisy sample."""
         if not self.predicts_velocity:
             return predicted
         alpha, sigma = self._alpha_sigma(noisy, timesteps)
@@ -90,6 +92,33 @@ def identity_distance(embeds: torch.Tensor, reference: torch.Tensor) -> torch.Te
     return 1 - F.cosine_similarity(embeds, reference, dim=-1)
 
 
+def contrastive_loss(
+    embeds: torch.Tensor,
+    reference: torch.Tensor,
+    negatives: torch.Tensor,
+    usable: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    r"""
+    InfoNCE, "Representation Learning with Contrastive Predictive Coding" (van den Oord et al. 2018, arXiv 1807.03748,
+    equation 4): `-log(exp(cos(embeds, reference) / t) / Σ exp(cos(embeds, other) / t))`, the sum over the reference and the
+    negatives.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(batch, dim)`), reference (`torch.Tensor` of shape `(batch, dim)`): Face embeddings.
+        negatives (`torch.Tensor` of shape `(count, dim)`): Of other people.
+        usable (`torch.Tensor` of shape `(batch, count)`): Which of them are somebody else than the one in the sample.
+        temperature (`float`): `t`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`.
+    """
+    embeds, reference, negatives = (F.normalize(values, dim=-1) for values in (embeds, reference, negatives))
+    positive = (embeds * reference).sum(dim=-1, keepdim=True) / temperature  # (batch, 1)
+    others = (embeds @ negatives.T / temperature).masked_fill(~usable, -torch.inf)  # (batch, count)
+    return torch.cat([positive, others], dim=1).logsumexp(dim=1) - positive[:, 0]
+
+
 def face_weights(
     landmarks: torch.Tensor, image_size: tuple[int, int], latent_size: tuple[int, int], weight: float
 ) -> torch.Tensor:
@@ -106,11 +135,11 @@ def face_weights(
         `torch.Tensor` of shape `(batch, 1, height, width)` of the latent.
     """
     low, high = landmarks.amin(dim=1), landmarks.amax(dim=1)
-    centre, radius = (low + high) / 2, (high - low).clamp(min=1) / 2
+    center, radius = (low + high) / 2, (high - low).clamp(min=1) / 2
     distances = []
     for axis, (pixels, count) in enumerate(zip(reversed(image_size), reversed(latent_size))):
         position = (torch.arange(count, device=landmarks.device) + 0.5) * (pixels / count) - 0.5
-        distances.append(((position - centre[:, axis, None]) / radius[:, axis, None]).square())
+        distances.append(((position - center[:, axis, None]) / radius[:, axis, None]).square())
     inside = torch.sigmoid(6 * (1.3 - distances[1][:, :, None] - distances[0][:, None, :]))
     weights = 1 + (weight - 1) * inside[:, None]
     return weights / weights.mean(dim=(1, 2, 3), keepdim=True)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..base_models import is_sdxl
+from ..conditioner import FaceConditioner
 from ..errors import InputError
-from ..faces.drawing import draw_landmarks
 from ..models.attention import IdentityAttention
-from .config import IdentityLossConfig, LossConfig
-from .losses import NoiseSchedule, at_least_single, face_weights, identity_distance
-from .recogniser import FaceRecogniser
+from .losses import NoiseSchedule, at_least_single, contrastive_loss, face_weights, identity_distance
+from .recognizer import FaceRecognizer
+from .training_config import IdentityLossConfig, LossConfig
+
+
+_RECOGNIZER_BATCH = 64
 
 
 class Objective(nn.Module):
@@ -28,7 +31,7 @@ class Objective(nn.Module):
         pipeline (`FaceSnapPipeline` or `FaceSnapXLPipeline`): With an adapter.
         parts (`list[str]`): The parts that are trained.
         loss ([`LossConfig`]), identity_loss ([`IdentityLossConfig`]): The two losses.
-        recogniser ([`FaceRecogniser`], *optional*): Of the identity loss.
+        recognizer ([`FaceRecognizer`], *optional*): Of the identity loss.
     """
 
     def __init__(
@@ -37,11 +40,11 @@ class Objective(nn.Module):
         parts: Sequence[str],
         loss: LossConfig,
         identity_loss: IdentityLossConfig,
-        recogniser: FaceRecogniser | None = None,
+        recognizer: FaceRecognizer | None = None,
     ):
         super().__init__()
-        if identity_loss.weight > 0 and recogniser is None:
-            raise InputError("identity_loss.weight is not 0 but there is no recogniser; give one, or set it to 0")
+        if identity_loss.weight > 0 and recognizer is None:
+            raise InputError("identity_loss.weight is not 0 but there is no recognizer; give one, or set it to 0")
         if identity_loss.weight > 0 and identity_loss.mode == "few_step" and pipeline.ffrnet is None:
             raise InputError(
                 "identity_loss.mode few_step looks for faces where FFRNet puts them, and there is none; add it to"
@@ -52,9 +55,10 @@ class Objective(nn.Module):
         self.loss = loss
         self.identity_loss = identity_loss
         # in a tuple, the base does not become a part of this module
-        self._frozen = (pipeline, recogniser, IdentityAttention(layers={}))
-        self.schedule = NoiseSchedule(pipeline.scheduler)
-        self.num_tokens = pipeline.mixer.config.num_tokens
+        self._frozen = (pipeline, recognizer)
+        self.noise_schedule = NoiseSchedule(pipeline.scheduler)
+        self.num_tokens = pipeline.mixer.num_tokens
+        self._negatives: tuple[torch.Tensor, torch.Tensor] | None = None
         self._extra = _import_function(loss.extra) if loss.extra else None
 
     @property
@@ -62,25 +66,47 @@ class Objective(nn.Module):
         return self._frozen[0]
 
     @property
-    def recogniser(self) -> FaceRecogniser | None:
+    def recognizer(self) -> FaceRecognizer | None:
         return self._frozen[1]
 
     @property
     def extras(self) -> set[str]:
-        """What its samples must hold besides: `reference_face`, `start_noise`, both or neither."""
+        """What its samples must hold besides, of the extras of [`TrainingSamples`]."""
         config, extras = self.identity_loss, set()
-        if config.weight > 0 and config.reference == "photo":
-            extras.add("reference_face")
-        if config.weight > 0 and config.mode == "few_step":
+        if config.weight == 0:
+            return extras
+        if config.reference != "embedding":
+            extras.add("recognition_crop" if config.reference == "photo" else "target_recognition_crop")
+        if config.contrastive > 0:
+            extras.add("person")
+        if config.mode == "few_step":
             extras.add("start_noise")
         return extras
 
-    @contextmanager
-    def attached(self) -> Iterator[None]:
-        """While this lasts, the UNet attends to the identity: for forward and backward passes, which may recompute."""
-        attention = self.pipeline.identity_attention or self._frozen[2]
-        with attention.attached(self.pipeline.unet, self.num_tokens):
-            yield
+    @torch.no_grad()
+    def set_negatives(self, crops: torch.Tensor | None, embeds: torch.Tensor, people: torch.Tensor) -> None:
+        r"""
+        Stores the embeddings of other people for the contrastive part of the identity loss.
+
+        Args:
+            crops (`torch.Tensor` of shape `(count, 3, size, size)`, *optional*): What the recognizer takes, RGB in `[0, 1]`;
+                where the identity loss compares with stored embeddings, `None`.
+            embeds (`torch.Tensor` of shape `(count, dim)`): The stored embeddings; unused where there are crops.
+            people (`torch.Tensor` of shape `(count,)`): Numbers of the people, as in the samples' `person`.
+        """
+        recognizer = self.recognizer
+        assert recognizer is not None
+        device = next(self.parameters()).device
+        if crops is None:
+            found = recognizer.relative(embeds.to(device))
+        else:
+            found = torch.cat([recognizer.embed(some.to(device)) for some in crops.split(_RECOGNIZER_BATCH)])
+        self._negatives = found, people.to(device)
+
+    @property
+    def conditioner(self) -> FaceConditioner:
+        """What makes tokens and landmark pictures, as in the pipelines."""
+        return self.pipeline.face_conditioner("training")
 
     @property
     def first_identity_step(self) -> int:
@@ -97,39 +123,42 @@ class Objective(nn.Module):
             step (`int`): Of the run.
 
         Returns:
-            `dict[str, torch.Tensor]`: `loss`, and detached `diffusion`, `identity` (where it is computed) and
+            `dict[str, torch.Tensor]`: `loss`, and detached `mse`, `diffusion`, `identity` (where it is computed) and
             `identity_share`, the share of samples that took part in it.
         """
         clean = batch.get("latents")
         if clean is None:
             clean = self.encode_images(batch["pixel_values"], batch["encoder_noise"])
         timesteps = batch["timestep"]
-        noisy = self.schedule.add_noise(clean, batch["noise"], timesteps)
+        noisy = self.noise_schedule.add_noise(clean, batch["noise"], timesteps)
         conditions = self.encode_conditions(batch)
         predicted = self.predict(noisy, timesteps, conditions)
 
-        error = (predicted - self.schedule.target(clean, batch["noise"], timesteps)).square()
+        error = (predicted - self.noise_schedule.target(clean, batch["noise"], timesteps)).square()
         if self.loss.face_weight != 1:
             image_size = self._image_size(batch)
             error = error * face_weights(batch["detected"], image_size, error.shape[-2:], self.loss.face_weight)
         error = error.mean(dim=(1, 2, 3))
-        losses = {"error": error.mean().detach()}
+        losses = {"mse": error.mean().detach()}
         if self.loss.min_snr_gamma is not None:
-            error = error * self.schedule.min_snr_weight(timesteps, self.loss.min_snr_gamma)
+            error = error * self.noise_schedule.min_snr_weight(timesteps, self.loss.min_snr_gamma)
         total = error.mean()
         losses["diffusion"] = total.detach()
 
         sampled = None
         if self._identity_due(step):
             if self.identity_loss.mode == "prediction":
-                identity, share = self._identity_of_prediction(noisy, predicted, timesteps, batch)
+                identity, share, contrastive = self._identity_of_prediction(noisy, predicted, timesteps, batch)
                 weight = self.identity_loss.weight
             else:
                 sampled = self.sample(batch["start_noise"], conditions)
-                identity, share = self._identity_of_sample(sampled, batch)
+                identity, share, contrastive = self._identity_of_sample(sampled, batch)
                 weight = self.identity_loss.weight * self.identity_loss.every
             total = total + weight * identity
             losses["identity"], losses["identity_share"] = identity.detach(), share
+            if self.identity_loss.contrastive > 0:
+                total = total + weight * self.identity_loss.contrastive * contrastive
+                losses["contrastive"] = contrastive.detach()
         if self._extra is not None:
             tokens, text = conditions["identity_tokens"], conditions["text_embeds"]
             extra = self._extra(
@@ -138,7 +167,7 @@ class Objective(nn.Module):
                 identity_tokens=tokens,
                 text_embeds=text,
                 latents=clean,
-                predicted_latents=self.schedule.clean(noisy, predicted, timesteps),
+                predicted_latents=self.noise_schedule.clean(noisy, predicted, timesteps),
                 sampled_latents=sampled,
                 step=step,
             )
@@ -167,21 +196,14 @@ class Objective(nn.Module):
             return at_least_single(vae.decode(latents.to(vae.dtype)).sample) / 2 + 0.5
 
     def encode_conditions(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Text, identity tokens and landmark images of a batch."""
-        pipeline = self.pipeline
+        """Text, identity tokens and landmark pictures of a batch."""
+        conditioner = self.conditioner
         text_embeds, pooled = self._encode_text(batch["caption"], batch["without_text"])
-        with torch.no_grad():
-            states = None
-            if pipeline.face_image_encoder is not None:
-                encoder = pipeline.face_image_encoder
-                head = batch["head"].to(encoder.dtype)
-                states = encoder(head, output_hidden_states=True).hidden_states[-2].to(pipeline.mixer.dtype)
-        face_embeds = batch["face_embeds"].to(pipeline.mixer.dtype) if pipeline.mixer.config.face_embed_dim else None
-        tokens = pipeline.mixer(face_embeds, states, batch["without_identity"])
+        states = conditioner.image_states(batch["clip_crop"]) if "clip_crop" in batch else None
         conditions = {
-            "text_embeds": text_embeds,
-            "identity_tokens": tokens,
-            "landmark_image": draw_landmarks(batch["landmarks"], *self._image_size(batch)),
+            "text_embeds": text_embeds,  # (batch, text, width)
+            "identity_tokens": conditioner.mix(batch["face_embeds"], states, batch["without_identity"]),
+            "landmark_picture": conditioner.landmark_picture(batch["landmarks"], *self._image_size(batch)),
             "with_landmarks": ~batch["without_landmarks"],
             "added": None,
         }
@@ -201,7 +223,7 @@ class Objective(nn.Module):
                 noisy.to(ffrnet.dtype),
                 timesteps,
                 encoder_hidden_states=tokens.to(ffrnet.dtype),
-                controlnet_cond=conditions["landmark_image"].to(ffrnet.dtype),
+                controlnet_cond=conditions["landmark_picture"].to(ffrnet.dtype),
                 added_cond_kwargs=None if added is None else {k: v.to(ffrnet.dtype) for k, v in added.items()},
                 return_dict=False,
             )
@@ -211,10 +233,14 @@ class Objective(nn.Module):
                 "mid_block_additional_residual": (mid * kept).to(unet.dtype),
             }
         context = torch.cat([conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1)
+        attention = self.pipeline.identity_attention
+        if attention is None:  # the tokens are only kept from the UNet
+            attention = IdentityAttention(layers={})
         predicted = unet(
             sample,
             timesteps,
             encoder_hidden_states=context,
+            cross_attention_kwargs=attention.context(unet, tokens.shape[1]).as_kwargs(),
             added_cond_kwargs=None if added is None else {k: v.to(unet.dtype) for k, v in added.items()},
             return_dict=False,
             **residuals,
@@ -228,17 +254,17 @@ class Objective(nn.Module):
         """
         config, count = self.identity_loss, len(noise)
         # the first timestep is the last of the schedule, where the sample is (almost) pure noise
-        spaced = torch.arange(config.steps, 0, -1, device=noise.device) * len(self.schedule) / config.steps
+        spaced = torch.arange(config.steps, 0, -1, device=noise.device) * len(self.noise_schedule) / config.steps
         timesteps = spaced.round().long() - 1
         noisy = clean = noise
         for number, timestep in enumerate(timesteps):
             now = timestep.expand(count)
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.steps - number <= config.gradient_steps):
                 predicted = self.predict(noisy, now, conditions)
-                clean = self.schedule.clean(noisy, predicted, now)
+                clean = self.noise_schedule.clean(noisy, predicted, now)
                 if number + 1 < len(timesteps):
-                    noise = self.schedule.noise(noisy, predicted, now)
-                    noisy = self.schedule.add_noise(clean, noise, timesteps[number + 1].expand(count))
+                    noise = self.noise_schedule.noise(noisy, predicted, now)
+                    noisy = self.noise_schedule.add_noise(clean, noise, timesteps[number + 1].expand(count))
         return clean
 
     def _image_size(self, batch: dict[str, Any]) -> tuple[int, int]:
@@ -253,40 +279,59 @@ class Objective(nn.Module):
 
     def _identity_of_prediction(
         self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor, batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_id on the clean images that the predictions amount to, of samples that are clean enough and show someone."""
-        usable = (self.schedule.snr(timesteps) >= self.identity_loss.min_snr) & ~batch["without_identity"]
-        share = usable.float().mean()
-        if not usable.any():
-            return predicted.sum() * 0.0, share
-        clean = self.schedule.clean(noisy[usable], predicted[usable], timesteps[usable])
-        return self._distance(clean, batch, usable).sum() / len(usable), share
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """L_id on the clean images implied by the predictions, of samples that are clean enough and show someone."""
+        usable = (self.noise_schedule.snr(timesteps) >= self.identity_loss.min_snr) & ~batch["without_identity"]
+        clean = self.noise_schedule.clean(noisy[usable], predicted[usable], timesteps[usable])
+        return self._identity(clean, batch, usable, predicted)
 
-    def _identity_of_sample(self, sampled: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _identity_of_sample(
+        self, sampled: torch.Tensor, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """L_id on sampled latents, of samples that show someone at a known place."""
         usable = ~batch["without_identity"] & ~batch["without_landmarks"]
+        return self._identity(sampled[usable], batch, usable, sampled)
+
+    def _identity(
+        self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor, of: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sum over the usable samples divided by the number of all: L_id, and its contrastive part; between them their share."""
         share = usable.float().mean()
         if not usable.any():
-            return sampled.sum() * 0.0, share
-        return self._distance(sampled[usable], batch, usable).sum() / len(usable), share
+            nothing = of.sum() * 0.0  # all processes must reach all parameters
+            return nothing, share, nothing
+        embeds, reference = self._embeds(clean, batch, usable)
+        identity = identity_distance(embeds, reference).sum() / len(usable)
+        if self._negatives is None:
+            return identity, share, torch.zeros_like(identity)
+        negatives, people = self._negatives
+        others = people != batch["person"][usable][:, None]  # (usable, count)
+        contrastive = contrastive_loss(
+            embeds, reference, negatives.to(embeds.dtype), others, self.identity_loss.temperature
+        )
+        return identity, share, contrastive.sum() / len(usable)
 
-    def _distance(self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor) -> torch.Tensor:
-        recogniser = self.recogniser
-        assert recogniser is not None
+    def _embeds(
+        self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of clean latents, and those that they should have, `(usable, dim)` each."""
+        recognizer, compared = self.recognizer, self.identity_loss.reference
+        assert recognizer is not None
         images = self.decode_latents(clean)
         with torch.autocast(images.device.type, enabled=False):
-            embeds = recogniser(images, batch["detected"][usable])
-            if self.identity_loss.reference == "embedding":
-                reference = recogniser.relative(batch["face_embeds"][usable].to(embeds.dtype))
-            else:
-                with torch.no_grad():
-                    reference = recogniser.embed(batch["reference_face"][usable])
-            return identity_distance(embeds, reference.to(embeds.dtype))
+            embeds = recognizer(images, batch["detected"][usable])
+            with torch.no_grad():
+                if compared == "embedding":
+                    reference = recognizer.relative(batch["face_embeds"][usable].to(embeds.dtype))
+                else:
+                    crops = batch["recognition_crop" if compared == "photo" else "target_recognition_crop"]
+                    reference = recognizer.embed(crops[usable])
+        return embeds, reference.to(embeds.dtype)
 
     @torch.no_grad()
     def _encode_text(self, captions: list[str], without: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         pipeline = self.pipeline
-        is_xl = hasattr(pipeline, "text_encoder_2")
+        is_xl = is_sdxl(pipeline.unet)
         zeros = is_xl and pipeline.config.force_zeros_for_empty_prompt
         captions = ["" if left_out else caption for caption, left_out in zip(captions, without.tolist())]
         encoded = pipeline.encode_prompt(

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import MissingDependencyError
-from .config import OptimizerConfig
+from .training_config import OptimizerConfig
 
 
 def create_optimizer(config: OptimizerConfig, parts: nn.ModuleDict) -> torch.optim.Optimizer:

@@ -8,11 +8,10 @@ import numpy as np
 import PIL.Image
 import torch
 
-from ..faces.drawing import draw_landmarks
 from ..identity import FaceIdentity
-from .config import ValidationConfig
-from .data import TrainingSamples, collate
 from .objective import Objective
+from .samples import TrainingSamples, collate
+from .training_config import ValidationConfig
 
 
 @torch.no_grad()
@@ -30,8 +29,7 @@ def validation_losses(
         batch["timestep"] = torch.tensor([(2 * i + 1) * samples.num_timesteps // (2 * total) for i in spread]).to(
             device
         )
-        with objective.attached():
-            losses = objective(batch, step=objective.first_identity_step)
+        losses = objective(batch, step=objective.first_identity_step)
         for name, value in losses.items():
             sums[name] = sums.get(name, 0.0) + value.item() / batches
     return sums
@@ -50,7 +48,7 @@ def validation_sheet(
         height, width = pixels.shape[-2:]
         output = pipeline(
             config.prompt or batch["caption"][0],
-            identity=_identity(pipeline, batch, device),
+            identity=_identity(objective, batch),
             landmarks=batch["landmarks"],
             height=height,
             width=width,
@@ -59,8 +57,8 @@ def validation_sheet(
             generator=torch.Generator().manual_seed(seed + position),
             output_type="np",
         )
-        reference = PIL.Image.fromarray(_to_uint8(batch["reference_face"][0])).resize((width, height))
-        drawn = draw_landmarks(batch["landmarks"], height, width)[0]
+        reference = PIL.Image.fromarray(_to_uint8(batch["recognition_crop"][0])).resize((width, height))
+        drawn = objective.conditioner.landmark_picture(batch["landmarks"], height, width)[0]
         generated = (output.images[0] * 255).round().astype(np.uint8)
         row = [np.array(reference), _to_uint8(drawn), generated, _to_uint8(pixels / 2 + 0.5)]
         rows.append(np.concatenate(row, axis=1))
@@ -74,18 +72,14 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def _identity(pipeline: Any, batch: dict[str, Any], device: torch.device) -> FaceIdentity:
-    config = pipeline.facesnap_config
-    states = None
-    if pipeline.face_image_encoder is not None:
-        encoder = pipeline.face_image_encoder
-        head = batch["head"].to(device, encoder.dtype)
-        states = encoder(head, output_hidden_states=True).hidden_states[-2][0].float().cpu()
+def _identity(objective: Objective, batch: dict[str, Any]) -> FaceIdentity:
+    conditioner = objective.conditioner
+    states = conditioner.image_states(batch["clip_crop"]) if "clip_crop" in batch else None
     return FaceIdentity(
         face_embeds=batch["face_embeds"][0],
-        face_encoder=config.face_encoder,
-        image_hidden_states=states,
-        image_encoder=config.image_encoder,
+        face_encoder_id=conditioner.config.face_encoder_id,
+        image_hidden_states=None if states is None else states[0].float().cpu(),
+        image_encoder_id=conditioner.config.image_encoder_id,
     )
 
 

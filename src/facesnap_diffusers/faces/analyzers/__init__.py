@@ -1,13 +1,17 @@
 """Face analyzers: from a photo to its faces, each with a box, landmarks and an embedding."""
 
+from __future__ import annotations
+
+import copy
+import threading
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from facesnap_diffusers.errors import InputError
-from facesnap_diffusers.faces.analyzers.dlib import DlibFaceAnalyzer
-from facesnap_diffusers.faces.analyzers.insightface import MODEL_PACKS, InsightFaceAnalyzer
-from facesnap_diffusers.faces.face import Face
+from ...errors import InputError, shown
+from ..face import Face
+from .dlib import DlibFaceAnalyzer
+from .insightface import MODEL_PACKS, InsightFaceAnalyzer
 
 
 __all__ = ["DlibFaceAnalyzer", "FaceAnalyzer", "InsightFaceAnalyzer", "default_analyzer"]
@@ -16,7 +20,8 @@ __all__ = ["DlibFaceAnalyzer", "FaceAnalyzer", "InsightFaceAnalyzer", "default_a
 @runtime_checkable
 class FaceAnalyzer(Protocol):
     """
-    Finds the faces in a photo and describes each. Any class with these members will do.
+    Finds the faces in a photo and describes each. Any class with these members will do; where pipelines are called from
+    several threads, `analyze` is too.
 
     Attributes:
         encoder (`str`):
@@ -33,9 +38,13 @@ class FaceAnalyzer(Protocol):
         ...
 
 
+_shared: dict[tuple[str, bool], FaceAnalyzer] = {}
+_shared_lock = threading.Lock()
+
+
 def default_analyzer(encoder: str, normalize: bool = True) -> FaceAnalyzer:
     """
-    Makes the analyzer that has a given face encoder.
+    The analyzer that has a given face encoder. It is made once in a process and shared by all that ask for it.
 
     Args:
         encoder (`str`):
@@ -44,19 +53,30 @@ def default_analyzer(encoder: str, normalize: bool = True) -> FaceAnalyzer:
         normalize (`bool`): Whether InsightFace's embeddings are brought to unit length; dlib's keep theirs.
 
     Raises:
-        `InputError`: if no analyzer is known for it, or its models are neither there nor to be had.
-        `MissingDependencyError`: if the library that runs it is not installed.
+        InputError: No analyzer is known for it, or its models could not be loaded.
+        MissingDependencyError: The library that runs it is not installed.
     """
+    if encoder != DlibFaceAnalyzer.encoder and encoder not in list(MODEL_PACKS):
+        known = ", ".join([*MODEL_PACKS, DlibFaceAnalyzer.encoder])
+        raise InputError(
+            f"encoder={shown(encoder)} is not one of {known}; make its analyzer yourself, e.g. InsightFaceAnalyzer('folder')"
+        )
+    key = (encoder, bool(normalize))
+    with _shared_lock:
+        if key not in _shared:
+            _shared[key] = _make_analyzer(encoder, bool(normalize))
+        return _shared[key]
+
+
+def _make_analyzer(encoder: str, normalize: bool) -> FaceAnalyzer:
+    twin = _shared.get((encoder, not normalize))  # has the same models
     if encoder == DlibFaceAnalyzer.encoder:
-        return DlibFaceAnalyzer()
-    if encoder in MODEL_PACKS:
-        analyzer = InsightFaceAnalyzer(MODEL_PACKS[encoder], normalize=normalize)
-        if analyzer.encoder != encoder:
-            raise InputError(
-                f"encoder={encoder!r}: the pack {MODEL_PACKS[encoder]} here has {analyzer.encoder} instead."
-            )
+        return twin or DlibFaceAnalyzer()
+    if isinstance(twin, InsightFaceAnalyzer):
+        analyzer = copy.copy(twin)
+        analyzer.normalize = normalize
         return analyzer
-    known = ", ".join([*MODEL_PACKS, DlibFaceAnalyzer.encoder])
-    raise InputError(
-        f"encoder={encoder!r} is not one of {known}; make its analyzer yourself, e.g. InsightFaceAnalyzer('folder')."
-    )
+    analyzer = InsightFaceAnalyzer(MODEL_PACKS[encoder], normalize=normalize)
+    if analyzer.encoder != encoder:
+        raise InputError(f"encoder={encoder!r}: the pack {MODEL_PACKS[encoder]} here has {analyzer.encoder} instead")
+    return analyzer

@@ -1,5 +1,7 @@
 """Faces by InsightFace's model packs."""
 
+from __future__ import annotations
+
 import os
 import warnings
 from collections.abc import Sequence
@@ -7,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from facesnap_diffusers.errors import InputError, MissingDependencyError
-from facesnap_diffusers.faces.face import Face
+from ...errors import InputError, MissingDependencyError, as_integer, as_number, one_line, shown
+from ..face import Face
 
 
 # The face encoders of the public model packs, and the pack to take each from.
@@ -27,7 +29,7 @@ class InsightFaceAnalyzer:
 
     The library is MIT-licensed; the public packs (buffalo_l, antelopev2, ...) are for non-commercial research only. To
     use other models, put ONNX files of the same input and output shapes into a folder and pass that. The file name of
-    the recogniser without `.onnx` names the face encoder (`"insightface/<name>"`), so give your own a name of its own.
+    the recognizer without `.onnx` names the face encoder (`"insightface/<name>"`), so give your own a name of its own.
 
     Args:
         model (`str` or `Path`, *optional*, defaults to `"buffalo_l"`):
@@ -44,13 +46,15 @@ class InsightFaceAnalyzer:
         normalize (`bool`, *optional*, defaults to `True`):
             Whether embeddings are brought to unit length. Some adapters (InstantID) need the length they come with.
 
+    It can be used from several threads at once.
+
     Attributes:
         encoder (`str`): e.g. `"insightface/w600k_r50"`.
         embedding_dim (`int`): 512 for the public packs.
 
     Raises:
-        `InputError`: if an argument is out of range, or the pack is incomplete, damaged, or not to be had.
-        `MissingDependencyError`: if `insightface` or `onnxruntime` cannot be imported.
+        InputError: An argument is out of range, or the pack is incomplete, damaged, or could not be loaded.
+        MissingDependencyError: `insightface` or `onnxruntime` cannot be imported.
     """
 
     def __init__(
@@ -63,55 +67,57 @@ class InsightFaceAnalyzer:
         normalize: bool = True,
     ) -> None:
         if not isinstance(model, (str, Path)):
-            raise InputError(f"model={model!r} must be a folder or the name of a model pack.")
-        if not isinstance(detection_size, int) or detection_size < 32 or detection_size % 32:
-            raise InputError(f"detection_size={detection_size!r} must be a positive multiple of 32.")
-        if not isinstance(detection_threshold, float) or not 0.0 < detection_threshold < 1.0:
-            raise InputError(f"detection_threshold={detection_threshold!r} must be between 0 and 1.")
+            raise InputError(f"model={shown(model)} must be a folder or the name of a model pack")
+        if root is not None and not isinstance(root, (str, Path)):
+            raise InputError(f"root={shown(root)} must be a folder")
+        if as_integer("detection_size", detection_size, 32, 8192) % 32:
+            raise InputError(f"detection_size={detection_size!r} must be a positive multiple of 32")
+        if as_number("detection_threshold", detection_threshold, 0, 1) in (0, 1):
+            raise InputError(f"detection_threshold={detection_threshold!r} must be between 0 and 1")
         try:
             import onnxruntime
             from insightface.app import FaceAnalysis
         except ImportError as error:
             raise MissingDependencyError(
-                f"InsightFaceAnalyzer needs insightface and onnxruntime ({error}): pip install insightface onnxruntime."
+                f"InsightFaceAnalyzer needs insightface and onnxruntime ({error}): pip install insightface onnxruntime"
             ) from error
         if providers is not None:
             _check_providers(providers, onnxruntime.get_available_providers())
 
+        # Once and for all: changing filters around each call would not be safe between threads.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"insightface\.")
         folder = _model_folder(model, "~/.insightface" if root is None else root)
         try:
             self._app = FaceAnalysis(
                 str(folder), allowed_modules=list(TASKS), providers=None if providers is None else list(providers)
             )
         except AssertionError as error:  # FaceAnalysis asserts that there is a detector.
-            raise InputError(f"model={str(model)!r}: {folder} has no detection model; use a complete pack.") from error
+            raise InputError(f"model={str(model)!r}: {folder} has no detection model; use a complete pack") from error
         except Exception as error:  # ONNX and ONNX Runtime raise many kinds for a damaged file.
             raise InputError(
-                f"model={str(model)!r}: {folder} cannot be loaded ({_one_line(error)}); download the pack again."
+                f"model={str(model)!r}: {folder} cannot be loaded ({one_line(error)}); download the pack again"
             ) from error
         missing = [task for task in TASKS if task not in self._app.models]
         if missing:
             raise InputError(
                 f"model={str(model)!r}: {folder} has no model for {' and '.join(missing)}; "
-                "use a complete pack such as buffalo_l."
+                "use a complete pack such as buffalo_l"
             )
         if not self._app.det_model.use_kps:
-            raise InputError(f"model={str(model)!r}: its detector gives no key points; use one that does (..._bnkps).")
+            raise InputError(f"model={str(model)!r}: its detector gives no key points; use one that does (..._bnkps)")
 
         sizes = sorted({128, detection_size})
         self._app.prepare(ctx_id=0, det_thresh=detection_threshold, det_size=[(size, size) for size in sizes])
-        recogniser = self._app.models["recognition"]
-        side = recogniser.input_size[0]
+        recognizer = self._app.models["recognition"]
+        side = recognizer.input_size[0]
         self.normalize = normalize
-        self.encoder = f"insightface/{Path(recogniser.model_file).stem}"
-        self.embedding_dim = recogniser.get_feat(np.zeros((side, side, 3), dtype=np.uint8)).shape[-1]
+        self.encoder = f"insightface/{Path(recognizer.model_file).stem}"
+        self.embedding_dim = recognizer.get_feat(np.zeros((side, side, 3), dtype=np.uint8)).shape[-1]
 
     def analyze(self, image: np.ndarray) -> list[Face]:
         """Returns all faces in an upright photo, `(H, W, 3)`, `uint8`, RGB; landmarks are `(68, 3)`."""
         bgr = np.ascontiguousarray(image[..., ::-1])
-        with warnings.catch_warnings():  # InsightFace calls a method that scikit-image deprecates.
-            warnings.simplefilter("ignore", FutureWarning)
-            faces = self._app.get(bgr)
+        faces = self._app.get(bgr)
         return [
             Face(
                 image=image,
@@ -120,6 +126,7 @@ class InsightFaceAnalyzer:
                 embedding=_unit(face.embedding) if self.normalize else face.embedding,
                 score=float(face.det_score),
                 encoder=self.encoder,
+                key_points=face.kps,
             )
             for face in faces
         ]
@@ -137,7 +144,7 @@ def _model_folder(model: str | Path, root: str | Path) -> Path:
     folder = Path(os.path.expanduser(model))
     if not folder.is_dir():
         if folder.name != str(model):
-            raise InputError(f"model={str(model)!r} is no folder; pass one with a model pack's ONNX files.")
+            raise InputError(f"model={str(model)!r} is not a folder; pass one with a model pack's ONNX files")
         folder = Path(os.path.expanduser(root)) / "models" / folder.name
         try:
             if not folder.is_dir():
@@ -145,13 +152,13 @@ def _model_folder(model: str | Path, root: str | Path) -> Path:
         except Exception as error:  # No network, no such pack, a full disk, a broken archive.
             raise InputError(
                 f"model={str(model)!r} is neither a folder nor downloadable ({type(error).__name__}); unpack the pack into "
-                f"{folder} (InsightFace's are for non-commercial research only), or use DlibFaceAnalyzer."
+                f"{folder} (InsightFace's are for non-commercial research only), or use DlibFaceAnalyzer"
             ) from error
     # antelopev2.zip has a folder of that name inside, so it unpacks one level too deep.
     for candidate in (folder, folder / folder.name):
         if any(candidate.glob("*.onnx")):
             return candidate
-    raise InputError(f"model={str(model)!r}: {folder} has no .onnx files; unpack a model pack into it.")
+    raise InputError(f"model={str(model)!r}: {folder} has no .onnx files; unpack a model pack into it")
 
 
 def _check_providers(providers: Sequence[str], available: list[str]) -> None:
@@ -161,7 +168,7 @@ def _check_providers(providers: Sequence[str], available: list[str]) -> None:
         else []
     )
     if not names or any(name not in available for name in names):
-        raise InputError(f"providers={providers!r} must be a list of some of {', '.join(available)}.")
+        raise InputError(f"providers={shown(providers)} must be a list of some of {', '.join(available)}")
 
 
 def _depth_towards_camera(landmarks: np.ndarray) -> np.ndarray:
@@ -175,7 +182,3 @@ def _depth_towards_camera(landmarks: np.ndarray) -> np.ndarray:
     nose = landmarks[30] - (landmarks[0] + landmarks[16]) / 2
     depth_sign = 1.0 if np.linalg.det(np.stack([left, down, nose])) >= 0 else -1.0
     return landmarks * np.array([1.0, 1.0, depth_sign], dtype=np.float32)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -1,0 +1,98 @@
+"""Every private name of diffusers and transformers that this package uses, each with its reason."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.loaders.lora_base import _func_optionally_disable_offloading
+from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+from diffusers.utils.deprecation_utils import _resolve_dtype
+from tokenizers import Tokenizer
+
+from .errors import InputError
+
+
+@contextmanager
+def without_offloading(pipeline: DiffusionPipeline) -> Iterator[bool]:
+    """
+    Within this context, components can be exchanged: offloading by model or sequence is taken off, and put on again for
+    the new ones. Gives whether there was any. There is no public name for what diffusers' own LoRA loader does.
+    """
+    by_model, by_sequence, _ = _func_optionally_disable_offloading(pipeline)
+    yield by_model or by_sequence
+    if by_model:
+        pipeline.enable_model_cpu_offload(device=pipeline._offload_device)
+    elif by_sequence:
+        pipeline.enable_sequential_cpu_offload(device=pipeline._offload_device)
+
+
+def is_model_offloaded(pipeline: DiffusionPipeline) -> bool:
+    """Whether `enable_model_cpu_offload` is on, which diffusers only shows by the hooks that it keeps."""
+    return bool(getattr(pipeline, "_all_hooks", None))
+
+
+def convert_image_projection(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
+    """An IP-Adapter's projection from a checkpoint's tensors, which diffusers recognizes and renames in private only."""
+    return UNet2DConditionLoadersMixin()._convert_ip_adapter_image_proj_to_diffusers(tensors, low_cpu_mem_usage=False)
+
+
+def register_in_diffusers(cls: type) -> type:
+    """
+    Makes `from_pretrained` of diffusers' generic classes find a class of ours by the name that `save_pretrained` wrote:
+    they look for it in diffusers' own namespace only.
+    """
+    setattr(diffusers, cls.__name__, cls)
+    return cls
+
+
+def resolve_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype | None:
+    """`dtype`, or the deprecated `torch_dtype` with diffusers' own warning. Raises [`InputError`] where both are given."""
+    try:
+        return _resolve_dtype(dtype, torch_dtype)
+    except ValueError:
+        raise InputError("dtype= and torch_dtype= are both given; pass dtype=") from None
+
+
+def progress_bar_config(pipeline: DiffusionPipeline) -> dict[str, Any]:
+    """What `set_progress_bar_config` was given, which has no getter."""
+    return dict(getattr(pipeline, "_progress_bar_config", {}))
+
+
+def with_text_model(text_encoder: torch.nn.Module) -> torch.nn.Module:
+    """
+    A text encoder, with the same weights, that has the attribute `text_model`, where the stock pipelines look for the
+    final norm when they are to `clip_skip`. transformers 5.6 did away with that level of `CLIPTextModel`; diffusers 0.42
+    still counts on it.
+    """
+    if hasattr(text_encoder, "text_model"):
+        return text_encoder
+    view = copy.copy(text_encoder)
+    # past `nn.Module.__setattr__`, which would make the module a child of its copy
+    vars(view)["text_model"] = text_encoder
+    return view
+
+
+def own_tokenizer(tokenizer: Any) -> Any:
+    """
+    A tokenizer that gives the same and shares the vocabulary, but not the settings for padding and truncation. A fast
+    tokenizer of transformers changes these in every call, so that two threads on one fail or get each other's lengths.
+    """
+    shared = getattr(tokenizer, "_tokenizer", None)
+    if not isinstance(shared, Tokenizer):  # slow ones keep no settings
+        return tokenizer
+    backend = Tokenizer(shared.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if getattr(shared, part) is not None:
+            setattr(backend, part, getattr(shared, part))
+    backend.encode_special_tokens = shared.encode_special_tokens
+    for _, token in sorted(shared.get_added_tokens_decoder().items()):  # in this order they get the same ids
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    own = object.__new__(type(tokenizer))
+    vars(own).update(vars(tokenizer), _tokenizer=backend)
+    return own

@@ -1,0 +1,1 @@
+"""A FaceSnap adapter: its config, its folder or Hub repo, and its life on a pipeline."""

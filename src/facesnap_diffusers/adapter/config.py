@@ -1,0 +1,127 @@
+"""What an adapter is made for: the `facesnap_config.json` of its folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, field, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from ..errors import AdapterError, one_line
+from ..files import atomic_file
+from ..settings import parse_settings, strict_dataclass
+
+
+CONFIG_NAME = "facesnap_config.json"
+FORMAT_VERSION = 1
+
+#: The parts of an adapter: each a folder of it, and a component of the pipeline.
+PARTS = ("mixer", "identity_attention", "ffrnet", "landmark_predictor")
+
+#: Folder of the CLIP image encoder, in adapters that bring their own.
+IMAGE_ENCODER_FOLDER = "image_encoder"
+
+#: Where `load_facesnap_adapter()` looks when it is given no name.
+DEFAULT_ADAPTERS = {"sd1": "facesnap/facesnap-sd15", "sd2": "facesnap/facesnap-sd21", "sdxl": "facesnap/facesnap-sdxl"}
+
+# more than any adapter has, and far from what memory cannot hold
+_MAX_WIDTH, _MAX_TOKENS = 65_536, 4096
+Width = Annotated[int, Field(ge=1, le=_MAX_WIDTH)]
+
+
+@strict_dataclass(frozen=True, error=AdapterError)
+class FaceSnapConfig:
+    r"""
+    What an adapter is made for: the `facesnap_config.json` of its folder. How its parts are built stands in the
+    `config.json` of each.
+
+    Attributes:
+        face_encoder_id (`str`): The face recognizer whose embeddings it was trained with, as `FaceAnalyzer.encoder` says.
+        face_embed_dim (`int`, *optional*): Width of those embeddings. `None`: the mixer takes none.
+        image_encoder_id (`str`, *optional*): Hub repo or folder of the CLIP vision model whose hidden states the mixer
+            takes; `"image_encoder"` if it stands in the adapter's own folder. `None`: the mixer takes none.
+        normalized_embeds (`bool`): Whether it was trained with face embeddings of unit length. Otherwise they need the
+            length that the recognizer gives them.
+        image_crop (`str`): What the image encoder sees of the photo: `"head"` ([`align_for_clip`]) or `"arcface"`, the
+            recognizer's tight crop.
+        landmark_style (`str`): How landmarks are drawn: `"facesnap72"`, or `"instantid5"`: InstantID's five points.
+        num_tokens (`int`): Number of identity tokens.
+        parts (`list[str]`): The parts that it has, of `PARTS`.
+        base_family (`str`, *optional*): Family of the base model: `"sd1"`, `"sd2"`, `"sdxl"`, or `"custom-<width>"`.
+        base_model (`str`, *optional*): The base model it was trained on.
+        license (`str`, *optional*): License of its weights, for the model card.
+        format_version (`int`): Version of this file's format.
+
+    Raises:
+        AdapterError: A value has a wrong type or is out of range.
+    """
+
+    face_encoder_id: str = "insightface/w600k_r50"
+    face_embed_dim: Width | None = 512
+    image_encoder_id: str | None = "openai/clip-vit-large-patch14"
+    normalized_embeds: bool = True
+    image_crop: Literal["head", "arcface"] = "head"
+    landmark_style: Literal["facesnap72", "instantid5"] = "facesnap72"
+    num_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = 16
+    parts: list[str] = field(default_factory=lambda: ["mixer", "identity_attention", "ffrnet"])
+    base_family: str | None = None
+    base_model: str | None = None
+    license: str | None = None
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        check_parts(self.parts)
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the config into an adapter's folder."""
+        with atomic_file(Path(folder) / CONFIG_NAME) as path:
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: str | Path) -> FaceSnapConfig:
+        """Reads the config of an adapter folder. Raises [`AdapterError`] where there is none that fits."""
+        path = Path(folder) / CONFIG_NAME
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise AdapterError(
+                f"{folder} has no {CONFIG_NAME}, so it is not a FaceSnap adapter; name one that is, or with weight_name="
+                " a file of IP-Adapter FaceID or InstantID"
+            ) from None
+        except (OSError, ValueError, RecursionError) as error:
+            raise AdapterError(
+                f"{path} cannot be read ({one_line(error)}); download or save the adapter again"
+            ) from None
+        return cls.from_dict(values, source=str(path))
+
+    @classmethod
+    def from_dict(cls, values: Any, source: str = "config") -> FaceSnapConfig:
+        """Makes a config from plain values. Raises [`AdapterError`] for unknown versions, names and types."""
+        if not isinstance(values, dict):
+            raise AdapterError(f"{source} holds {type(values).__name__} instead of names and values")
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise AdapterError(
+                f"{source} has format_version {version!r}, this package reads {FORMAT_VERSION};"
+                " install the version of facesnap-diffusers that the adapter was made with"
+            )
+        return parse_settings(cls, values, source, AdapterError)
+
+    def replace(self, **values: Any) -> FaceSnapConfig:
+        return replace(self, **values)
+
+
+def check_parts(parts: Any, source: str = "parts") -> None:
+    """Raises [`AdapterError`] unless `parts` are names of [`PARTS`] with which an adapter can work."""
+    if isinstance(parts, str) or not isinstance(parts, Sequence):
+        raise AdapterError(f"{source} must be a list of names, got {parts!r}")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown:
+        raise AdapterError(f"{source} has unknown parts {unknown}; known are {list(PARTS)}")
+    if not set(parts) & {"identity_attention", "ffrnet"}:
+        raise AdapterError(f"{source} are {list(parts)}, which change no image; add identity_attention or ffrnet")
+    if "mixer" not in parts:
+        raise AdapterError(f"{source} are {list(parts)}; add mixer, which makes the identity tokens for the others")

@@ -1,0 +1,272 @@
+"""Adapters on disk and on the Hub, FaceSnap's own and third-party ones: from a name to (config, modules), and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers.models.modeling_utils import ModelMixin
+from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+
+from ..base_models import family_of
+from ..errors import AdapterError, InputError, check_path, check_text, one_line
+from ..interop.loading import bind_image_encoder, is_third_party, load_third_party
+from ..interop.mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
+from ..models.attention import IdentityAttention
+from ..models.ffrnet import FFRNet
+from ..models.image_encoder import default_image_processor
+from ..models.landmark_predictor import LandmarkPredictor, load_landmark_predictor
+from ..models.mixer import FacialAttributeMixer
+from .config import DEFAULT_ADAPTERS, IMAGE_ENCODER_FOLDER, PARTS, FaceSnapConfig, check_parts
+from .hub import resolve_adapter_folder
+from .model_card import write_model_card
+
+
+#: The classes that a part may be of, its `config.json` says of which: FaceSnap's own first.
+PART_CLASSES: dict[str, tuple[type[ModelMixin], ...]] = {
+    "mixer": (FacialAttributeMixer, FaceIDMixer, FaceIDPlusMixer, InstantIDMixer),
+    "identity_attention": (IdentityAttention,),
+    "ffrnet": (FFRNet, ControlNetModel),
+    "landmark_predictor": (LandmarkPredictor,),
+}
+
+#: What an adapter adds to a pipeline. The landmark predictor is there with any adapter, all else may be absent.
+ADAPTER_COMPONENTS = [*PARTS, "face_image_encoder", "face_image_processor"]
+
+
+def config_of_mixer(mixer: Any) -> dict[str, Any] | None:
+    """The config of the adapter that a mixer was installed with: so `Pipeline(**pipe.components)` has it too."""
+    return getattr(mixer, "_facesnap_config", None)
+
+
+@dataclass(frozen=True)
+class AdapterSource:
+    """Where an adapter comes from and what of it is wanted: the arguments of `load_facesnap_adapter`, checked."""
+
+    pretrained_model_name_or_path: str | Path | Mapping[str, Any] | None = None
+    weight_name: str | None = None
+    parts: Sequence[str] | None = None
+    subfolder: str | None = None
+    variant: str | None = None
+    revision: str | None = None
+    token: str | bool | None = None
+    cache_dir: str | None = None
+    force_download: bool = False
+    local_files_only: bool = False
+    dtype: torch.dtype | None = None
+    image_encoder: CLIPVisionModelWithProjection | None = None
+    faceid_plus_v2: bool | None = None
+
+    def __post_init__(self) -> None:
+        name = self.pretrained_model_name_or_path
+        if name is not None and not isinstance(name, Mapping):
+            check_path("pretrained_model_name_or_path", name)
+        for argument in ("weight_name", "subfolder", "variant", "revision"):
+            check_text(argument, getattr(self, argument))
+        if self.parts is not None:
+            check_parts(self.parts)
+        if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise InputError(f"dtype must be a floating point torch.dtype, got {self.dtype!r}")
+
+    @property
+    def hub_arguments(self) -> dict[str, Any]:
+        """What says how to reach the adapter's own repo on the Hub."""
+        names = ("revision", "token", "cache_dir", "force_download", "local_files_only")
+        return {name: getattr(self, name) for name in names}
+
+
+def read_adapter(source: AdapterSource, unet: UNet2DConditionModel) -> tuple[FaceSnapConfig, dict[str, Any]]:
+    """The config and modules of an adapter for a base model; raises [`AdapterError`] where they could not be loaded."""
+    name = source.pretrained_model_name_or_path
+    if name is None:
+        name = _default_adapter(family_of(unet))
+    if is_third_party(name, source.weight_name):
+        return _read_third_party(name, source, unet)
+    try:
+        folder = resolve_adapter_folder(str(name), source.subfolder, source.variant, **source.hub_arguments)
+    except AdapterError as error:
+        if source.pretrained_model_name_or_path is not None:
+            raise
+        raise AdapterError(
+            f"the default adapter {name!r} for base models of family {family_of(unet)} could not be loaded; name another"
+            " with load_facesnap_adapter(repo_or_folder), or train one: see examples/training in the repository"
+        ) from error
+    return _read_own(folder, name, source, unet)
+
+
+def _read_own(
+    folder: Path, name: Any, source: AdapterSource, unet: UNet2DConditionModel
+) -> tuple[FaceSnapConfig, dict[str, Any]]:
+    config = FaceSnapConfig.load(folder)
+    family = family_of(unet)
+    if config.base_family != family:
+        raise AdapterError(
+            f"adapter {name} was made for base models of family {config.base_family}, this one is of {family};"
+            " load an adapter of that family"
+        )
+    parts = list(config.parts if source.parts is None else source.parts)
+    missing = sorted(set(parts) - set(config.parts))
+    if missing:
+        raise AdapterError(f"adapter {name} does not contain {missing}; it has {config.parts}")
+
+    dtype = source.dtype or unet.dtype
+    modules: dict[str, Any] = {part: load_part(part, folder / part, source.variant, dtype) for part in parts}
+    modules |= load_image_encoder(config, folder, source.variant, dtype, source.image_encoder, source.hub_arguments)
+    modules.setdefault("landmark_predictor", load_landmark_predictor())
+    return config.replace(parts=parts), modules
+
+
+def _read_third_party(
+    name: Any, source: AdapterSource, unet: UNet2DConditionModel
+) -> tuple[FaceSnapConfig, dict[str, Any]]:
+    config, modules = load_third_party(
+        name, source.weight_name, unet, source.parts, source.subfolder, source.faceid_plus_v2, source.hub_arguments
+    )
+    dtype = source.dtype or unet.dtype
+    modules |= load_image_encoder(config, Path(), None, dtype, source.image_encoder, source.hub_arguments)
+    bind_image_encoder(modules)
+    for part in config.parts:
+        if modules[part].dtype != dtype:
+            modules[part].to(dtype)
+    modules["landmark_predictor"] = load_landmark_predictor()
+    return config, modules
+
+
+def save_adapter_folder(
+    folder: Path,
+    config: FaceSnapConfig,
+    modules: Mapping[str, Any],
+    pipeline: str,
+    repo_id: str,
+    variant: str | None = None,
+) -> None:
+    """Writes an adapter's parts as the folder that [`FaceSnapAdapterMixin.load_facesnap_adapter`] reads."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"save_directory {folder} cannot be made ({error.strerror}); name another folder") from None
+    for part in config.parts:
+        modules[part].save_pretrained(folder / part, variant=variant)
+    if config.image_encoder_id == IMAGE_ENCODER_FOLDER:
+        modules["face_image_encoder"].save_pretrained(folder / IMAGE_ENCODER_FOLDER, variant=variant)
+        modules["face_image_processor"].save_pretrained(folder / IMAGE_ENCODER_FOLDER)
+    config.save(folder)
+    card = folder / "README.md"
+    if not card.exists():
+        write_model_card(card, config, pipeline, repo_id)
+
+
+def load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) -> ModelMixin:
+    """One part of an adapter from its folder, complete and finite; raises [`AdapterError`] otherwise."""
+    if not (folder / "config.json").is_file():
+        raise AdapterError(f"{folder} has no config.json although the adapter lists {part}; download or save it again")
+    try:
+        class_name = json.loads((folder / "config.json").read_text()).get("_class_name")
+        part_class = next((cls for cls in PART_CLASSES[part] if cls.__name__ == class_name), PART_CLASSES[part][0])
+        module, info = part_class.from_pretrained(
+            folder,
+            variant=variant,
+            dtype=dtype,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise AdapterError(
+            f"{part} could not be loaded from {folder} ({one_line(error)}); download or save it again"
+        ) from error
+    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
+    if wrong:
+        raise AdapterError(
+            f"{part} in {folder} has {len(wrong)} missing, unknown or misshapen tensors, e.g. {wrong[0]};"
+            " download or save it again"
+        )
+    for name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise AdapterError(f"{part} in {folder} has values that are not finite in {name}; download it again")
+    return module
+
+
+def load_image_encoder(
+    config: FaceSnapConfig,
+    folder: Path,
+    variant: str | None,
+    dtype: torch.dtype,
+    image_encoder: CLIPVisionModelWithProjection | None,
+    hub_arguments: Mapping[str, Any],
+    image_processor: CLIPImageProcessor | None = None,
+) -> dict[str, Any]:
+    """The image encoder and its processor that an adapter's config names, as components; none where it names none."""
+    if config.image_encoder_id is None:
+        return {}
+    if image_encoder is not None and not isinstance(image_encoder, CLIPVisionModelWithProjection):
+        raise InputError(f"image_encoder must be a CLIPVisionModelWithProjection, got {type(image_encoder).__name__}")
+    bundled = config.image_encoder_id == IMAGE_ENCODER_FOLDER
+    source = str(folder / IMAGE_ENCODER_FOLDER) if bundled else config.image_encoder_id
+    try:
+        if image_encoder is None:
+            image_encoder = CLIPVisionModelWithProjection.from_pretrained(
+                source, dtype=dtype, variant=variant if bundled else None, **({} if bundled else hub_arguments)
+            )
+        if image_processor is None and bundled:
+            image_processor = CLIPImageProcessor.from_pretrained(source)
+        elif image_processor is None:
+            image_processor = default_image_processor(image_encoder)
+    except Exception as error:
+        raise AdapterError(
+            f"the adapter's image encoder {source!r} could not be loaded ({one_line(error)});"
+            " pass it as image_encoder=, or make it reachable"
+        ) from error
+    return {"face_image_encoder": image_encoder, "face_image_processor": image_processor}
+
+
+def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DConditionModel) -> None:
+    """Raises [`AdapterError`] unless the parts of an adapter fit the base model, the config and one another."""
+    mixer, ffrnet = modules["mixer"], modules.get("ffrnet")
+    width = unet.config.cross_attention_dim
+    if (mixer.cross_attention_dim, mixer.num_tokens) != (width, config.num_tokens):
+        raise AdapterError(
+            f"mixer gives {mixer.num_tokens} tokens of width {mixer.cross_attention_dim}, expected"
+            f" {config.num_tokens} of width {width}; use an adapter made for this base model"
+        )
+    if mixer.face_embed_dim != config.face_embed_dim:
+        raise AdapterError(
+            f"mixer takes face embeddings of width {mixer.face_embed_dim}, the adapter's config says"
+            f" {config.face_embed_dim}; save the adapter again"
+        )
+    image_encoder = modules.get("face_image_encoder")
+    image_width = image_encoder.config.hidden_size if image_encoder is not None else None
+    if mixer.image_embed_dim != image_width:
+        raise AdapterError(
+            f"mixer takes image features of width {mixer.image_embed_dim}, the image encoder gives {image_width};"
+            " pass the encoder that the adapter was trained with"
+        )
+    if "identity_attention" in modules:
+        try:
+            modules["identity_attention"].check_fits(unet)
+        except InputError as error:
+            raise AdapterError(str(error)) from None
+    if ffrnet is not None:
+        for name in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
+            own, expected = _as_lists(ffrnet.config[name]), _as_lists(unet.config[name])
+            if own != expected:
+                raise AdapterError(
+                    f"ffrnet has {name}={own}, this base model {expected}; use an adapter made for this base model"
+                )
+
+
+def _as_lists(value: Any) -> Any:
+    return list(value) if isinstance(value, (list, tuple)) else value
+
+
+def _default_adapter(family: str) -> str:
+    if family not in DEFAULT_ADAPTERS:
+        raise AdapterError(
+            f"there is no default adapter for base models of family {family};"
+            " name one with load_facesnap_adapter(repo_or_folder)"
+        )
+    return DEFAULT_ADAPTERS[family]

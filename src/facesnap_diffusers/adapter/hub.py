@@ -1,0 +1,87 @@
+"""Adapter folders on the Hub and on disk."""
+
+from pathlib import Path
+
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from ..errors import AdapterError, one_line
+from .config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, PARTS
+
+
+def resolve_adapter_folder(
+    name: str,
+    subfolder: str | None = None,
+    variant: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """The local folder of an adapter that is given as a folder or as a Hub repo; downloads what is missing."""
+    if Path(name).is_dir():
+        folder = Path(name)
+    else:
+        try:
+            folder = Path(
+                snapshot_download(
+                    name,
+                    allow_patterns=_file_patterns(subfolder, variant),
+                    revision=revision,
+                    token=token,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                )
+            )
+        except HFValidationError:
+            raise AdapterError(f"{name!r} is neither a folder nor the name of a Hub repo (owner/name)") from None
+        except Exception as error:
+            raise AdapterError(
+                f"adapter {name!r} is not a local folder and could not be loaded from the Hub ({one_line(error)});"
+                " check the name and the connection"
+            ) from error
+    return folder / subfolder if subfolder else folder
+
+
+def upload_adapter_folder(
+    folder: Path,
+    repo_id: str,
+    token: str | bool | None = None,
+    private: bool | None = None,
+    commit_message: str = "Upload FaceSnap adapter",
+    revision: str | None = None,
+    create_pr: bool = False,
+) -> str:
+    """Puts an adapter folder onto the Hub and returns the address of the commit."""
+    api = HfApi(token=token)
+    try:
+        repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            folder_path=folder,
+            commit_message=commit_message,
+            revision=revision,
+            create_pr=create_pr,
+        )
+    except Exception as error:
+        raise AdapterError(
+            f"the adapter is saved in {folder}, but could not be uploaded as {repo_id!r} ({one_line(error)});"
+            " check repo_id, token and the connection"
+        ) from error
+    return commit.commit_url
+
+
+def _file_patterns(subfolder: str | None, variant: str | None) -> list[str]:
+    prefix = f"{subfolder}/" if subfolder else ""
+    suffix = f".{variant}" if variant else ""
+    patterns = [f"{prefix}{CONFIG_NAME}", f"{prefix}{IMAGE_ENCODER_FOLDER}/*.json"]
+    for folder, stem in [(IMAGE_ENCODER_FOLDER, "model"), *((part, "diffusion_pytorch_model") for part in PARTS)]:
+        patterns += [
+            f"{prefix}{folder}/config.json",
+            f"{prefix}{folder}/{stem}{suffix}.safetensors",
+            f"{prefix}{folder}/{stem}{suffix}-*.safetensors",
+            f"{prefix}{folder}/{stem}.safetensors.index{suffix}.json",
+        ]
+    return patterns

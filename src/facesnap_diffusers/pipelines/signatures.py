@@ -1,0 +1,44 @@
+"""Signatures that name every argument, the stock pipeline's and ours: tools, notebooks and `help()` read them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+
+def stock_arguments(method: Callable[..., Any]) -> list[str]:
+    """The names of the arguments of a stock pipeline's method, without `self` and `**kwargs`."""
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [name for name, p in inspect.signature(method).parameters.items() if p.kind not in kinds and name != "self"]
+
+
+def with_stock_signature(cls: type, name: str) -> Callable[..., Any]:
+    r"""
+    The method `name` of a pipeline class whose bases are a mixin of ours and a stock pipeline, with a signature that has
+    the stock pipeline's arguments in its order, then ours. What is given by position is taken as the stock pipeline does.
+    """
+    method = getattr(cls, name)
+    stock = next(
+        vars(base)[name] for base in cls.__mro__ if base.__module__.startswith("diffusers.") and name in vars(base)
+    )
+    stock_parameters = [p for p in inspect.signature(stock).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    positional = [p.name for p in stock_parameters[1:]]
+    of_stock = {p.name for p in stock_parameters}
+    own_parameters = [
+        p for p in inspect.signature(method).parameters.values() if p.name not in of_stock and p.kind is p.KEYWORD_ONLY
+    ]
+
+    @functools.wraps(method)
+    def with_positions(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if len(args) > len(positional):
+            raise TypeError(f"{name}() takes {len(positional)} positional arguments but {len(args)} were given")
+        by_position = dict(zip(positional, args, strict=False))
+        twice = sorted(by_position.keys() & kwargs.keys())
+        if twice:
+            raise TypeError(f"{name}() got multiple values for argument {twice[0]!r}")
+        return method(self, **by_position, **kwargs)
+
+    with_positions.__signature__ = inspect.Signature([*stock_parameters, *own_parameters])  # type: ignore[attr-defined]
+    return with_positions

@@ -1,1 +1,0 @@
-"""From photos to training shards: `facesnap prepare`."""

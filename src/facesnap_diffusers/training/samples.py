@@ -1,0 +1,308 @@
+"""From prepared photos to training samples, each a function of the seed and its position in the run."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageEnhance
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import CLIPImageProcessor
+
+from ..data.prepared_face import PreparedFace, resize_points
+from ..data.shards import PreparedFaces
+from ..errors import FaceSnapError
+from ..models.landmark_predictor import LandmarkPredictor
+from .latents import CropLatents
+from .training_config import DataConfig, DropoutConfig
+
+
+@dataclass(frozen=True)
+class Crop:
+    """
+    A square of a photo: its corner and side in pixels (of `size`, width and height), and whether it is mirrored. The
+    photo's file may have been larger (`file_size`).
+    """
+
+    size: tuple[int, int]
+    file_size: tuple[int, int]
+    left: float
+    top: float
+    side: float
+    mirrored: bool
+
+    def pixels(self, image: PIL.Image.Image, resolution: int) -> torch.Tensor:
+        """The crop, `(3, resolution, resolution)` in `[-1, 1]`."""
+        box = (self.left, self.top, self.left + self.side, self.top + self.side)
+        if image.size != (resolution, resolution) or box != (0, 0, resolution, resolution):
+            image = image.resize((resolution, resolution), PIL.Image.Resampling.LANCZOS, box=box)
+        pixels = 2 * _to_tensor(image) - 1
+        return pixels.flip(-1) if self.mirrored else pixels
+
+    def points(self, points: np.ndarray, resolution: int, mirror: list[int]) -> torch.Tensor:
+        """Landmarks of the photo `(72, 2)` in the crop's pixels, in which the center of the top left one is at (0, 0)."""
+        points = resize_points(points, resolution / self.side, (self.left, self.top))
+        if self.mirrored:
+            points = points[mirror]
+            points[:, 0] = resolution - 1 - points[:, 0]
+        return torch.from_numpy(points.astype(np.float32))
+
+    def sizes(self, resolution: int) -> torch.Tensor:
+        r"""
+        SDXL's size conditions (Podell et al. 2023, arXiv 2307.01952, section 2.2), height first: the size of the file, from
+        which the model knows how sharp a picture is; the crop's corner in the photo as it is scaled for it; its size.
+        """
+        scale = resolution / self.side
+        left = self.size[0] - self.left - self.side if self.mirrored else self.left
+        width, height = self.file_size
+        return torch.tensor([height, width, round(self.top * scale), round(left * scale), resolution, resolution])
+
+
+class TrainingSamples(Dataset):
+    r"""
+    Training samples by their position in the run. The photo, its crop, its noise, its timestep and what is left out all
+    follow from the seed and the position: batches are the same however many processes share them, and a run that is
+    resumed continues with the samples that it would have seen.
+
+    Args:
+        faces ([`PreparedFaces`]): The photos.
+        config ([`DataConfig`]), dropout ([`DropoutConfig`]): How they become samples.
+        predictor ([`LandmarkPredictor`]): Re-targets the landmarks.
+        image_processor (`CLIPImageProcessor`, *optional*): Of the image encoder; without one there are no clip crops.
+        image_size (`int`): Side of the image encoder's images, in pixels.
+        num_timesteps (`int`): Of the noise schedule.
+        latent_shape (`tuple[int, int, int]`): Of one sample.
+        seed (`int`): Of everything.
+        extras (collection of `str`): Further keys of a sample, of `recognition_crop`, `target_recognition_crop`,
+            `person` and `start_noise`; see [`Objective.extras`].
+        latents ([`CropLatents`], *optional*): In place of the images and of the noise that the VAE's encoder takes. Only
+            with `config.crops`.
+    """
+
+    def __init__(
+        self,
+        faces: PreparedFaces,
+        config: DataConfig,
+        dropout: DropoutConfig,
+        predictor: LandmarkPredictor,
+        image_processor: CLIPImageProcessor | None,
+        image_size: int,
+        num_timesteps: int,
+        latent_shape: tuple[int, int, int],
+        seed: int = 0,
+        extras: Collection[str] = ("recognition_crop", "start_noise"),
+        latents: CropLatents | None = None,
+    ):
+        self.faces = faces
+        self.config = config
+        self.dropout = dropout
+        self.predictor = predictor
+        self.image_processor = image_processor
+        self.image_size = image_size
+        self.num_timesteps = num_timesteps
+        self.latent_shape = latent_shape
+        self.seed = seed
+        self.extras = frozenset(extras)
+        self.latents = latents
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """Raises [`InputError`], which names the photo, where its bytes are damaged."""
+        try:
+            return self._sample(position)
+        except (OSError, SyntaxError, KeyError, ValueError) as error:  # of Pillow, of arrays that do not fit
+            if isinstance(error, FaceSnapError):
+                raise
+            raise self.faces.damaged(self._index(position), error) from error
+
+    def _sample(self, position: int) -> dict[str, Any]:
+        config = self.config
+        random = np.random.default_rng([self.seed, position])
+        index = self._index(position)
+        target = self.faces[index]
+        photos = self.faces.same_person(index)
+        reference = self.faces[photos[random.integers(len(photos))]] if photos else target
+
+        sample: dict[str, Any] = {}
+        if config.crops is None:
+            crop = _random_crop(target, config, random)
+        else:
+            number = index * self.crops + (position // len(self.faces) + index) % self.crops
+            crop = self.fixed_crop(number, target)
+        if self.latents is None:
+            sample["pixel_values"] = crop.pixels(_decode(target.image), config.resolution)  # (3, height, width)
+        else:
+            sample["latents"] = self.latents[number]  # (channels, height, width)
+        landmarks = target.landmarks if config.landmarks == "detected" else self._retarget(target, reference)
+        mirror = self.predictor.config.mirror
+        sample |= {
+            "landmarks": crop.points(landmarks, config.resolution, mirror),  # (72, 2)
+            "detected": crop.points(target.landmarks, config.resolution, mirror),  # (72, 2)
+            "sizes": crop.sizes(config.resolution),  # (6,)
+            "face_embeds": torch.from_numpy(reference.embedding),  # (dim,)
+            "caption": target.info.get("caption") or config.caption,
+            **self._left_out(random),
+            "timestep": torch.tensor(int(random.integers(self.num_timesteps))),
+            "noise": self._noise(random),  # as latents
+        }
+        if self.latents is None:
+            sample["encoder_noise"] = self._noise(random)
+        if "start_noise" in self.extras:
+            sample["start_noise"] = self._noise(random)
+        if "recognition_crop" in self.extras:
+            assert reference.recognition_crop is not None, "check_shards refuses shards without it"
+            sample["recognition_crop"] = _to_tensor(_decode(reference.recognition_crop))  # (3, size, size) in [0, 1]
+        if "target_recognition_crop" in self.extras:
+            assert target.recognition_crop is not None, "check_shards refuses shards without it"
+            pixels = _to_tensor(_decode(target.recognition_crop))
+            # as the picture is: a face and its mirror image do not have quite the same embedding
+            sample["target_recognition_crop"] = pixels.flip(-1) if crop.mirrored else pixels
+        if "person" in self.extras:
+            sample["person"] = torch.tensor(self.faces.person_number(index))
+        if self.image_processor is not None:
+            clip_crop = self._clip_crop(reference, random)
+            sample["clip_crop"] = self.image_processor(clip_crop, return_tensors="pt").pixel_values[
+                0
+            ]  # (3, size, size)
+        return sample
+
+    def negatives(self, count: int, crops: bool) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """One photo of each of up to `count` people: recognition crops if asked for, embeddings, numbers; see [`Objective`]."""
+        first = list(dict.fromkeys(self.faces.person_number(index) for index in range(len(self.faces))))
+        chosen = np.random.default_rng([self.seed, 2]).permutation(len(first))[:count]
+        people = [first[place] for place in sorted(chosen)]
+        faces = [self.faces[index] for index in people]
+        pictures = [_to_tensor(_decode(face.recognition_crop)) for face in faces if crops and face.recognition_crop]
+        embeds = torch.from_numpy(np.stack([face.embedding for face in faces]))
+        return torch.stack(pictures) if crops else None, embeds, torch.tensor(people)
+
+    @property
+    def crops(self) -> int:
+        """Fixed crops of each photo."""
+        assert self.config.crops is not None
+        return self.config.crops
+
+    def fixed_crop(self, number: int, target: PreparedFace | None = None) -> Crop:
+        """Crop `number % crops` of photo `number // crops` (`target`); a share of `flip` of them is mirrored."""
+        index, variant = divmod(number, self.crops)
+        random = np.random.default_rng([self.seed, index, variant, 1])
+        mirrored = variant + 0.5 < self.config.flip * self.crops
+        return _random_crop(target or self.faces[index], self.config, random, mirrored)
+
+    def fixed_pixels(self, numbers: Collection[int]) -> torch.Tensor:
+        """Crops by their numbers, `(numbers, 3, resolution, resolution)` in `[-1, 1]`."""
+        images = []
+        for number in numbers:
+            target = self.faces[number // self.crops]
+            images.append(self.fixed_crop(number, target).pixels(_decode(target.image), self.config.resolution))
+        return torch.stack(images)
+
+    def _index(self, position: int) -> int:
+        """Every photo comes once in each epoch."""
+        epoch, place = divmod(position, len(self.faces))
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.faces))
+            self._epoch = epoch
+        return int(self._order[place])
+
+    @torch.no_grad()
+    def _retarget(self, target: PreparedFace, reference: PreparedFace) -> np.ndarray:
+        """The reference's proportions in the target's expression and pose, `(72, 2)` in pixels of the target."""
+        coefficients = dataclasses.replace(target.coefficients, shape=reference.coefficients.shape)
+        return self.predictor.decode(coefficients)[0].numpy()
+
+    def _clip_crop(self, reference: PreparedFace, random: np.random.Generator) -> PIL.Image.Image:
+        crop = _decode(reference.clip_crop)
+        if crop.size != (self.image_size, self.image_size):
+            crop = crop.resize((self.image_size, self.image_size), PIL.Image.Resampling.LANCZOS)
+        if random.random() < self.config.reference_flip:
+            crop = crop.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
+        jitter = self.config.reference_jitter
+        for enhance in (PIL.ImageEnhance.Brightness, PIL.ImageEnhance.Contrast, PIL.ImageEnhance.Color):
+            crop = enhance(crop).enhance(random.uniform(1 - jitter, 1 + jitter))
+        return crop
+
+    def _left_out(self, random: np.random.Generator) -> dict[str, torch.Tensor]:
+        choice, dropout = random.random(), self.dropout
+        both = choice < dropout.both
+        text = dropout.both <= choice < dropout.both + dropout.text
+        identity = dropout.both + dropout.text <= choice < dropout.both + dropout.text + dropout.identity
+        return {
+            "without_text": torch.tensor(both or text),
+            "without_identity": torch.tensor(both or identity),
+            "without_landmarks": torch.tensor(bool(random.random() < dropout.landmarks)),
+        }
+
+    def _noise(self, random: np.random.Generator) -> torch.Tensor:
+        return torch.from_numpy(random.standard_normal(self.latent_shape, dtype=np.float32))
+
+
+class ResumableBatchSampler(Sampler[list[int]]):
+    r"""
+    The positions of one process's batches, from a step of the run to its end.
+
+    Args:
+        first (`int`), last (`int`): Forward passes of the whole run, half open.
+        batch_size (`int`): Of one process.
+        rank (`int`), world_size (`int`): This process, and how many there are.
+    """
+
+    def __init__(self, first: int, last: int, batch_size: int, rank: int = 0, world_size: int = 1):
+        self.first, self.last = first, last
+        self.batch_size = batch_size
+        self.rank, self.world_size = rank, world_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for number in range(self.first, self.last):
+            start = (number * self.world_size + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch: tensors stacked, captions as a list."""
+    batch: dict[str, Any] = {
+        name: torch.stack([sample[name] for sample in samples]) for name in samples[0] if name != "caption"
+    }
+    batch["caption"] = [sample["caption"] for sample in samples]
+    return batch
+
+
+def _random_crop(
+    target: PreparedFace, config: DataConfig, random: np.random.Generator, mirrored: bool | None = None
+) -> Crop:
+    """A square that shows the face; `mirrored`, or by default in a share of `config.flip`."""
+    width, height = PIL.Image.open(io.BytesIO(target.image)).size
+    file_size = target.info.get("file_size") or (width, height)
+    side = min(width, height) / random.uniform(*config.zoom)
+    left, top = (
+        _crop_start(target.landmarks[:, axis], side, length, random) for axis, length in enumerate((width, height))
+    )
+    if mirrored is None:
+        mirrored = bool(random.random() < config.flip)
+    return Crop((width, height), (int(file_size[0]), int(file_size[1])), left, top, side, mirrored)
+
+
+def _crop_start(points: np.ndarray, side: float, length: int, random: np.random.Generator) -> float:
+    """A random start of a crop along one axis, from those that keep the face inside."""
+    low, high = max(0.0, points.max() - side), min(length - side, points.min())
+    if low > high:  # the face is larger than the crop or cut off: around its middle
+        return float(np.clip((points.min() + points.max() - side) / 2, 0, length - side))
+    return float(random.uniform(low, high))
+
+
+def _decode(data: bytes) -> PIL.Image.Image:
+    return PIL.Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def _to_tensor(image: PIL.Image.Image) -> torch.Tensor:
+    """`(3, height, width)` in `[0, 1]`."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

@@ -1,0 +1,64 @@
+"""Whether shards give what an adapter is trained with: checked before a base model is loaded."""
+
+from __future__ import annotations
+
+from ..adapter.config import FaceSnapConfig
+from ..data.shard_settings import RECOGNITION_CROP_SIZES, ShardSettings
+from ..errors import InputError
+from .training_config import RecognizerConfig
+
+
+def check_shards(
+    adapter: FaceSnapConfig,
+    settings: ShardSettings,
+    folder: str,
+    recognizer: RecognizerConfig | None = None,
+    shows_reference: bool = False,
+) -> None:
+    r"""
+    Compares what a folder of shards gives with what training needs.
+
+    Args:
+        adapter ([`FaceSnapConfig`]): What the adapter is made for.
+        settings ([`ShardSettings`]): What the photos of the folder have in common; see [`read_settings`].
+        folder (`str`): Its name, for messages.
+        recognizer ([`RecognizerConfig`], *optional*): That which embeds the photos' recognition crops; `None` where the
+            identity loss compares with the stored embeddings, or is off.
+        shows_reference (`bool`): Whether validation images show the recognition crops.
+
+    Raises:
+        InputError: The embeddings come from another face encoder or have another length than the adapter's, the crops for
+            the image encoder show something else, or the recognition crop is missing or another one.
+    """
+    if adapter.face_embed_dim is not None:
+        if settings.face_encoder_id != adapter.face_encoder_id:
+            raise InputError(
+                f"data: {folder} has embeddings of {settings.face_encoder_id}, the adapter is for {adapter.face_encoder_id};"
+                " prepare it with that face encoder"
+            )
+        if settings.normalized_embeds != adapter.normalized_embeds:
+            lengths = {True: "unit length", False: "the face encoder's own length"}
+            raise InputError(
+                f"data: {folder} has embeddings of {lengths[settings.normalized_embeds]}, the adapter is for embeddings of"
+                f" {lengths[adapter.normalized_embeds]}; prepare it with"
+                f" {'--normalized-embeds' if adapter.normalized_embeds else '--raw-embeds'}"
+            )
+    if adapter.image_encoder_id is not None and settings.image_crop != adapter.image_crop:
+        raise InputError(
+            f"data: {folder} has the crop {settings.image_crop!r} for the image encoder, the adapter is for"
+            f" {adapter.image_crop!r}; prepare it with --image-crop {adapter.image_crop}"
+        )
+    if recognizer is not None:
+        size = recognizer.size or RECOGNITION_CROP_SIZES[recognizer.crop]
+        if (settings.recognition_crop, settings.recognition_crop_size) != (recognizer.crop, size):
+            present = f"{settings.recognition_crop} crops of {settings.recognition_crop_size} pixels"
+            raise InputError(
+                f"data: {folder} has {present if settings.recognition_crop else 'no recognition crops'}, the identity"
+                f" loss's recognizer takes {recognizer.crop} crops of {size} pixels; prepare it with --recognition-crop"
+                f" {recognizer.crop} --recognition-crop-size {size}, or set identity_loss.reference to embedding"
+            )
+    if shows_reference and settings.recognition_crop is None:
+        raise InputError(
+            f"data: {folder} has no recognition crops, which validation images show; prepare it with them, or set"
+            " validation.images to 0"
+        )

@@ -1,0 +1,72 @@
+"""Shards on disk: WebDatasets, read at random, with a manifest and settings."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_preparation import (
+    CONFIG,
+    frontal_points,
+    photo,
+    run_silently,
+    write_photos,
+)
+
+from facesnap_diffusers import load_landmark_predictor
+from facesnap_diffusers.data.shard_settings import ShardSettings
+from facesnap_diffusers.data.shards import END_OF_TAR, PreparedFaces, ShardWriter, read_records
+from facesnap_diffusers.data.sources import open_source
+from facesnap_diffusers.errors import InputError
+
+
+class TestShards:
+    @pytest.fixture
+    def prepared(self, tmp_path):
+        write_photos(tmp_path / "in", 6, people=2)
+        (tmp_path / "in/person0/000.txt").write_text("a caption\n")
+        photo(99, (600, 500)).save(tmp_path / "in/person1/large.png")
+        run_silently(open_source(str(tmp_path / "in")), tmp_path / "out", CONFIG)
+        return tmp_path / "out"
+
+    def test_are_web_datasets(self, prepared):
+        webdataset = pytest.importorskip("webdataset")
+        samples = list(webdataset.WebDataset(str(prepared / "shard-000000.tar"), shardshuffle=False).decode("pil"))
+        kept = [record for record in read_records(prepared) if record.kept]
+        assert [sample["__key__"] for sample in samples] == [record.key for record in kept]
+        for sample, record in zip(samples, kept):
+            assert sample["json"]["identity"] == record.identity and sample["json"]["source"] == record.source
+            assert min(sample["image.jpg"].size) <= 130  # 1.3 times the training pictures
+            assert sample["clip_crop.jpg"].size == (336, 336) and sample["recognition_crop.png"].size == (112, 112)
+        assert samples[0]["json"]["caption"] == "a caption" and samples[1]["json"]["caption"] is None
+
+    def test_read_at_random(self, prepared):
+        faces = PreparedFaces([str(prepared)])
+        assert len(faces) == 7 and {len(group) for group in faces.people.values()} == {3, 4}
+        assert faces[6].info["source"] == "person1/large.png" and faces[0].info["source"] == "person0/000.png"
+        assert faces.same_person(0) == [1, 2]
+
+    def test_values(self, prepared):
+        predictor = load_landmark_predictor()
+        faces = PreparedFaces([str(prepared)])
+        for index, source in ((0, photo(0)), (6, photo(99, (600, 500)))):
+            face = faces[index]
+            scale = face.info["size"][0] / source.width
+            points = (frontal_points() * min(source.size) / 100 + 0.5) * scale - 0.5
+            assert face.landmarks.shape == (72, 2) and np.abs(face.landmarks[:68] - points).max() < 1e-3
+            assert np.allclose(face.embedding, np.array(source).mean(axis=(0, 1)) + 1, atol=1e-3)
+            with torch.no_grad():
+                expected = predictor.encode(torch.from_numpy(points).float()[None])
+                drawn = predictor.decode(expected)[0]
+            assert np.abs(face.landmarks[68:] - drawn[68:].numpy()).max() < 0.02
+            for name, value in vars(expected).items():
+                assert np.allclose(getattr(face, name), value[0].numpy(), atol=2e-2), name
+
+    def test_shards_end_as_tar_files_do(self, prepared):
+        assert (prepared / "shard-000000.tar").read_bytes().endswith(END_OF_TAR)
+
+    def test_reader_errors(self, tmp_path):
+        with ShardWriter(tmp_path / "empty", ShardSettings("mine")):
+            pass
+        with pytest.raises(InputError, match="holds no photos"):
+            PreparedFaces([str(tmp_path / "empty")])
+        with pytest.raises(InputError, match="facesnap prepare"):
+            PreparedFaces([str(tmp_path)])

@@ -1,0 +1,88 @@
+"""Where photos come from: folders, lists, Hugging Face data sets, WebDataset shards."""
+
+from pathlib import Path
+
+import pytest
+from tiny_preparation import (
+    CONFIG,
+    jpeg,
+    photo,
+    run_silently,
+    write_photos,
+)
+
+from facesnap_diffusers.data.sources import Columns, count, open_source
+from facesnap_diffusers.errors import InputError
+
+
+class TestSources:
+    def test_folder(self, tmp_path):
+        write_photos(tmp_path, 4, people=2)
+        (tmp_path / ".hidden").write_text("")
+        items = list(open_source(str(tmp_path)))
+        assert [(item.source, item.identity) for item in items] == [
+            ("person0/000.png", "person0"), ("person0/002.png", "person0"),
+            ("person1/001.png", "person1"), ("person1/003.png", "person1"),
+        ]  # fmt: skip
+        assert count(str(tmp_path)) == 4
+
+    @pytest.mark.parametrize("kind", ["csv", "jsonl", "txt"])
+    def test_lists(self, tmp_path, kind):
+        write_photos(tmp_path, 2)
+        path = tmp_path / f"list.{kind}"
+        lines = {
+            "csv": 'file,identity,caption\n000.png,7,"a, b"\n001.png,,\n',
+            "jsonl": '{"file": "000.png", "identity": 7, "caption": "a, b"}\n{"file": "001.png"}\n',
+            "txt": "000.png\n001.png\n",
+        }
+        path.write_text(lines[kind])
+        columns = Columns(image="file")
+        items = list(open_source(str(path), columns))
+        assert [Path(item.photo).name for item in items] == ["000.png", "001.png"]
+        assert all(Path(item.photo).is_file() for item in items) and count(str(path)) == 2
+        if kind != "txt":
+            assert (items[0].identity, items[0].caption) == ("7", "a, b")
+            assert (items[1].identity, items[1].caption) == (None, None)
+            with pytest.raises(InputError, match="--image-column"):
+                list(open_source(str(path)))
+
+    def test_web_data_set(self, tmp_path):
+        webdataset = pytest.importorskip("webdataset")
+        for shard in range(2):
+            with webdataset.TarWriter(str(tmp_path / f"in-{shard:03d}.tar")) as writer:
+                for index in range(2):
+                    data = jpeg(photo(10 * shard + index))
+                    info = {"identity": f"p{shard}", "caption": "c"}
+                    writer.write({"__key__": f"{index}", "jpg": data, "json": info})
+        items = list(open_source(str(tmp_path / "in-{000..001}.tar")))
+        assert [item.source for item in items] == ["in-000.tar:0", "in-000.tar:1", "in-001.tar:0", "in-001.tar:1"]
+        assert [item.identity for item in items] == ["p0", "p0", "p1", "p1"] and items[0].caption == "c"
+        records = run_silently(items, tmp_path / "out", CONFIG)
+        assert [record.reason for record in records] == ["kept"] * 4
+
+    def test_data_set(self, tmp_path):
+        datasets = pytest.importorskip("datasets")
+        good, bad = jpeg(photo(1)), b"nonsense"
+        features = datasets.Features(
+            {
+                "image": datasets.Image(),
+                "identity": datasets.ClassLabel(names=["x", "y"]),
+                "text": datasets.Value("string"),
+            }
+        )
+        rows = {
+            "image": [{"bytes": good, "path": None}, {"bytes": bad, "path": None}, None],
+            "identity": [1, 0, 0],
+            "text": ["c", None, ""],
+        }
+        datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "set")
+        items = list(open_source(str(tmp_path / "set"), Columns(caption="text")))
+        assert [(item.identity, item.caption) for item in items] == [("y", "c"), ("x", None), ("x", None)]
+        records = run_silently(items, tmp_path / "out", CONFIG)
+        assert [record.reason for record in records] == ["kept", "unreadable", "unreadable"]
+
+    def test_errors(self, tmp_path):
+        with pytest.raises(InputError, match="is not a folder, list"):
+            open_source(str(tmp_path / "none"))
+        with pytest.raises(InputError, match="is not a file"):
+            list(open_source(str(tmp_path / "none-{0..1}.tar")))

@@ -1,0 +1,87 @@
+"""Training samples: functions of seed and position."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tiny_training
+import torch
+from tiny_training import assert_same, reset_accelerate
+
+from facesnap_diffusers.training.samples import ResumableBatchSampler
+from facesnap_diffusers.training.trainer import Trainer
+
+
+def test_order_of_samples_does_not_depend_on_processes():
+    whole = [position for batch in ResumableBatchSampler(3, 9, 4) for position in batch]
+    halves = [list(ResumableBatchSampler(3, 9, 2, rank, 2)) for rank in range(2)]
+    assert whole == [position for pair in zip(*halves) for batch in pair for position in batch]
+    assert whole == list(range(12, 36))
+
+
+class TestSamples:
+    @pytest.fixture(scope="class")
+    def samples(self, base, faces, tmp_path_factory):
+        config = tiny_training.config(base, faces, tmp_path_factory.mktemp("run"), dropout={"text": 0.2, "both": 0.1})
+        samples = Trainer(config).samples
+        reset_accelerate()
+        return samples
+
+    def test_a_position_is_one_sample(self, samples):
+        samples._epoch = -1
+        first = samples[7]
+        for position in (30, 2, 100):
+            samples[position]
+        assert_same(first, samples[7])
+        assert not torch.equal(first["noise"], samples[8]["noise"])
+
+    def test_every_photo_comes_once_in_an_epoch(self, samples):
+        count = len(samples.faces)
+        for epoch in range(2):
+            order = [samples._index(epoch * count + place) for place in range(count)]
+            assert sorted(order) == list(range(count))
+        assert order != [samples._index(place) for place in range(count)]
+
+    def test_reference_is_another_photo_of_the_same_person(self, samples):
+        faces = samples.faces
+        embeddings = np.stack([faces[index].embedding for index in range(len(faces))])
+        for position in range(24):
+            index = samples._index(position)
+            reference = np.abs(embeddings - samples[position]["face_embeds"].numpy()).max(axis=1).argmin()
+            assert reference != index and faces.person[reference] == faces.person[index]
+
+    def test_without_labels_the_reference_is_the_photo_itself(self, samples, monkeypatch):
+        monkeypatch.setattr(samples.faces, "person", [None] * len(samples.faces))
+        for position in range(6):
+            own = samples.faces[samples._index(position)].embedding
+            assert np.array_equal(samples[position]["face_embeds"].numpy(), own)
+
+    def test_landmarks_follow_crop_and_mirror(self, samples, monkeypatch):
+        """The face's color, which nothing else in the image has, stands at the nose."""
+        mirror = samples.predictor.config.mirror
+        for position in range(12):
+            face = samples.faces[samples._index(position)]
+            color = np.random.default_rng(int(face.info["identity"].removeprefix("person"))).integers(0, 255, (3, 3))[
+                0
+            ]
+            plain, mirrored = [], []
+            for flip, sample in ((0.0, plain), (1.0, mirrored)):
+                monkeypatch.setattr(samples, "config", dataclasses.replace(samples.config, flip=flip))
+                values = samples[position]
+                x, y = values["detected"][30].round().long().tolist()
+                seen = (values["pixel_values"][:, y, x] / 2 + 0.5) * 255
+                assert (seen - torch.from_numpy(color)).abs().max() < 25
+                sample += [values["pixel_values"], values["detected"], values["landmarks"]]
+            assert torch.equal(plain[0].flip(-1), mirrored[0])
+            for points, turned in zip(plain[1:], mirrored[1:]):
+                assert torch.allclose(turned[:, 0], tiny_training.SIZE - 1 - points[mirror, 0], atol=1e-4)
+                assert torch.allclose(turned[:, 1], points[mirror, 1])
+                assert turned[36, 0] < turned[45, 0]  # right stays left in the image
+
+    def test_shares_of_what_is_left_out(self, samples):
+        random = np.random.default_rng(0)
+        drawn = [samples._left_out(random) for _ in range(4000)]
+        for name, expected in {"without_text": 0.3, "without_identity": 0.15, "without_landmarks": 0.1}.items():
+            assert abs(np.mean([item[name].item() for item in drawn]) - expected) < 0.03
+        both = np.mean([(item["without_text"] & item["without_identity"]).item() for item in drawn])
+        assert abs(both - 0.1) < 0.02

@@ -1,0 +1,168 @@
+"""Shards that do not give what the adapter is trained with are refused before a base model is loaded."""
+
+import dataclasses
+
+import pytest
+import tiny
+import tiny_training
+
+from facesnap_diffusers.adapter.config import FaceSnapConfig
+from facesnap_diffusers.data.shard_settings import ShardSettings
+from facesnap_diffusers.errors import InputError
+from facesnap_diffusers.training import trainer
+from facesnap_diffusers.training.shard_check import check_shards
+from facesnap_diffusers.training.trainer import Trainer
+from facesnap_diffusers.training.training_config import RecognizerConfig
+
+
+ADAPTER = FaceSnapConfig(face_encoder_id="a/b")
+SETTINGS = ShardSettings("a/b", recognition_crop="dlib", recognition_crop_size=64)
+RECOGNIZER = RecognizerConfig("module:function", crop="dlib", size=64)
+
+
+def check(adapter=None, settings=None, recognizer=RECOGNIZER, shows_reference=True):
+    check_shards(
+        ADAPTER.replace(**adapter or {}),
+        dataclasses.replace(SETTINGS, **settings or {}),
+        "shards",
+        recognizer,
+        shows_reference,
+    )
+
+
+WRONG = [
+    ({"face_encoder_id": "c/d"}, {}, "has embeddings of a/b, the adapter is for c/d"),
+    ({"normalized_embeds": False}, {}, "embeddings of unit length, .* the face encoder's own length; .* --raw-embeds"),
+    ({}, {"normalized_embeds": False}, "the face encoder's own length, .* unit length; .* --normalized-embeds"),
+    ({"image_crop": "arcface"}, {}, "crop 'head' .* for 'arcface'; prepare it with --image-crop arcface"),
+    ({}, {"image_crop": "arcface"}, "crop 'arcface' .* for 'head'; prepare it with --image-crop head"),
+    ({}, {"recognition_crop": "arcface"}, "has arcface crops of 64 pixels, .* takes dlib crops of 64 pixels"),
+    ({}, {"recognition_crop_size": 65}, "has dlib crops of 65 pixels, .* takes dlib crops of 64 pixels"),
+    (
+        {},
+        {"recognition_crop": None, "recognition_crop_size": None},
+        "no recognition crops, .* --recognition-crop dlib",
+    ),
+]
+
+
+def test_shards_that_fit_are_accepted():
+    check()
+    check({"image_crop": "arcface", "normalized_embeds": False}, {"image_crop": "arcface", "normalized_embeds": False})
+
+
+@pytest.mark.parametrize(("adapter", "settings", "message"), WRONG)
+def test_shards_that_do_not_fit_are_refused_in_one_line(adapter, settings, message):
+    with pytest.raises(InputError, match=message) as error:
+        check(adapter, settings)
+    assert "\n" not in str(error.value)
+
+
+def test_what_an_adapter_does_not_take_need_not_fit():
+    other_face = {"face_encoder_id": "c/d", "normalized_embeds": False}
+    check({"face_embed_dim": None}, other_face)
+    check({"image_encoder_id": None}, {"image_crop": "arcface"})
+    no_crops = {"recognition_crop": None, "recognition_crop_size": None}
+    check({}, no_crops, recognizer=None, shows_reference=False)
+    with pytest.raises(InputError, match="which validation images show"):
+        check({}, no_crops, recognizer=None)
+
+
+class TestTrainer:
+    @pytest.fixture(autouse=True)
+    def no_base_is_loaded(self, monkeypatch):
+        def load(config):
+            raise AssertionError("the base model is loaded")
+
+        monkeypatch.setattr(trainer, "load_pipeline", load)
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"adapter": {"face_encoder_id": "other"}}, "has embeddings of dlib"),
+            ({"adapter": {"normalized_embeds": False}}, "embeddings of unit length"),
+            ({"adapter": {"image_crop": "arcface"}}, "crop 'head'"),
+            (
+                {
+                    "identity_loss": {
+                        "reference": "photo",
+                        "recognizer": {"network": "tiny_training:TinyRecognizer", "size": 64},
+                    }
+                },
+                "arcface crops of 32 pixels",
+            ),
+        ],
+    )
+    def test_a_fresh_adapter(self, base, faces, tmp_path, changes, message):
+        with pytest.raises(InputError, match=message):
+            Trainer(tiny_training.config(base, faces, tmp_path, **changes))
+        # of the validation shards too
+        tiny_training.write_faces(tmp_path / "fits", 1, 1, **self.as_settings(changes))
+        data = {"shards": [str(tmp_path / "fits")], "validation": [str(faces)]}
+        with pytest.raises(InputError, match=message):
+            Trainer(tiny_training.config(base, faces, tmp_path, **{**changes, "data": data}))
+
+    @staticmethod
+    def as_settings(changes):
+        if "adapter" in changes:
+            return changes["adapter"]
+        return {"recognition_crop_size": changes["identity_loss"]["recognizer"]["size"]}
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"image_crop": "arcface"}, "crop 'head'"),
+            ({"normalized_embeds": False}, "embeddings of unit length"),
+            ({"face_encoder_id": "somebody/else"}, "has embeddings of dlib"),
+        ],
+    )
+    def test_an_adapter_that_is_trained_further(self, base, faces, tmp_path, change, message):
+        """What it is made for stands in its folder, whatever the config says of fresh adapters."""
+        pipe = tiny.facesnap(tiny.sd_pipeline())
+        tiny.add_adapter(pipe, **change)
+        pipe.save_facesnap_adapter(tmp_path / "adapter")
+        with pytest.raises(InputError, match=message):
+            Trainer(tiny_training.config(base, faces, tmp_path, adapter={"start_from": str(tmp_path / "adapter")}))
+
+    def test_no_recognition_crops(self, base, tmp_path):
+        tiny_training.write_faces(tmp_path / "faces", 1, 1, recognition_crop=None)
+        config = tiny_training.config(base, tmp_path / "faces", tmp_path, identity_loss={"reference": "photo"})
+        with pytest.raises(InputError, match="no recognition crops"):
+            Trainer(config)
+        config = tiny_training.config(
+            base, tmp_path / "faces", tmp_path, data={"validation": [str(tmp_path / "faces")]}
+        )
+        with pytest.raises(InputError, match="which validation images show"):
+            Trainer(config)
+
+
+@pytest.mark.parametrize(
+    "conditions", [{"image_crop": "arcface"}, {"normalized_embeds": False}, {"landmark_style": "instantid5"}]
+)
+def test_an_adapter_of_other_conditions_is_trained_on_shards_that_give_them(base, tmp_path, conditions):
+    given = {name: value for name, value in conditions.items() if name != "landmark_style"}
+    tiny_training.write_faces(tmp_path / "faces", 2, 2, **given)
+    config = tiny_training.config(
+        base,
+        tmp_path / "faces",
+        tmp_path / "run",
+        steps=1,
+        adapter=conditions,
+        data={"validation": [str(tmp_path / "faces")]},
+    )
+    tiny_training.train(config)
+    saved = FaceSnapConfig.load(tmp_path / "run/adapter")
+    assert {name: getattr(saved, name) for name in conditions} == conditions
+
+
+def test_shards_without_recognition_crops_train_an_adapter(base, tmp_path):
+    tiny_training.write_faces(tmp_path / "faces", 2, 2, recognition_crop=None)
+    config = tiny_training.config(
+        base,
+        tmp_path / "faces",
+        tmp_path / "run",
+        steps=1,
+        data={"validation": [str(tmp_path / "faces")]},
+        validation={"images": 0},
+    )
+    assert tiny_training.train(config).results["validation/mse"] > 0
