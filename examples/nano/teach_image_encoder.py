@@ -251,6 +251,7 @@ def main():
             trained = ", ".join(f"{name} {value.item():.2f}" for name, value in losses.items())
             pace = (time.time() - started) / (step - first)
             print(f"step {step}: {told} (rendered/photo-like); {trained}; {pace:.2f} s a step", flush=True)
+        if step % 50 == 0 or step == args.steps:
             save_checkpoint(folder / "training.pt", step, model, average, optimizer, rng)
 
 

@@ -216,6 +216,7 @@ def main():
                 f"step {step}: {values} (rendered/drawn again); loss {loss.item():.2f}; {pace:.2f} s a step",
                 flush=True,
             )
+        if step % 50 == 0 or step == args.steps:
             save_checkpoint(folder / "training.pt", step, judge, average, optimizer, rng)
 
 
