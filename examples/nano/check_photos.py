@@ -26,8 +26,8 @@ from workspace import add_work_dir
 
 from facesnap_diffusers import DlibFaceAnalyzer, Expression, HeadPose, load_nano_pipeline
 from facesnap_diffusers.faces.alignment import align_for_clip
-from facesnap_diffusers.nano.portrait_box import portrait_box
 from facesnap_diffusers.nano.photos import as_rendered
+from facesnap_diffusers.nano.portrait_box import portrait_box
 
 
 LABELS = Path(__file__).parent / "photo_labels.csv"
