@@ -14,14 +14,12 @@ from dataset import SEED, TO_PACKAGE  # noqa: E402
 from head_loss import align_heads  # noqa: E402
 from people.sampling import sample_person, sample_scene  # noqa: E402
 from photo_like import photo_like  # noqa: E402
-from scale_attention import scale_values  # noqa: E402
 from start_taught_adapter import fit_projection  # noqa: E402
 from teach_image_encoder import PATCH, SIZE, UNKNOWN, Teaching, enlarged, load_reader, reader_path, to_pixels  # noqa: E402
 from train_judge import Judge, overlap  # noqa: E402
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection  # noqa: E402
 from wide_eval_set import turned_scenes  # noqa: E402
 
-from facesnap_diffusers import load_nano_pipeline  # noqa: E402
 from facesnap_diffusers.faces.alignment import align_for_clip  # noqa: E402
 from facesnap_diffusers.models.mixer import FacialAttributeMixer  # noqa: E402
 
@@ -167,20 +165,3 @@ def test_wide_scenes_are_turned_about_one_axis(renderer, axis, degrees):
     reference, turned = next(made), next(made)
     assert abs(getattr(reference, axis)) < 20 and abs(getattr(turned, axis)) == degrees
     assert all(abs(getattr(turned, other)) <= 10 for other in {"yaw", "roll", "pitch"} - {axis})
-
-
-@torch.no_grad()
-def test_a_scale_that_is_an_adapters_own_draws_what_it_drew_at_that_scale():
-    pipe = load_nano_pipeline()
-    attention, unet = pipe.identity_attention, pipe.unet
-    generator = torch.Generator().manual_seed(0)
-    latents, states = torch.randn(1, 16, 16, 16, generator=generator), torch.randn(1, 20, 128, generator=generator)
-
-    def predicted(scale: float) -> torch.Tensor:
-        context = attention.context(unet, 16, scale)
-        return unet(latents, 500, encoder_hidden_states=states, cross_attention_kwargs=context.as_kwargs()).sample
-
-    usual, wanted = predicted(1.0), predicted(1.3)
-    scale_values(attention, 1.3)
-    torch.testing.assert_close(predicted(1.0), wanted, atol=1e-5, rtol=1e-4)
-    assert (usual - wanted).abs().max() > 1e-3
