@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 
+_MAX_LENGTH = 800
+
+
 class FaceSnapError(Exception):
-    """Base class of every error that this package raises on purpose."""
+    """Base class of every error that this package raises on purpose. Whatever values a message quotes, it is one line."""
+
+    def __init__(self, message: object = ""):
+        text = " ".join(str(message).split())
+        super().__init__(text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 1]}…")
 
 
 class InputError(FaceSnapError, ValueError):
@@ -42,6 +49,10 @@ def check_path(name: str, value: Any) -> None:
     """Raises [`InputError`] unless `value` can name a file or folder."""
     if not isinstance(value, (str, Path)):
         raise InputError(f"{name} must be a str or Path, got {type(value).__name__}")
+    try:
+        Path(value).exists()
+    except (OSError, ValueError) as error:  # too long, a null byte, a folder that must not be looked into
+        raise InputError(f"{name} {str(value)[:100]!r} cannot be a path ({one_line(error)}); give another") from None
 
 
 def check_text(name: str, value: Any) -> None:

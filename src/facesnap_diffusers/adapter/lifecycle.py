@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .._upstream import resolve_dtype, without_offloading
+from .._upstream import execution_device, resolve_dtype, without_offloading
 from ..base_models import family_of
 from ..conditioner import FaceConditioner
 from ..errors import AdapterError, InputError, check_path, check_text, one_line
@@ -24,6 +25,7 @@ from .config import PARTS, FaceSnapConfig
 from .folder import (
     ADAPTER_COMPONENTS,
     AdapterSource,
+    bind_to_base,
     check_fit,
     load_image_encoder,
     read_adapter,
@@ -71,7 +73,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         Args:
             pretrained_model_name_or_path (`str`, `Path` or `dict`, *optional*): Hub repo, folder, or a file or state
                 dict of an IP-Adapter FaceID or InstantID. Without it, the default adapter of the base model's family.
-            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognised by its
+            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognized by its
                 content: IP-Adapter FaceID, FaceID-Plus (both versions), FaceID-Portrait or InstantID, as
                 `.safetensors` or `.bin` (read with `weights_only`). InstantID's ControlNet is looked for beside it, in
                 `ControlNetModel`, and its repo needs no `weight_name`.
@@ -114,6 +116,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         config: FaceSnapConfig | None = None,
         *,
         mixer: Mapping[str, Any] | None = None,
+        ffrnet_rank: int | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         image_processor: CLIPImageProcessor | None = None,
     ) -> None:
@@ -124,6 +127,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         Args:
             config ([`FaceSnapConfig`], *optional*): Which encoders, how many tokens, which parts.
             mixer (`dict`, *optional*): Sizes of the [`FacialAttributeMixer`] that differ from its defaults.
+            ffrnet_rank (`int`, *optional*): Makes a small FFRNet of this rank, which shares the UNet's layers; see
+                [`FFRNet.from_unet`]. A full one by default.
             image_encoder (`CLIPVisionModelWithProjection`, *optional*): The image encoder, if you have it already;
                 otherwise `config.image_encoder_id` is loaded. With `config.image_encoder_id="image_encoder"` it becomes
                 a part of the adapter.
@@ -165,7 +170,9 @@ class FaceSnapAdapterMixin(_Pipeline):
             # each channel count beyond the first halves the landmark image: it must come down to the latents' size
             halvings = round(math.log2(self.vae_scale_factor))
             channels = [(16, 32, 96, 256)[min(i, 3)] for i in range(halvings + 1)]
-            modules["ffrnet"] = FFRNet.from_unet(self.unet, conditioning_embedding_out_channels=channels)
+            modules["ffrnet"] = FFRNet.from_unet(
+                self.unet, rank=ffrnet_rank, conditioning_embedding_out_channels=channels
+            )
         modules["landmark_predictor"] = load_landmark_predictor()
         parts = [part for part in PARTS if part in modules]
         self._install_adapter(config.replace(parts=parts, base_family=family), modules)
@@ -271,13 +278,14 @@ class FaceSnapAdapterMixin(_Pipeline):
         """Checks that the parts fit the base model and one another, then exchanges all components at once."""
         if config is not None:
             check_fit(config, modules, self.unet)
+            bind_to_base(modules, self.unet)
             accept_contexts(self.unet)
         with without_offloading(self) as offloaded:
             for module in modules.values():
                 if isinstance(module, torch.nn.Module):
                     module.eval().requires_grad_(False)
                     if not offloaded:
-                        module.to(self._execution_device)
+                        module.to(execution_device(self))
             self.register_modules(**{name: modules.get(name) for name in ADAPTER_COMPONENTS})
             self.register_to_config(facesnap_config=vars(config) if config is not None else None)
             if config is not None:
@@ -321,11 +329,11 @@ def conditioner_of(pipeline: Any, purpose: str, face_analyzer: FaceAnalyzer | No
         image_encoder=pipeline.face_image_encoder,
         image_processor=pipeline.face_image_processor,
         face_analyzer=face_analyzer,
-        device=pipeline._execution_device,
+        device=execution_device(pipeline),
     )
 
 
-def _check_can_be_copied(unet: torch.nn.Module) -> None:
+def _check_can_be_copied(unet: UNet2DConditionModel) -> None:
     """Raises [`AdapterError`] unless a UNet has plain weights, from which FFRNet and identity attention can start."""
     if unet.device.type == "meta":
         raise AdapterError("unet has no weights to copy while it is offloaded: make the adapter before offloading")
@@ -348,6 +356,10 @@ def _check_can_be_copied(unet: torch.nn.Module) -> None:
         )
 
 
+_MAX_SCALE = 1000.0
+
+
 def _check_scale(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
-        raise InputError(f"{name} must be a number ≥ 0, got {value!r}")
+    # far beyond what makes pictures; NaN is in no range
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= _MAX_SCALE:
+        raise InputError(f"{name} must be a number ≥ 0, at most {_MAX_SCALE:g}, got {value!r}")

@@ -37,7 +37,7 @@ class PhotoRecord:
             it is: its key, the shard's file name, and its bytes there.
         identity (`str`, *optional*): Who it shows.
         phash (`int`, *optional*): Perceptual hash of the photo, 64 bits.
-        face_hash (`int`, *optional*): The same of its aligned head.
+        face_hash (`int`, *optional*): The same of the aligned face.
     """
 
     source: str
@@ -69,7 +69,7 @@ class PhotoRecord:
             whole = isinstance(record.shard, str) and isinstance(record.start, int) and isinstance(record.end, int)
             if not whole or not 0 <= record.start < record.end:  # type: ignore[operator]
                 raise InputError(f"{manifest} does not say where {record.source!r} is; prepare the folder again")
-            if PurePath(record.shard).name != record.shard or "\\" in record.shard:  # type: ignore[arg-type,operator]
+            if PurePath(record.shard).name != record.shard or record.shard == ".." or "\\" in record.shard:  # type: ignore[arg-type,operator]
                 raise InputError(
                     f"{manifest} has {record.source!r} in {record.shard!r}, outside of its folder; prepare it again"
                 )
@@ -141,7 +141,7 @@ class ShardWriter:
                     shard, _, end = record.place()
                     ends[shard] = end
         self.number = max(0, len(ends) - 1)
-        self._manifest = open(path, "ab")
+        self._manifest = open(path, "ab")  # noqa: SIM115  (closed by `close`)
         self._manifest.truncate(complete)
         self._manifest.seek(complete)
         self._open_shard(ends.get(self._name(), 0))
@@ -214,7 +214,7 @@ class ShardWriter:
 
     def _open_shard(self, end: int) -> None:
         path = self.folder / self._name()
-        self._shard = open(path, "r+b" if path.exists() else "w+b")
+        self._shard = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         self._shard.truncate(end)
         self._shard.seek(end)
 

@@ -10,15 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from .._upstream import is_model_offloaded, progress_bar_config, register_in_diffusers, resolve_dtype, with_text_model
+from .._upstream import (
+    execution_device,
+    is_model_offloaded,
+    progress_bar_config,
+    register_in_diffusers,
+    resolve_dtype,
+    with_text_model,
+)
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
 from ..errors import InputError, one_line
 from ..faces.expression import Expression
+from ..faces.photo import read_pixels
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
@@ -29,7 +38,7 @@ from .bases import check_base, is_xl_components, is_xl_file, is_xl_folder
 from .call_copy import components_of_call
 from .control import RoutedControlNet, ScheduledFFRNet
 from .people import Person, check_people, with_identities
-from .picture import Crop, as_size, open_pictures, picture_size
+from .picture import Crop, as_size, is_latent, open_pictures, picture_size
 from .schedule import CallProgress, FaceSnapSchedule
 from .signatures import stock_arguments, with_stock_signature
 
@@ -78,9 +87,6 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     #: Whether a call begins with a picture, which is then its `image=`.
     _takes_picture = False
-
-    #: Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here.
-    _mask_is_ours = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -216,6 +222,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
         check_prompt("prompt", prompt)
         check_stock_arguments(kwargs, self.vae_scale_factor)
+        if (prompt is None) == (kwargs.get("prompt_embeds") is None):
+            raise InputError("prompt= or prompt_embeds= must be given, and not both")
+        _read_pictures(kwargs)
         self._open_pictures(kwargs)
         crop = None
         if people is not None:
@@ -294,7 +303,12 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """As in the stock pipeline; in a call with a face, the identity tokens follow the text."""
         if not self._is_of_call:
-            return self._for_one_call({}).encode_prompt(*args, **kwargs)
+            scale = {} if kwargs.get("lora_scale") is None else {"scale": kwargs["lora_scale"]}
+            call_kwargs = {"cross_attention_kwargs": scale}
+            call = self._for_one_call(call_kwargs)
+            if scale and not call_kwargs["cross_attention_kwargs"]:  # it is in the copy's layers
+                kwargs["lora_scale"] = None
+            return call.encode_prompt(*args, **kwargs)
         prompt_embeds, negative_prompt_embeds, *pooled = super().encode_prompt(*args, **kwargs)
         if self._identity_tokens is not None:
             tokens, unconditional_tokens = self._identity_tokens
@@ -420,7 +434,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if self.ffrnet is not None:
             regions = None
             if conditions.regions is not None:
-                regions = RegionalContext(conditions.regions.masks(num_tokens, self._execution_device))
+                regions = RegionalContext(conditions.regions.masks(num_tokens, execution_device(self)))
             ffrnet = ScheduledFFRNet(
                 self.ffrnet, num_tokens, schedule, progress, lambda: call.do_classifier_free_guidance, regions
             )
@@ -456,11 +470,16 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         output = self._run(call, prompt, kwargs)
         return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
+    @property
+    def _mask_is_ours(self) -> bool:
+        """Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here."""
+        return False
+
     def _for_one_call(self, kwargs: dict[str, Any]) -> Any:
         """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
         call = copy.copy(self)
         # past `DiffusionPipeline.__setattr__`, which would write the pipeline's config anew for each
-        vars(call).update(components_of_call(self, kwargs), _is_of_call=True)
+        call.__dict__.update(components_of_call(self, kwargs), _is_of_call=True)
         return call
 
     def _plain_pipeline(self, kwargs: dict[str, Any]) -> DiffusionPipeline:
@@ -503,10 +522,10 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         settings. The first of them tells of the call's progress.
         """
         name = self._control_image_argument
-        if self.controlnet is None:
+        if self.controlnet is None:  # type: ignore[has-type]
             self._refuse_control_arguments(kwargs)
             self.controlnet = ffrnet or RoutedControlNet(
-                None, num_tokens, "text", progress=progress, device=self._execution_device, dtype=self.unet.dtype
+                None, num_tokens, "text", progress=progress, device=execution_device(self), dtype=self.unet.dtype
             )
             kwargs[name] = landmark_picture
             kwargs |= {setting: float(value) for setting, value in own_settings.items()}
@@ -542,7 +561,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         elif isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
             if any(len(item) != count for item in images):
                 raise InputError(f"{name}= must have, for each prompt, an image for each of the {count} ControlNets")
-            images = [list(of_net) for of_net in zip(*images)]
+            images = [list(of_net) for of_net in zip(*images, strict=True)]
         elif not isinstance(images, (list, tuple)) or len(images) != count:
             raise InputError(f"{name}= must have an image for each of the {count} further ControlNets")
         try:
@@ -571,7 +590,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _check_arguments(self, kwargs: dict[str, Any], with_face: bool) -> None:
         # the stock pipelines take any keyword and ignore those that they do not know
         known = stock_arguments(super().__call__)
-        plain = [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        plain: list[str] = (
+            [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        )
         for name in kwargs:
             if name in known or name in plain or name in ("callback", "callback_steps"):
                 continue
@@ -585,10 +606,15 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         model's. They become arguments of the call.
         """
         multiple, latents = self.vae_scale_factor, kwargs.get("latents")
-        if latents is not None and (not isinstance(latents, torch.Tensor) or latents.ndim != 4):
-            raise InputError("latents must be a torch.Tensor of shape (batch, channels, height, width)")
+        channels = self.vae.config.latent_channels
+        if latents is not None and not (
+            isinstance(latents, torch.Tensor) and latents.ndim == 4 and latents.shape[1] == channels
+        ):
+            raise InputError(f"latents must be a torch.Tensor of shape (batch, {channels}, height, width)")
+        if latents is not None and not latents.is_floating_point():
+            raise InputError(f"latents must be in floating point, got {latents.dtype}")
         if self._takes_picture:
-            sides = picture_size(kwargs["image"], self.vae.config.latent_channels, multiple)
+            sides = picture_size(kwargs["image"], channels, multiple)
             default = tuple(side - side % multiple for side in sides)
         elif latents is not None:
             default = tuple(side * multiple for side in latents.shape[-2:])
@@ -596,9 +622,13 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             sample_size = self.unet.config.sample_size
             sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
             default = tuple(side * multiple for side in sides)
-        for name, side in zip(("height", "width"), default):
+        for name, side in zip(("height", "width"), default, strict=True):
             kwargs[name] = as_size(name, side if kwargs.get(name) is None else kwargs[name], multiple)
         height, width = kwargs["height"], kwargs["width"]
+        if self._takes_picture and is_latent(kwargs["image"], channels) and (height, width) != default:
+            raise InputError(
+                f"image= are latents of {default[0]}×{default[1]} pixels, height and width are {height}×{width}"
+            )
         if latents is not None and tuple(latents.shape[-2:]) != (height // multiple, width // multiple):
             raise InputError(
                 f"latents of {latents.shape[-2]}×{latents.shape[-1]} are an image of {latents.shape[-2] * multiple}×"
@@ -663,6 +693,17 @@ def _for_each(value: Any, count: int, name: str) -> list[float]:
     if len(values) != count or not all(isinstance(item, (int, float)) for item in values):
         raise InputError(f"{name} must be a number, or {count} for the {count} further ControlNets, got {value!r}")
     return values
+
+
+def _read_pictures(kwargs: Mapping[str, Any]) -> None:
+    """Reads the opened images among the stock pipeline's arguments, which other calls may read at the same time."""
+    for name, value in kwargs.items():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, PIL.Image.Image):
+                try:
+                    read_pixels(item)
+                except (OSError, SyntaxError) as error:  # what Pillow's decoders raise for a damaged file
+                    raise InputError(f"{name}= cannot be decoded ({one_line(error)}); pass an intact image") from error
 
 
 def _refuse_steering_without_face(steering: Steering, landmarks: Any) -> None:

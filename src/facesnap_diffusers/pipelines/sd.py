@@ -1,3 +1,5 @@
+"""What the pipelines for Stable Diffusion 1.x and 2.x have in common."""
+
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +11,7 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from .._upstream import with_text_model
-from ..adapter.folder import ADAPTER_COMPONENTS, config_of_mixer
+from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
@@ -28,6 +30,7 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
     """The components of the pipelines for Stable Diffusion 1.x and 2.x."""
 
     model_cpu_offload_seq = f"face_image_encoder->mixer->{StableDiffusionControlNetPipeline.model_cpu_offload_seq}"
+    # by `_optional_components` and `_exclude_from_cpu_offload` diffusers has a pipeline class say these
     _optional_components = [
         *StableDiffusionControlNetPipeline._optional_components,
         "controlnet",
@@ -93,6 +96,8 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
         )
+        if isinstance(ffrnet, FFRNet) and not ffrnet.is_bound:
+            bind_to_base({"ffrnet": ffrnet}, unet)
         self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
