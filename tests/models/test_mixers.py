@@ -2,8 +2,8 @@
 
 import threading
 
-import foreign
 import pytest
+import third_party
 import tiny
 import torch
 
@@ -193,8 +193,8 @@ def test_the_checkpoints_of_others_become_these_mixers():
     base = tiny.sd_pipeline()
     encoder = {"image_encoder": tiny.image_encoder()}
     for make, options, kind in (
-        (foreign.faceid, {}, FaceIDMixer),
-        (foreign.faceid_plus, encoder, FaceIDPlusMixer),
+        (third_party.faceid, {}, FaceIDMixer),
+        (third_party.faceid_plus, encoder, FaceIDPlusMixer),
     ):
         pipe = tiny.facesnap(base)
         pipe.load_facesnap_adapter(make(base.unet), **options)

@@ -1,7 +1,7 @@
 """A UNet compiled as one graph: nothing is compiled again when scale, person or number of steps change."""
 
-import foreign
 import pytest
+import third_party
 import tiny
 import torch
 from torch._dynamo.utils import counters
@@ -73,8 +73,8 @@ def test_with_two_people():
 def test_with_the_lora_of_face_id():
     base = tiny.sd_pipeline()
     pipe = tiny.facesnap(base)
-    pipe.load_facesnap_adapter(foreign.faceid(base.unet))
-    people = [foreign.faceid_person(seed=1), foreign.faceid_person(seed=2)]
+    pipe.load_facesnap_adapter(third_party.faceid(base.unet))
+    people = [third_party.faceid_person(seed=1), third_party.faceid_person(seed=2)]
     check_no_recompilation(pipe, people, [1.0, 0.3, 0.8, 2.0])
 
 
@@ -97,8 +97,8 @@ def test_an_adapter_may_come_after_compiling(tmp_path):
 def test_fused_projections_make_the_same_image(lora_rank):
     base = tiny.sd_pipeline()
     pipe = tiny.facesnap(base)
-    pipe.load_facesnap_adapter(foreign.faceid(base.unet, lora_rank=lora_rank))
-    who = foreign.faceid_person()
+    pipe.load_facesnap_adapter(third_party.faceid(base.unet, lora_rank=lora_rank))
+    who = third_party.faceid_person()
     expected = generate(pipe, who, 0.7)
     pipe.unet.fuse_qkv_projections()
     tiny.assert_same_image(generate(pipe, who, 0.7), expected, atol=1e-5)

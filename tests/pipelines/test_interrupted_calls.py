@@ -13,6 +13,9 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from facesnap_diffusers import Person
 
 
+pytestmark = pytest.mark.slow
+
+
 WHO = tiny.identity()
 CALL = {"height": 32, "width": 32, "num_inference_steps": 1, "output_type": "pt"}
 CALLS = {

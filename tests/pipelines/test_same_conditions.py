@@ -17,6 +17,9 @@ from facesnap_diffusers.training.objective import Objective
 from facesnap_diffusers.training.training_config import IdentityLossConfig, LossConfig
 
 
+pytestmark = pytest.mark.slow
+
+
 PIPELINES = {
     "sd": ["FaceSnapPipeline", "FaceSnapImg2ImgPipeline", "FaceSnapInpaintPipeline"],
     "xl": ["FaceSnapXLPipeline", "FaceSnapXLImg2ImgPipeline", "FaceSnapXLInpaintPipeline"],

@@ -13,6 +13,9 @@ import facesnap_diffusers
 from facesnap_diffusers import Person
 
 
+pytestmark = pytest.mark.slow
+
+
 STEPS = 2
 #: The orders in which two calls can go on from step to step: `a` three times (to the end of each step, and out), `b` too.
 ORDERS = ["".join("a" if i in of_a else "b" for i in range(6)) for of_a in itertools.combinations(range(6), 3)]
