@@ -69,9 +69,7 @@ def _identities(sent: Sequence[SentPhotos], names: set[str]) -> list[str]:
         variable, suffix = _variable(number, len(sent)), "" if len(sent) == 1 else f"-{number + 1}"
         if photos.sample is not None:
             names.add("nano_people")
-            lines.append(
-                f'{variable} = next(p.identity for p in nano_people() if p.name == "{photos.sample}")'
-            )
+            lines.append(f'{variable} = next(p.identity for p in nano_people() if p.name == "{photos.sample}")')
             continue
         count = len(photos.photos)
         files = [f'"photo{suffix}{"" if count == 1 else chr(ord("a") + i)}.jpg"' for i in range(count)]

@@ -182,8 +182,14 @@ class Studio:
 
     def _pipeline(self, settings: PictureSettings) -> Any:
         """A pipeline of this picture's own, on the shared components: its scales are nobody else's."""
-        from .. import FaceSnapImg2ImgPipeline, FaceSnapInpaintPipeline, FaceSnapPipeline
-        from .. import FaceSnapXLImg2ImgPipeline, FaceSnapXLInpaintPipeline, FaceSnapXLPipeline
+        from .. import (
+            FaceSnapImg2ImgPipeline,
+            FaceSnapInpaintPipeline,
+            FaceSnapPipeline,
+            FaceSnapXLImg2ImgPipeline,
+            FaceSnapXLInpaintPipeline,
+            FaceSnapXLPipeline,
+        )
 
         classes: dict[str, tuple[Any, Any]] = {
             "text": (FaceSnapPipeline, FaceSnapXLPipeline),
@@ -234,9 +240,7 @@ class Studio:
         return PIL.Image.fromarray(levels.round().byte().cpu().numpy())
 
 
-def _faces(
-    settings: PictureSettings, identities: Sequence[FaceIdentity], pose_face: Face | None
-) -> dict[str, Any]:
+def _faces(settings: PictureSettings, identities: Sequence[FaceIdentity], pose_face: Face | None) -> dict[str, Any]:
     """The keyword arguments of a call that bring the people in."""
     if any(person.uses_pose_photo for person in settings.people) and pose_face is None:
         raise InputError("there is no pose photo; add one, or steer by the sliders")
@@ -247,5 +251,3 @@ def _faces(
     if len(identities) == 1:
         return {"identity": identities[0], **steering[0]}
     return {"people": [Person(identity, **values) for identity, values in zip(identities, steering, strict=True)]}
-
-
