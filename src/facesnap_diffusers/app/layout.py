@@ -45,6 +45,8 @@ CONSENT = (
     " memory for this visit: none is written to disk or logged."
 )
 
+NO_LANDMARKS = "Choose a photo: the landmarks that steer appear here."
+
 #: Events that only refresh the preview: answered at once, the last one counts.
 LIVE: dict[str, Any] = {
     "queue": False,
@@ -86,32 +88,42 @@ class PersonFields:
         return {name: getattr(self, name) for name in names}
 
 
-def person_fields(studio: Studio, number: int) -> PersonFields:
-    """Lays out the fields of one person."""
-    who = "Who" if number == 0 else "Who else"
+def photo_fields(studio: Studio, number: int) -> tuple[gr.HTML, gr.HTML]:
+    """Lays out the photos of one person, and the message below them."""
     samples = [
         {"name": person.name, "picture": as_data_url(person.picture.resize((96, 96)), "JPEG", quality=88)}
         for person in studio.samples
     ]
     photos = widget(
         "photos",
-        title=who,
-        hint=f"Up to {MAX_PHOTOS} photos of one person, or a sample person who does not exist.",
+        title="Who" if number == 0 else "Who else",
+        hint=f"Up to {MAX_PHOTOS} photos of one person" + (", or a sample person." if samples else "."),
         max=MAX_PHOTOS,
         samples=samples,
         elem_id=f"photos-{number + 1}",
     )
-    message = gr.HTML(elem_id=f"photos-{number + 1}-message")
-    with gr.Accordion("Pose and expression", open=number == 0):
-        steers_pose = gr.Checkbox(True, label="Set the pose (otherwise as in the photo)")
-        yaw = gr.Slider(-60, 60, 0, step=1, label="Yaw: turn the head, in degrees", elem_id=f"yaw-{number + 1}")
-        pitch = gr.Slider(-40, 40, 0, step=1, label="Pitch: look up or down, in degrees")
-        roll = gr.Slider(-40, 40, 0, step=1, label="Roll: tilt the head, in degrees")
-        expression = gr.Dropdown(EXPRESSION_CHOICES, value="neutral", label="Expression")
-        with gr.Accordion("Expression in detail", open=False):
-            weights = widget("expression", {}, title="Strengths of the expressions", groups=EXPRESSION_GROUPS)
+    return photos, message_below(photos)
+
+
+def steering_fields(photos: gr.HTML, message: gr.HTML, number: int) -> PersonFields:
+    """Lays out the pose and the expression of one person."""
+    steers_pose = gr.Checkbox(True, label="Set the pose (otherwise as in the photo)")
+    yaw = gr.Slider(-60, 60, 0, step=1, label="Yaw: turn the head, in degrees", elem_id=f"yaw-{number + 1}")
+    pitch = gr.Slider(-40, 40, 0, step=1, label="Pitch: look up or down, in degrees")
+    roll = gr.Slider(-40, 40, 0, step=1, label="Roll: tilt the head, in degrees")
+    expression = gr.Dropdown(
+        EXPRESSION_CHOICES, value="neutral", label="Expression", elem_id=f"expression-{number + 1}"
+    )
+    with gr.Accordion("Expression in detail", open=False):
+        weights = widget("expression", {}, title="Strengths of the expressions", groups=EXPRESSION_GROUPS)
     identity = gr.State(None, time_to_live=SESSION_SECONDS)
     return PersonFields(photos, message, identity, steers_pose, yaw, pitch, roll, expression, weights)
+
+
+def message_below(field: gr.HTML | None = None) -> gr.HTML:
+    """Where errors of a field appear; takes no room without one."""
+    elem_id = f"{field.elem_id}-message" if field is not None and field.elem_id else None
+    return gr.HTML(elem_id=elem_id, elem_classes="fs-message")
 
 
 def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) -> gr.Blocks:
@@ -129,12 +141,21 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         pose_face = gr.State(None, time_to_live=SESSION_SECONDS)
         made = gr.State([], time_to_live=SESSION_SECONDS)
         with gr.Row():
-            with gr.Column(min_width=320):
-                first = person_fields(studio, 0)
-                prompt = gr.Textbox(defaults.prompt, label="Prompt", lines=2, max_length=2000, elem_id="prompt")
+            with gr.Column(scale=3, min_width=320):
+                photos = photo_fields(studio, 0)
+                with gr.Row():
+                    with gr.Column(min_width=260):
+                        with gr.Column(elem_classes="fs-stage"):
+                            preview = gr.HTML(empty_html(NO_LANDMARKS), elem_id="preview")
+                            box = boxes_for(1, defaults.face_box)
+                            boxes = widget("boxes", box, elem_classes="fs-overlay", elem_id="boxes")
+                        preview_message = gr.HTML(elem_id="preview-message", elem_classes="fs-message")
+                        places_faces = gr.Checkbox(True, label="Place the face: drag the box")
+                    with gr.Column(min_width=260):
+                        first = steering_fields(*photos, 0)
                 has_second = gr.Checkbox(False, label="A second person", elem_id="second")
-                with gr.Group(visible=False) as second_group:
-                    second = person_fields(studio, 1)
+                with gr.Column(visible=False) as second_group:
+                    second = steering_fields(*photo_fields(studio, 1), 1)
                 with gr.Accordion("Pose from a photo", open=False):
                     pose_photo = widget(
                         "photos",
@@ -143,9 +164,9 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                         max=1,
                         elem_id="pose-photo",
                     )
-                    pose_message = gr.HTML()
+                    pose_message = message_below(pose_photo)
                     uses_pose_photo = gr.Checkbox(False, label="Take pose and expression from this photo")
-                with gr.Accordion("Start picture and inpainting", open=False):
+                with gr.Accordion("Start picture and inpainting", open=False, elem_id="start-section"):
                     mode = gr.Radio(list(MODES), value="text to image", label="Mode", elem_id="mode")
                     start = widget("start", elem_id="start")
                     strength = gr.Slider(0, 1, 0.6, step=0.05, label="Strength: how much is drawn anew")
@@ -162,21 +183,17 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                     )
                     width = gr.Slider(64, max(1536, size), size, step=64, label="Width in pixels")
                     height = gr.Slider(64, max(1536, size), size, step=64, label="Height in pixels")
-            with gr.Column(min_width=320):
-                places_faces = gr.Checkbox(True, label="Place the face by dragging the box")
-                with gr.Column(elem_classes="fs-stage"):
-                    preview = gr.HTML(empty_html("The landmarks that steer appear here."), elem_id="preview")
-                    boxes = widget(
-                        "boxes", boxes_for(1, defaults.face_box), elem_classes="fs-overlay", elem_id="boxes"
-                    )
-                preview_message = gr.HTML(elem_id="preview-message")
+            with gr.Column(scale=2, min_width=320):
+                prompt = gr.Textbox(defaults.prompt, label="Prompt", lines=2, max_length=2000, elem_id="prompt")
                 with gr.Row():
-                    seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, min_width=120)
+                    seed = gr.Number(
+                        0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, min_width=120, elem_id="seed"
+                    )
                     new_seed = gr.Checkbox(False, label="New seed each time", min_width=120)
                 with gr.Row():
-                    generate = gr.Button("Make the picture", variant="primary", elem_id="generate")
-                    stop = gr.Button("Stop")
-                message = gr.HTML(elem_id="message")
+                    generate = gr.Button("Make the picture", variant="primary", min_width=180, elem_id="generate")
+                    stop = gr.Button("Stop", min_width=80)
+                message = gr.HTML(elem_id="message", elem_classes="fs-message")
                 result = gr.HTML(empty_html("The picture appears here."), elem_id="result")
                 gr.Markdown("### Pictures of this visit\nChoose one to bring its settings back.")
                 gallery = widget("gallery", "", elem_id="gallery")
@@ -222,7 +239,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 settings = read({**values, prompt: values[prompt] or "-"}, [SentPhotos()] * count)
                 known = [(who, how) for who, how in zip(identities, settings.people, strict=True) if who is not None]
                 if not known:
-                    return empty_html("The landmarks that steer appear here."), ""
+                    return empty_html(NO_LANDMARKS), ""
                 drawn = studio.draw_preview(known, values[pose_face], settings.height, settings.width)
             except FaceSnapError as error:
                 return gr.skip(), error_html(str(error))
