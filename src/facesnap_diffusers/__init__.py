@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .models.mixer import FacialAttributeMixer as FacialAttributeMixer
     from .nano.model import load_nano_pipeline as load_nano_pipeline
     from .nano.model import nano_people as nano_people
+    from .pipelines.auto import AutoFaceSnapPipeline as AutoFaceSnapPipeline
     from .pipelines.facesnap import FaceSnapPipeline as FaceSnapPipeline
     from .pipelines.facesnap_img2img import FaceSnapImg2ImgPipeline as FaceSnapImg2ImgPipeline
     from .pipelines.facesnap_inpaint import FaceSnapInpaintPipeline as FaceSnapInpaintPipeline
@@ -42,10 +43,12 @@ if TYPE_CHECKING:
     from .pipelines.facesnap_xl_inpaint import FaceSnapXLInpaintPipeline as FaceSnapXLInpaintPipeline
     from .pipelines.people import Person as Person
     from .pipelines.refine import redraw_faces as redraw_faces
+    from .pipelines.schedule import FaceSnapSchedule as FaceSnapSchedule
 
 # Where each public name lives. Imported on first use: `import facesnap_diffusers` loads neither torch nor diffusers.
 _HOME = {
     "AdapterError": "errors",
+    "AutoFaceSnapPipeline": "pipelines.auto",
     "DlibFaceAnalyzer": "faces.analyzers.dlib",
     "Expression": "faces.expression",
     "FFRNet": "models.ffrnet",
@@ -59,6 +62,7 @@ _HOME = {
     "FaceSnapImg2ImgPipeline": "pipelines.facesnap_img2img",
     "FaceSnapInpaintPipeline": "pipelines.facesnap_inpaint",
     "FaceSnapPipeline": "pipelines.facesnap",
+    "FaceSnapSchedule": "pipelines.schedule",
     "FaceSnapXLImg2ImgPipeline": "pipelines.facesnap_xl_img2img",
     "FaceSnapXLInpaintPipeline": "pipelines.facesnap_xl_inpaint",
     "FaceSnapXLPipeline": "pipelines.facesnap_xl",

@@ -12,6 +12,10 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+from diffusers.utils.deprecation_utils import _resolve_dtype
+from tokenizers import Tokenizer
+
+from .errors import InputError
 
 
 @contextmanager
@@ -47,6 +51,14 @@ def register_in_diffusers(cls: type) -> type:
     return cls
 
 
+def resolve_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype | None:
+    """`dtype`, or the deprecated `torch_dtype` with diffusers' own warning. Raises [`InputError`] where both are given."""
+    try:
+        return _resolve_dtype(dtype, torch_dtype)
+    except ValueError:
+        raise InputError("dtype= and torch_dtype= are both given; pass dtype=") from None
+
+
 def progress_bar_config(pipeline: DiffusionPipeline) -> dict[str, Any]:
     """What `set_progress_bar_config` was given, which has no getter."""
     return dict(getattr(pipeline, "_progress_bar_config", {}))
@@ -64,3 +76,23 @@ def with_text_model(text_encoder: torch.nn.Module) -> torch.nn.Module:
     # past `nn.Module.__setattr__`, which would make the module a child of its copy
     vars(view)["text_model"] = text_encoder
     return view
+
+
+def own_tokenizer(tokenizer: Any) -> Any:
+    """
+    A tokenizer that gives the same and shares the vocabulary, but not the settings for padding and truncation. A fast
+    tokenizer of transformers changes these in every call, so that two threads on one fail or get each other's lengths.
+    """
+    shared = getattr(tokenizer, "_tokenizer", None)
+    if not isinstance(shared, Tokenizer):  # slow ones keep no settings
+        return tokenizer
+    backend = Tokenizer(shared.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if getattr(shared, part) is not None:
+            setattr(backend, part, getattr(shared, part))
+    backend.encode_special_tokens = shared.encode_special_tokens
+    for _, token in sorted(shared.get_added_tokens_decoder().items()):  # in this order they get the same ids
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    own = object.__new__(type(tokenizer))
+    vars(own).update(vars(tokenizer), _tokenizer=backend)
+    return own

@@ -15,6 +15,7 @@ from .errors import FaceEncoderMismatchError, InputError
 from .faces.alignment import align_face, align_for_clip
 from .faces.analyzers import FaceAnalyzer, default_analyzer
 from .faces.detection import find_face
+from .faces.face import Face
 from .faces.key_points import draw_for_style
 from .faces.photo import load_photo
 from .faces.pose import HeadPose
@@ -215,7 +216,8 @@ class FaceConditioner:
         values = {
             "identity": list(identities),
             "pose_image": [
-                find_face(photo, self.analyzer, steering.face_index, name) for photo, name in zip(photos, names)
+                photo if isinstance(photo, Face) else find_face(photo, self.analyzer, steering.face_index, name)
+                for photo, name in zip(photos, names)
             ],
             "pose": as_list(steering.pose, "pose", HeadPose),
             "expression": as_expressions(steering.expression),
@@ -235,7 +237,8 @@ class FaceConditioner:
             image_steering = ImageSteering(
                 of_image("pose_image", i), of_image("pose", i), of_image("expression", i), of_image("face_box", i)
             )
-            points.append(steer(self.landmark_predictor, of_image("identity", i), image_steering, height, width))
+            with torch.autocast(self.landmark_predictor.device.type, enabled=False):
+                points.append(steer(self.landmark_predictor, of_image("identity", i), image_steering, height, width))
         return torch.cat(points)
 
     def landmark_picture(self, landmarks: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -271,17 +274,27 @@ class FaceConditioner:
     ) -> FaceIdentity:
         config, image = self.config, None
         if embeds is None:
-            face = find_face(photo, self.analyzer, face_index, name)
-            image, landmarks, embeds = face.image, torch.from_numpy(face.landmarks), torch.from_numpy(face.embedding)
-        elif photo is not None and landmarks is not None:
+            return self.identity_of(find_face(photo, self.analyzer, face_index, name))
+        if photo is not None and landmarks is not None:
             image = load_photo(photo, name)
         elif config.image_encoder_id is not None:
             raise InputError(f"this adapter looks at CLIP features too: pass {name}= and landmarks= beside embedding=")
+        return self._identity(image, landmarks, embeds)
 
-        shape = states = None
+    def identity_of(self, face: Face) -> FaceIdentity:
+        """The identity of a face that the adapter's analyzer found."""
+        return self._identity(face.image, torch.from_numpy(face.landmarks), torch.from_numpy(face.embedding))
+
+    @torch.no_grad()
+    def _identity(
+        self, image: np.ndarray | None, landmarks: torch.Tensor | None, embeds: torch.Tensor
+    ) -> FaceIdentity:
+        config, shape, states = self.config, None, None
         if landmarks is not None:
             predictor = self.landmark_predictor
-            shape = predictor.encode(landmarks[None].to(predictor.device, torch.float32)).shape[0].float().cpu()
+            # a caller's autocast is for the diffusion model: the predictor solves in float32
+            with torch.autocast(predictor.device.type, enabled=False):
+                shape = predictor.encode(landmarks[None].to(predictor.device, torch.float32)).shape[0].float().cpu()
         if image is not None and self.image_encoder is not None:
             assert self.image_processor is not None and landmarks is not None
             crop = self.image_crop(image, landmarks.numpy())

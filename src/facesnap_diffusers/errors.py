@@ -30,6 +30,10 @@ class FaceEncoderMismatchError(AdapterError):
     """Face embeddings come from another face encoder than the adapter was trained with."""
 
 
+class TrainingError(FaceSnapError, RuntimeError):
+    """Training cannot go on: its weights diverge, or a checkpoint cannot be written."""
+
+
 class MissingDependencyError(FaceSnapError, ImportError):
     """An optional dependency is needed and not installed."""
 

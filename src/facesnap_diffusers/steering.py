@@ -29,7 +29,7 @@ class Steering:
     How a caller steers the face, for all images of a batch or, with lists, for each. What is `None` follows the identity.
 
     Attributes:
-        pose_image (photo or list of photos, *optional*): A photo of anyone whose pose, expression and place are taken.
+        pose_image (photo, [`Face`] or list, *optional*): A photo of anyone whose pose, expression and place are taken.
         pose ([`HeadPose`] or list, *optional*): Yaw, pitch and roll in degrees.
         expression (`str`, `dict`, [`Expression`] or list, *optional*): A preset such as `"smile"`, or ARKit weights.
         face_box (`tuple` or list of them, *optional*): Left, top, right, bottom as shares of the image.
@@ -229,7 +229,7 @@ def as_boxes(value: Any) -> list[torch.Tensor]:
 
 
 def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.Tensor:
-    """Landmarks that a caller gives, as a tensor of shape `(batch, points, 2 | 3)`."""
+    """Landmarks in pixels that a caller gives, as a tensor of shape `(batch, points, 2 | 3)`."""
     try:
         points = torch.as_tensor(value, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):

@@ -96,6 +96,7 @@ class TestOptions:
                 "loss": {"extra": "test_trainer:extra_loss"},
             },
             {"identity_loss": {"reference": "photo"}},
+            {"identity_loss": {"reference": "target", "contrastive": 0.1, "negatives": 3}},
             {"identity_loss": {"weight": 0.0, "recognizer": None}},
             {"gradient_checkpointing": True},
             {"mixed_precision": "bf16"},

@@ -39,6 +39,11 @@ PART_CLASSES: dict[str, tuple[type[ModelMixin], ...]] = {
 ADAPTER_COMPONENTS = [*PARTS, "face_image_encoder", "face_image_processor"]
 
 
+def config_of_mixer(mixer: Any) -> dict[str, Any] | None:
+    """The config of the adapter that a mixer was installed with: so `Pipeline(**pipe.components)` has it too."""
+    return getattr(mixer, "_facesnap_config", None)
+
+
 @dataclass(frozen=True)
 class AdapterSource:
     """Where an adapter comes from and what of it is wanted: the arguments of `load_facesnap_adapter`, checked."""
@@ -252,6 +257,16 @@ def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DCo
                 raise AdapterError(
                     f"ffrnet has {name}={own}, this base model {expected}; use an adapter made for this base model"
                 )
+
+
+def bind_to_base(modules: Mapping[str, Any], unet: UNet2DConditionModel) -> None:
+    """Lets an FFRNet of low rank share the layers of the base model; raises [`AdapterError`] if it cannot."""
+    ffrnet = modules.get("ffrnet")
+    if isinstance(ffrnet, FFRNet):
+        try:
+            ffrnet.bind(unet)
+        except InputError as error:
+            raise AdapterError(str(error)) from None
 
 
 def _as_lists(value: Any) -> Any:

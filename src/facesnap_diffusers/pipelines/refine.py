@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,9 @@ import torch
 
 from .._upstream import progress_bar_config
 from ..base_models import is_sdxl
-from ..errors import InputError
-from .people import Person, check_people
+from ..errors import InputError, NoFaceFoundError
+from ..faces.face import Face
+from .people import Person, check_people, with_identities
 
 
 if TYPE_CHECKING:
@@ -23,7 +25,7 @@ def redraw_faces(
     pipe: FaceSnapMixin,
     image: PIL.Image.Image,
     prompt: str,
-    people: Sequence[Person],
+    people: Sequence[Person] | None = None,
     *,
     strength: float = 0.5,
     size: int | None = None,
@@ -40,7 +42,9 @@ def redraw_faces(
         pipe: The FaceSnap pipeline that made the image, or another with the same kind of adapter.
         image (`PIL.Image.Image`): The image.
         prompt (`str`): What the squares show: a portrait; the prompt of the image, if it says no more than that.
-        people (`list[`[`Person`]`]`): As in the call that made the image; for a single person a list of one.
+        people (`list[`[`Person`]`]`, *optional*): As in the call that made the image; for a single person a list of one.
+            Without them the faces are found in the image, and each is drawn again as the person that it shows, in the pose
+            that it has.
         strength (`float`): How much is drawn anew, from 0 to 1.
         size (`int`, *optional*): Side of the enlarged square, in pixels; by default the base model's own size. Faces
             whose square is as large already are left as they are.
@@ -49,10 +53,12 @@ def redraw_faces(
         kwargs: All arguments of the image-to-image pipeline, such as `generator` and `num_inference_steps`.
 
     Returns:
-        `PIL.Image.Image`: a new image of the same size; outside of the squares nothing changes.
+        `PIL.Image.Image`: a new image of the same size; outside of the squares nothing changes. Warns where there is
+        nothing to do: no face is small.
 
     Raises:
         InputError: An argument has a wrong type or is out of range.
+        NoFaceFoundError: `people` are not given and the image shows no face.
     """
     if not isinstance(image, PIL.Image.Image):
         raise InputError(f"image must be a PIL image, got {type(image).__name__}")
@@ -63,7 +69,11 @@ def redraw_faces(
         raise InputError(f"prompt must be one string, got {type(prompt).__name__}")
     if size is not None and (not isinstance(size, int) or size <= 0 or size % pipe.vae_scale_factor):
         raise InputError(f"size must be a positive multiple of {pipe.vae_scale_factor}, got {size!r}")
+    found = None
+    if people is None:
+        people, found = _people_in(image, pipe)
     people, boxes = check_people(people)
+    people = with_identities(people, pipe.encode_face)
     if size is None:
         sample_size = pipe.unet.config.sample_size
         size = (sample_size if isinstance(sample_size, int) else min(sample_size)) * pipe.vae_scale_factor
@@ -72,19 +82,26 @@ def redraw_faces(
     result = image.convert("RGB")
     scale = boxes.new_tensor([result.width, result.height, result.width, result.height])
     boxes = boxes * scale
+    redrawn_faces = 0
     for i, (person, box) in enumerate(zip(people, boxes)):
         left, top, side = _square(box, margin, result.height, result.width)
         if side >= size:
             continue
-        points = pipe.predict_landmarks(
-            person.identity,
-            face_box=person.face_box,
-            pose_image=person.pose_image,
-            pose=person.pose,
-            expression=person.expression,
-            height=result.height,
-            width=result.width,
-        )
+        redrawn_faces += 1
+        if found is None:
+            points = pipe.predict_landmarks(
+                person.identity,
+                face_box=person.face_box,
+                pose_image=person.pose_image,
+                pose=person.pose,
+                expression=person.expression,
+                height=result.height,
+                width=result.width,
+            )
+        else:
+            points = pipe.predict_landmarks(
+                person.identity, pose_image=found[i], height=result.height, width=result.width
+            )
         points = (points - points.new_tensor([left, top])) * (size / side)
         crop = result.crop((left, top, left + side, top + side))
         redrawn = image_to_image(
@@ -101,7 +118,40 @@ def redraw_faces(
         others = torch.cat([boxes[:i], boxes[i + 1 :]]).numpy()
         mask = _soft_mask(left, top, side, result.height, result.width, others, feather)
         result.paste(redrawn, (left, top), mask)
+    if not redrawn_faces:
+        warnings.warn(
+            f"redraw_faces changed nothing: with its margin, every face is at least {size} px large already",
+            stacklevel=2,
+        )
     return result
+
+
+def _people_in(image: PIL.Image.Image, pipe: FaceSnapMixin) -> tuple[list[Person], list[Face]]:
+    """The people that an image shows, the largest first, each with the face that it was found by."""
+    conditioner = pipe.face_conditioner("redraw_faces")
+    picture = np.array(image.convert("RGB"))
+    faces = sorted(conditioner.analyzer.analyze(picture), key=lambda face: face.area, reverse=True)
+    people, kept = [], []
+    for face in faces:
+        box = _box_of(face, image.height, image.width)
+        if any(_overlap(box, person.face_box) for person in people):
+            continue  # a second box of the same face
+        people.append(Person(conditioner.identity_of(face), box))
+        kept.append(face)
+    if not people:
+        raise NoFaceFoundError("no face found in image; pass people= with the face_box of each")
+    return people, kept
+
+
+def _box_of(face: Face, height: int, width: int) -> tuple[float, ...]:
+    """The box around a face's landmarks as shares of the image, the part that lies inside."""
+    scale = np.array([width, height], dtype=np.float32)
+    low, high = face.landmarks[:, :2].min(0) / scale, face.landmarks[:, :2].max(0) / scale
+    return (*low.clip(0, 0.99).tolist(), *high.clip(0.01, 1).tolist())
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
 
 
 def _image_to_image(pipe: FaceSnapMixin) -> Any:

@@ -111,5 +111,9 @@ def _start_adapter(pipeline: Any, config: TrainingConfig) -> None:
             side = encoder.config.image_size
             processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     pipeline.init_facesnap_adapter(
-        adapter_config(config), mixer=adapter.mixer, image_encoder=encoder, image_processor=processor
+        adapter_config(config),
+        mixer=adapter.mixer,
+        ffrnet_rank=adapter.ffrnet_rank,
+        image_encoder=encoder,
+        image_processor=processor,
     )

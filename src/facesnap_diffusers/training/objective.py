@@ -14,9 +14,12 @@ from ..base_models import is_sdxl
 from ..conditioner import FaceConditioner
 from ..errors import InputError
 from ..models.attention import IdentityAttention
-from .losses import NoiseSchedule, at_least_single, face_weights, identity_distance
+from .losses import NoiseSchedule, at_least_single, contrastive_loss, face_weights, identity_distance
 from .recognizer import FaceRecognizer
 from .training_config import IdentityLossConfig, LossConfig
+
+
+_RECOGNIZER_BATCH = 64
 
 
 class Objective(nn.Module):
@@ -55,6 +58,7 @@ class Objective(nn.Module):
         self._frozen = (pipeline, recognizer)
         self.noise_schedule = NoiseSchedule(pipeline.scheduler)
         self.num_tokens = pipeline.mixer.num_tokens
+        self._negatives: tuple[torch.Tensor, torch.Tensor] | None = None
         self._extra = _import_function(loss.extra) if loss.extra else None
 
     @property
@@ -67,13 +71,37 @@ class Objective(nn.Module):
 
     @property
     def extras(self) -> set[str]:
-        """What its samples must hold besides: `recognition_crop`, `start_noise`, both or neither."""
+        """What its samples must hold besides, of the extras of [`TrainingSamples`]."""
         config, extras = self.identity_loss, set()
-        if config.weight > 0 and config.reference == "photo":
-            extras.add("recognition_crop")
-        if config.weight > 0 and config.mode == "few_step":
+        if config.weight == 0:
+            return extras
+        if config.reference != "embedding":
+            extras.add("recognition_crop" if config.reference == "photo" else "target_recognition_crop")
+        if config.contrastive > 0:
+            extras.add("person")
+        if config.mode == "few_step":
             extras.add("start_noise")
         return extras
+
+    @torch.no_grad()
+    def set_negatives(self, crops: torch.Tensor | None, embeds: torch.Tensor, people: torch.Tensor) -> None:
+        r"""
+        Stores the embeddings of other people for the contrastive part of the identity loss.
+
+        Args:
+            crops (`torch.Tensor` of shape `(count, 3, size, size)`, *optional*): What the recognizer takes, RGB in `[0, 1]`;
+                where the identity loss compares with stored embeddings, `None`.
+            embeds (`torch.Tensor` of shape `(count, dim)`): The stored embeddings; unused where there are crops.
+            people (`torch.Tensor` of shape `(count,)`): Numbers of the people, as in the samples' `person`.
+        """
+        recognizer = self.recognizer
+        assert recognizer is not None
+        device = next(self.parameters()).device
+        if crops is None:
+            found = recognizer.relative(embeds.to(device))
+        else:
+            found = torch.cat([recognizer.embed(some.to(device)) for some in crops.split(_RECOGNIZER_BATCH)])
+        self._negatives = found, people.to(device)
 
     @property
     def conditioner(self) -> FaceConditioner:
@@ -120,14 +148,17 @@ class Objective(nn.Module):
         sampled = None
         if self._identity_due(step):
             if self.identity_loss.mode == "prediction":
-                identity, share = self._identity_of_prediction(noisy, predicted, timesteps, batch)
+                identity, share, contrastive = self._identity_of_prediction(noisy, predicted, timesteps, batch)
                 weight = self.identity_loss.weight
             else:
                 sampled = self.sample(batch["start_noise"], conditions)
-                identity, share = self._identity_of_sample(sampled, batch)
+                identity, share, contrastive = self._identity_of_sample(sampled, batch)
                 weight = self.identity_loss.weight * self.identity_loss.every
             total = total + weight * identity
             losses["identity"], losses["identity_share"] = identity.detach(), share
+            if self.identity_loss.contrastive > 0:
+                total = total + weight * self.identity_loss.contrastive * contrastive
+                losses["contrastive"] = contrastive.detach()
         if self._extra is not None:
             tokens, text = conditions["identity_tokens"], conditions["text_embeds"]
             extra = self._extra(
@@ -248,35 +279,54 @@ class Objective(nn.Module):
 
     def _identity_of_prediction(
         self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor, batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_id on the clean images that the predictions amount to, of samples that are clean enough and show someone."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """L_id on the clean images implied by the predictions, of samples that are clean enough and show someone."""
         usable = (self.noise_schedule.snr(timesteps) >= self.identity_loss.min_snr) & ~batch["without_identity"]
-        share = usable.float().mean()
-        if not usable.any():
-            return predicted.sum() * 0.0, share
         clean = self.noise_schedule.clean(noisy[usable], predicted[usable], timesteps[usable])
-        return self._distance(clean, batch, usable).sum() / len(usable), share
+        return self._identity(clean, batch, usable, predicted)
 
-    def _identity_of_sample(self, sampled: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _identity_of_sample(
+        self, sampled: torch.Tensor, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """L_id on sampled latents, of samples that show someone at a known place."""
         usable = ~batch["without_identity"] & ~batch["without_landmarks"]
+        return self._identity(sampled[usable], batch, usable, sampled)
+
+    def _identity(
+        self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor, of: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sum over the usable samples divided by the number of all: L_id, and its contrastive part; between them their share."""
         share = usable.float().mean()
         if not usable.any():
-            return sampled.sum() * 0.0, share
-        return self._distance(sampled[usable], batch, usable).sum() / len(usable), share
+            nothing = of.sum() * 0.0  # all processes must reach all parameters
+            return nothing, share, nothing
+        embeds, reference = self._embeds(clean, batch, usable)
+        identity = identity_distance(embeds, reference).sum() / len(usable)
+        if self._negatives is None:
+            return identity, share, torch.zeros_like(identity)
+        negatives, people = self._negatives
+        others = people != batch["person"][usable][:, None]  # (usable, count)
+        contrastive = contrastive_loss(
+            embeds, reference, negatives.to(embeds.dtype), others, self.identity_loss.temperature
+        )
+        return identity, share, contrastive.sum() / len(usable)
 
-    def _distance(self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor) -> torch.Tensor:
-        recognizer = self.recognizer
+    def _embeds(
+        self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of clean latents, and those that they should have, `(usable, dim)` each."""
+        recognizer, compared = self.recognizer, self.identity_loss.reference
         assert recognizer is not None
         images = self.decode_latents(clean)
         with torch.autocast(images.device.type, enabled=False):
             embeds = recognizer(images, batch["detected"][usable])
-            if self.identity_loss.reference == "embedding":
-                reference = recognizer.relative(batch["face_embeds"][usable].to(embeds.dtype))
-            else:
-                with torch.no_grad():
-                    reference = recognizer.embed(batch["recognition_crop"][usable])
-            return identity_distance(embeds, reference.to(embeds.dtype))
+            with torch.no_grad():
+                if compared == "embedding":
+                    reference = recognizer.relative(batch["face_embeds"][usable].to(embeds.dtype))
+                else:
+                    crops = batch["recognition_crop" if compared == "photo" else "target_recognition_crop"]
+                    reference = recognizer.embed(crops[usable])
+        return embeds, reference.to(embeds.dtype)
 
     @torch.no_grad()
     def _encode_text(self, captions: list[str], without: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
