@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := src tests examples benchmarks
 
-.PHONY: demo test test-lowest style quality clean
+.PHONY: demo app docs release-check test test-lowest style quality clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +17,29 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 demo: $(VENV)/installed
 	$(BIN)/facesnap demo
+
+app: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[app]"
+	$(BIN)/facesnap app --open
+
+# Strict: a dead link or a public name without documentation fails. The site is in outputs/site.
+docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/mkdocs build --strict --site-dir outputs/site
+	$(BIN)/python -m pytest tests/docs -m "not slow"
+
+# The files of a release, built, installed into a clean environment, and passed through the tests of the source archive.
+release-check: $(VENV)/installed
+	rm -rf dist outputs/release
+	$(BIN)/pip install --quiet build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv outputs/release/venv
+	outputs/release/venv/bin/pip install --quiet "$(TORCH)"
+	outputs/release/venv/bin/pip install --quiet "$$(ls dist/*.whl)[test]"
+	cd outputs/release && venv/bin/facesnap demo --people 1
+	tar -xzf dist/*.tar.gz -C outputs/release --strip-components 1 --exclude src
+	cd outputs/release && venv/bin/python -m pytest
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest

@@ -5,6 +5,7 @@ import io
 import os
 import re
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -123,8 +124,7 @@ def test_upload_slider_preview_picture(open_page, portraits, width):
     wait_for_another(page, PREVIEW, lambda: set_slider(page, "#yaw-1", 30))
     assert make_picture(page).shape == (128, 128, 3)
     assert shows_no_sideways_scrolling(page)
-    code = page.locator("#gallery button").count()
-    assert code == 1
+    assert page.locator("#gallery button").count() == 1
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -132,8 +132,6 @@ def test_the_face_box_is_dragged_and_moved_by_keys(open_page, width):
     page = open_page(width)
     page.click(SAMPLE.format(0))
     page.wait_for_selector(PREVIEW)
-    box = page.locator(".fs-box").bounding_box()
-    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
     def drag():
         page.locator(".fs-box").scroll_into_view_if_needed()
@@ -147,7 +145,6 @@ def test_the_face_box_is_dragged_and_moved_by_keys(open_page, width):
     page.locator(".fs-box").focus()
     wait_for_another(page, PREVIEW, lambda: page.keyboard.press("ArrowRight"))
     wait_for_another(page, PREVIEW, lambda: page.keyboard.press("+"))
-    assert middle != (0, 0)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -155,16 +152,15 @@ def test_two_people(open_page, width):
     page = open_page(width)
     page.click(SAMPLE.format(0))
     page.wait_for_selector(PREVIEW)
-    one = pixels(page, PREVIEW)
     page.locator("#second input").check()
     page.click("#photos-2 .fs-samples button >> nth=3")
     page.wait_for_function("document.querySelectorAll('.fs-box').length === 2")
     page.wait_for_function(
         "document.querySelector('#preview img').naturalWidth > document.querySelector('#preview img').naturalHeight"
     )
-    two = pixels(page, PREVIEW)
-    halves = two[:, : two.shape[1] // 2], two[:, two.shape[1] // 2 :]
-    assert one.any() and all(half.any() for half in halves)
+    deadline = time.monotonic() + WAIT / 1000
+    while not all(half.any() for half in np.array_split(pixels(page, PREVIEW), 2, axis=1)):
+        assert time.monotonic() < deadline, "the preview does not show both faces"
     assert make_picture(page).shape == (128, 256, 3)
     assert shows_no_sideways_scrolling(page)
 
@@ -270,14 +266,17 @@ def test_every_control_has_a_name_and_is_reached_by_the_keyboard(open_page, widt
         }).map((node) => node.outerHTML.slice(0, 200))"""
     )
     assert nameless == []
+    expected = ["photos-1", "boxes", "yaw-1", "second", "prompt", "generate"]
     reached = []
     page.keyboard.press("Tab")
     for _ in range(60):
-        reached.append(page.evaluate("document.activeElement.closest('[id]')?.id || ''"))
+        inside = page.evaluate(
+            "names => names.find((name) => document.getElementById(name).contains(document.activeElement))", expected
+        )
+        if inside not in (None, *reached):
+            reached.append(inside)
         page.keyboard.press("Tab")
-    order = [name for name in ("photos-1", "boxes", "yaw-1", "second", "prompt", "generate") if name in reached]
-    assert order == ["photos-1", "boxes", "yaw-1", "second", "prompt", "generate"]
-    assert [reached.index(name) for name in order] == sorted(reached.index(name) for name in order)
+    assert reached == expected
 
 
 def test_nothing_is_written_and_files_are_refused(open_page, portraits, address, temporary_folder, capfd):

@@ -43,11 +43,6 @@ def picture_code(
         loader = "from_single_file" if base.endswith((".safetensors", ".ckpt")) else "from_pretrained"
         lines.append(f'pipe = {classname}.{loader}("{base}")')
         lines.append(f"pipe.load_facesnap_adapter({_quoted(adapter) if adapter else ''})")
-    if (settings.identity_scale, settings.landmark_scale) != (1.0, 1.0):
-        lines.append(
-            f"pipe.set_facesnap_scale(identity_scale={settings.identity_scale:g},"
-            f" landmark_scale={settings.landmark_scale:g})"
-        )
     lines += _identities(sent, names)
     if settings.mode != "text":
         lines.append(f'start = Image.open("start.png").convert("RGB").resize(({settings.width}, {settings.height}))')
@@ -94,6 +89,9 @@ def _arguments(settings: PictureSettings, names: set[str]) -> list[str]:
         arguments += ["image=start", f"strength={settings.strength:g}"]
     if settings.mode == "inpaint":
         arguments.append("mask_image=mask")
+    for name in ("identity_scale", "landmark_scale"):
+        if getattr(settings, name) != 1.0:
+            arguments.append(f"{name}={getattr(settings, name):g}")
     if settings.schedule != "exact":
         arguments.append(f'facesnap_schedule="{settings.schedule}"')
     return [

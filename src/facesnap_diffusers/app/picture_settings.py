@@ -19,7 +19,7 @@ Prompt = Annotated[str, Field(max_length=MAX_PROMPT)]
 
 #: Where the faces of one person and of two go, as shares of the image: left, top, right, bottom.
 ONE_FACE = (0.28, 0.22, 0.72, 0.72)
-TWO_FACES = ((0.08, 0.28, 0.42, 0.68), (0.58, 0.28, 0.92, 0.68))
+TWO_FACES = ((0.1, 0.3, 0.4, 0.85), (0.6, 0.3, 0.9, 0.85))
 
 
 @strict_dataclass(frozen=True)

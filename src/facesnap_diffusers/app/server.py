@@ -15,6 +15,7 @@ from ..faces.pose import HeadPose
 from ..nano.demo import STEPS
 from ..nano.model import load_nano_pipeline, nano_people
 from ..nano.portrait_box import portrait_box
+from ..pipelines.auto import AutoFaceSnapPipeline
 from .photos import APP_POLICY
 from .picture_settings import ONE_FACE
 from .studio import Defaults, Studio
@@ -50,11 +51,9 @@ def checkpoint_studio(
     Raises:
         AdapterError: The adapter cannot be loaded, or is for another family.
     """
-    from .. import AutoFaceSnapPipeline
-
     single_file = base.endswith((".safetensors", ".ckpt"))
     load = AutoFaceSnapPipeline.from_single_file if single_file else AutoFaceSnapPipeline.from_pretrained
-    pipe = load(base, dtype=dtype)
+    pipe: Any = load(base, dtype=dtype)
     pipe.load_facesnap_adapter(adapter)
     pipe.to(device)
     if pipe.facesnap_config is None:

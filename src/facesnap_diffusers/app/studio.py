@@ -18,6 +18,7 @@ from ..faces.drawing import draw_landmarks
 from ..faces.face import Face
 from ..identity import FaceIdentity
 from ..nano.model import NanoPerson
+from ..pipelines.auto import AutoFaceSnapPipeline
 from ..pipelines.people import Person
 from ..steering import ImageSteering, as_boxes, steer
 from .photos import SentPhotos, cover, names_of, read_picture
@@ -27,6 +28,9 @@ from .picture_settings import PersonSettings, PictureSettings
 if TYPE_CHECKING:
     from ..pipelines.mixin import FaceSnapMixin
 
+
+#: What [`AutoFaceSnapPipeline`] calls the modes of the settings.
+TASKS = {"text": "text-to-image", "image": "image-to-image", "inpaint": "inpainting"}
 
 PREVIEW_SIDE = 384  # pixels of the drawn landmarks
 PREVIEW_LATENTS = 32  # latents a side of the picture shown between steps
@@ -169,11 +173,12 @@ class Studio:
             "generator": torch.Generator().manual_seed(settings.seed),
             "height": settings.height,
             "width": settings.width,
+            "identity_scale": settings.identity_scale,
+            "landmark_scale": settings.landmark_scale,
+            "facesnap_schedule": settings.schedule,
         }
         if settings.negative_prompt:
             call["negative_prompt"] = settings.negative_prompt
-        if settings.schedule != "exact":
-            call["facesnap_schedule"] = settings.schedule
         call |= self._start(settings, start, mask)
         call |= _faces(settings, identities, pose_face)
         if on_step is not None:
@@ -181,23 +186,8 @@ class Studio:
         return pipe(settings.prompt, **call).images[0]
 
     def _pipeline(self, settings: PictureSettings) -> Any:
-        """A pipeline of this picture's own, on the shared components: its scales are nobody else's."""
-        from .. import (
-            FaceSnapImg2ImgPipeline,
-            FaceSnapInpaintPipeline,
-            FaceSnapPipeline,
-            FaceSnapXLImg2ImgPipeline,
-            FaceSnapXLInpaintPipeline,
-            FaceSnapXLPipeline,
-        )
-
-        classes: dict[str, tuple[Any, Any]] = {
-            "text": (FaceSnapPipeline, FaceSnapXLPipeline),
-            "image": (FaceSnapImg2ImgPipeline, FaceSnapXLImg2ImgPipeline),
-            "inpaint": (FaceSnapInpaintPipeline, FaceSnapXLInpaintPipeline),
-        }
-        pipe = classes[settings.mode][self.is_xl].from_pipe(self.pipe)
-        pipe.set_facesnap_scale(identity_scale=settings.identity_scale, landmark_scale=settings.landmark_scale)
+        """The pipeline for the task of a picture, on the shared components."""
+        pipe: Any = AutoFaceSnapPipeline.from_pipe(self.pipe, task=TASKS[settings.mode])
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

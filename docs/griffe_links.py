@@ -1,0 +1,25 @@
+"""Turns [`Name`] in docstrings into links to the reference, or into plain code where the name is not public."""
+
+import re
+from typing import Any
+
+import griffe
+
+import facesnap_diffusers
+
+
+REFERENCE = re.compile(r"\[`~?([\w.]+?)(\(\))?`\](?![\[(])")
+
+
+class Links(griffe.Extension):
+    """Links of this package's docstrings."""
+
+    def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = REFERENCE.sub(_link, obj.docstring.value)
+
+
+def _link(found: re.Match[str]) -> str:
+    name = found[1].rpartition(".")[2]
+    public = name in facesnap_diffusers.__all__
+    return f"[`{name}`][facesnap_diffusers.{name}]" if public else f"`{name}{found[2] or ''}`"
