@@ -20,15 +20,16 @@ PHOTOS = {"me.jpg": 0, "me-too.jpg": 0, "you.jpg": 1, "other.jpg": 2}
 class KnownFaces:
     """A face analyzer that knows where the face is in the photos of the working folder."""
 
-    def __init__(self, encoder, embedding_dim):
-        self.encoder, self.embedding_dim = encoder, embedding_dim
+    def __init__(self, encoder, embedding_dim, length):
+        self.encoder, self.embedding_dim, self.length = encoder, embedding_dim, length
         self.landmarks = nano_people()[0].identity.landmarks[:68].numpy() * (SIDE / 128)
 
     def analyze(self, image):
         points = self.landmarks * (image.shape[0] / SIDE)
         embedding = np.resize(image.mean((0, 2)) - image.mean(), self.embedding_dim).astype(np.float32)
         box = np.array([*points[:, :2].min(0), *points[:, :2].max(0)], np.float32)
-        return [Face(image, box, points.astype(np.float32), embedding / np.linalg.norm(embedding), 1.0, self.encoder)]
+        embedding *= self.length / np.linalg.norm(embedding)
+        return [Face(image, box, points.astype(np.float32), embedding, 1.0, self.encoder)]
 
 
 @pytest.fixture(scope="session")
@@ -62,9 +63,9 @@ def working_folder(checkpoints, tmp_path, monkeypatch):
         people[number].picture.resize((SIDE, SIDE), PIL.Image.Resampling.LANCZOS).save(tmp_path / name)
     for encoder in analyzers.MODEL_PACKS:
         for normalize in (True, False):
-            monkeypatch.setitem(analyzers._shared, (encoder, normalize), KnownFaces(encoder, 512))
+            monkeypatch.setitem(analyzers._shared, (encoder, normalize), KnownFaces(encoder, 512, 1 if normalize else 21))
     for normalize in (True, False):
-        monkeypatch.setitem(analyzers._shared, (tiny.FACE_ENCODER, normalize), KnownFaces(tiny.FACE_ENCODER, 128))
+        monkeypatch.setitem(analyzers._shared, (tiny.FACE_ENCODER, normalize), KnownFaces(tiny.FACE_ENCODER, 128, 1.4))
     monkeypatch.setattr(photo, "_policy", photo.photo_policy())  # put back where a page sets its own
     monkeypatch.chdir(tmp_path)
     return tmp_path
