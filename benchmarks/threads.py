@@ -18,7 +18,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import concurrent_calls  # noqa: E402
+import concurrent_calls
 
 
 INTERVALS = (5e-3, 1e-5)

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import foreign
 import PIL.Image
+import third_party
 import tiny
 import torch
 from peft import LoraConfig
@@ -129,7 +129,7 @@ def pipelines_on_one_unet(count: int):
 
 def further_controlnet(count: int):
     base = tiny.sd_pipeline()
-    controlnet = foreign.instantid_controlnet(base.unet)
+    controlnet = third_party.instantid_controlnet(base.unet)
     pipe = tiny.facesnap(tiny.FaceSnapPipeline.from_pipe(base, controlnet=controlnet))
     tiny.add_adapter(pipe)
     return [pipe], random_calls(count, faces=(0, 1, 2), image=torch.rand(1, 3, 48, 48, generator=tiny.seeded()))
@@ -138,9 +138,9 @@ def further_controlnet(count: int):
 def face_id_plus(count: int):
     base = tiny.sd_pipeline()
     pipe = tiny.facesnap(base)
-    weights = foreign.faceid_plus(base.unet)
+    weights = third_party.faceid_plus(base.unet)
     pipe.load_facesnap_adapter(weights, image_encoder=tiny.image_encoder(), faceid_plus_v2=True)
-    calls = random_calls(count, make_person=lambda seed: foreign.faceid_person(True, seed=seed))
+    calls = random_calls(count, make_person=lambda seed: third_party.faceid_person(True, seed=seed))
     return [pipe], calls
 
 
@@ -162,10 +162,10 @@ def lora(count: int):
 def stock_ip_adapter(count: int):
     pipe = tiny.facesnap(tiny.sd_pipeline())
     tiny.add_adapter(pipe)
-    make = foreign._maker(pipe.unet, 0)
+    make = third_party._maker(pipe.unet, 0)
     width = pipe.unet.config.cross_attention_dim
-    image_proj = {**foreign._linear(make, "proj", 16, 4 * width), **foreign._norm(make, "norm", width)}
-    weights = {"image_proj": image_proj, "ip_adapter": foreign.attention(make, pipe.unet, 0)}
+    image_proj = {**third_party._linear(make, "proj", 16, 4 * width), **third_party._norm(make, "norm", width)}
+    weights = {"image_proj": image_proj, "ip_adapter": third_party.attention(make, pipe.unet, 0)}
     pipe.register_modules(image_encoder=tiny.image_encoder())
     pipe.load_ip_adapter(weights, subfolder="", weight_name="", image_encoder_folder=None)
     calls = random_calls(count)

@@ -1,6 +1,7 @@
 """What a caller can get wrong: each gives one line that names the argument, and changes nothing."""
 
 import dataclasses
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -16,6 +17,7 @@ from facesnap_diffusers import (
     FaceSnapError,
     FaceSnapImg2ImgPipeline,
     FaceSnapPipeline,
+    FaceSnapXLPipeline,
     HeadPose,
     InputError,
     NoFaceFoundError,
@@ -34,7 +36,7 @@ class Blind:
         return []
 
 
-class Recogniser:
+class OtherRecognizer:
     """An analyzer of another encoder."""
 
     encoder = "somebody/else"
@@ -275,7 +277,7 @@ def test_save(pipe, tmp_path, hub):
         ({"push_to_hub": True, "repo_id": "no such/name"}, AdapterError, "check repo_id"),
     ]:
         arguments = {"save_directory": tmp_path / "adapter", **arguments}
-        check(error, message, pipe, lambda: pipe.save_facesnap_adapter(**arguments))
+        check(error, message, pipe, partial(pipe.save_facesnap_adapter, **arguments))
 
 
 def test_no_face_analyzer(pipe):
@@ -284,8 +286,8 @@ def test_no_face_analyzer(pipe):
     pipe.face_analyzer = own
 
 
-def test_another_recogniser(pipe):
-    pipe.face_analyzer, own = Recogniser(), pipe.face_analyzer
+def test_another_recognizer(pipe):
+    pipe.face_analyzer, own = OtherRecognizer(), pipe.face_analyzer
     try:
         for call in (
             lambda: pipe("a cat", face_image=NOISE),
@@ -420,8 +422,6 @@ def test_identity_files(tmp_path):
 
 def test_from_pipe_of_another_family():
     with pytest.raises(InputError, match=r"missing \['text_encoder_2', 'tokenizer_2'\]"):
-        from facesnap_diffusers import FaceSnapXLPipeline
-
         FaceSnapXLPipeline.from_pipe(tiny.sd_pipeline())
     with pytest.raises(InputError, match=r"unknown \['lora'\]"):
         FaceSnapImg2ImgPipeline.from_pipe(tiny.sd_pipeline(), lora=1)

@@ -1,9 +1,9 @@
-"""Every private name of diffusers and transformers that this package uses, each with its reason."""
+"""Every private name of diffusers, transformers and torch that this package uses, each with its reason."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from diffusers.utils.deprecation_utils import _resolve_dtype
+from diffusers.utils.torch_utils import is_compiled_module
 from tokenizers import Tokenizer
 
 from .errors import InputError
@@ -32,6 +33,11 @@ def without_offloading(pipeline: DiffusionPipeline) -> Iterator[bool]:
         pipeline.enable_sequential_cpu_offload(device=pipeline._offload_device)
 
 
+def execution_device(pipeline: DiffusionPipeline) -> torch.device:
+    """Where a pipeline computes; with offloading that is not `pipeline.device`, the only public name."""
+    return pipeline._execution_device
+
+
 def is_model_offloaded(pipeline: DiffusionPipeline) -> bool:
     """Whether `enable_model_cpu_offload` is on, which diffusers only shows by the hooks that it keeps."""
     return bool(getattr(pipeline, "_all_hooks", None))
@@ -40,6 +46,38 @@ def is_model_offloaded(pipeline: DiffusionPipeline) -> bool:
 def convert_image_projection(tensors: dict[str, torch.Tensor]) -> torch.nn.Module:
     """An IP-Adapter's projection from a checkpoint's tensors, which diffusers recognizes and renames in private only."""
     return UNet2DConditionLoadersMixin()._convert_ip_adapter_image_proj_to_diffusers(tensors, low_cpu_mem_usage=False)
+
+
+def saved_class_name(config: Mapping[str, Any]) -> str | None:
+    """The class that `save_pretrained` wrote into a `config.json`, which `from_pretrained` of a class does not heed."""
+    return config.get("_class_name")
+
+
+def supports_gradient_checkpointing(module: torch.nn.Module) -> bool:
+    """Whether `enable_gradient_checkpointing` works; without it diffusers raises, and has no public question."""
+    return getattr(module, "_supports_gradient_checkpointing", False)
+
+
+def uncompiled(module: torch.nn.Module) -> Any:
+    """What `torch.compile` was given, whose submodules go by their own names; torch has no public name for it."""
+    return module._orig_mod if is_compiled_module(module) else module
+
+
+def onload_model(model: torch.nn.Module | None, device: torch.device) -> None:
+    """What model offloading does before `model` runs, a moment earlier; accelerate does it in the hook alone."""
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None and model is not None:
+        from accelerate.hooks import CpuOffload  # which has put the hook there
+
+        if isinstance(hook, CpuOffload) and model.device != device:
+            hook.pre_forward(model)
+
+
+def offloading_group(module: torch.nn.Module) -> Any:
+    """The layers that diffusers' group offloading moves together with `module`; `None` without it."""
+    registry = getattr(module, "_diffusers_hook", None)
+    hook = None if registry is None else registry.get_hook("group_offloading")
+    return None if hook is None else hook.group
 
 
 def register_in_diffusers(cls: type) -> type:

@@ -98,7 +98,10 @@ class FaceConditioner:
         embeds = None if embedding is None else self._as_embedding(embedding)
         names = ["face_image"] if len(photos) == 1 else [f"face_image[{i}]" for i in range(len(photos))]
         return FaceIdentity.fuse(
-            [self._encode_photo(photo, name, face_index, embeds, points) for photo, name in zip(photos, names)]
+            [
+                self._encode_photo(photo, name, face_index, embeds, points)
+                for photo, name in zip(photos, names, strict=True)
+            ]
         )
 
     def identities(
@@ -213,11 +216,11 @@ class FaceConditioner:
         """The landmarks `(batch, 72, 2)` of identities and steering, each for one image or a batch, in pixels."""
         photos = as_list(steering.pose_image, "pose_image")
         names = ["pose_image"] if len(photos) == 1 else [f"pose_image[{i}]" for i in range(len(photos))]
-        values = {
+        values: dict[str, list[Any]] = {
             "identity": list(identities),
             "pose_image": [
                 photo if isinstance(photo, Face) else find_face(photo, self.analyzer, steering.face_index, name)
-                for photo, name in zip(photos, names)
+                for photo, name in zip(photos, names, strict=True)
             ],
             "pose": as_list(steering.pose, "pose", HeadPose),
             "expression": as_expressions(steering.expression),

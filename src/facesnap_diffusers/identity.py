@@ -28,7 +28,7 @@ class FaceIdentity:
         face_embeds (`torch.Tensor` of shape `(face_embed_dim,)`): The recognizer's embedding; the mean over the photos.
         face_encoder_id (`str`): The recognizer that made it, e.g. `"insightface/w600k_r50"`.
         landmarks (`torch.Tensor` of shape `(68 | 72, 2 | 3)`, *optional*): The face in the first photo, in pixels of
-            it: x to the right, y down, z towards the camera.
+            it: x to the right, y down, z toward the camera.
         shape (`torch.Tensor` of shape `(n,)`, *optional*): Shape coefficients of the landmark predictor; the mean over
             the photos.
         photo_size (`tuple[int, int]`, *optional*): Height and width of the first photo, in pixels.
@@ -151,7 +151,7 @@ class FaceIdentity:
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not iterable by itself)
         except SafetensorError as error:
             raise InputError(
                 f"path {path} is not a readable safetensors file ({error}); save the identity again"

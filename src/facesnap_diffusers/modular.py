@@ -200,7 +200,7 @@ class FaceSnapXLBlocks(SequentialPipelineBlocks):
     """The stock SDXL blocks (text-to-image, image-to-image, inpainting) with FaceSnap's two among them."""
 
     model_name = "stable-diffusion-xl"
-    _stock = dict(zip(StableDiffusionXLAutoBlocks.block_names, StableDiffusionXLAutoBlocks.block_classes))
+    _stock = dict(zip(StableDiffusionXLAutoBlocks.block_names, StableDiffusionXLAutoBlocks.block_classes, strict=True))
     block_classes = [
         _stock["text_encoder"],
         FaceSnapXLIdentityStep,

@@ -28,6 +28,9 @@ from facesnap_diffusers.data.sources import Item, open_source
 from facesnap_diffusers.errors import InputError
 
 
+pytestmark = pytest.mark.slow
+
+
 TESTS = str(Path(__file__).parents[1])
 
 

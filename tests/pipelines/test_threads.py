@@ -4,6 +4,9 @@ import concurrent_calls
 import pytest
 
 
+pytestmark = pytest.mark.slow
+
+
 THREADS = 8
 
 #: how many calls of each kind; `benchmarks/threads.py` makes more of them

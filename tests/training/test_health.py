@@ -21,6 +21,9 @@ from facesnap_diffusers.training.health import check_sharding
 from facesnap_diffusers.training.trainer import Trainer
 
 
+pytestmark = pytest.mark.slow
+
+
 def log(folder):
     return (folder / "log.txt").read_text()
 
@@ -167,9 +170,8 @@ def test_a_learning_rate_changed_at_resume_is_used(base, faces, tmp_path):
 
 def test_two_runs_on_one_folder_are_refused(base, faces, tmp_path):
     config = tiny_training.config(base, faces, tmp_path, steps=1)
-    with FolderLock(tmp_path):
-        with pytest.raises(InputError, match=rf"is written to by process {os.getpid()} on"):
-            train(config)
+    with FolderLock(tmp_path), pytest.raises(InputError, match=rf"is written to by process {os.getpid()} on"):
+        train(config)
     assert not (tmp_path / "log.txt").exists()
     (tmp_path / ".lock").write_text("process 1 on a machine that is gone\n")  # nobody holds it
     train(config)

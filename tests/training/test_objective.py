@@ -165,7 +165,7 @@ class TestObjective:
             objective = self.objective(mode="few_step", steps=3, gradient_steps=gradient_steps)
             counted = []
             predict = objective.predict
-            objective.predict = lambda *inputs, predict=predict: (
+            objective.predict = lambda *inputs, predict=predict, counted=counted: (
                 counted.append(torch.is_grad_enabled()) or predict(*inputs)
             )
             objective.sample(batch["start_noise"], objective.encode_conditions(batch))

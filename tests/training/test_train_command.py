@@ -1,5 +1,6 @@
 """`facesnap train`, from a file to the Hub."""
 
+import pytest
 import tiny_training
 import yaml
 from safetensors.torch import load_file
@@ -10,6 +11,9 @@ from facesnap_diffusers import FaceSnapPipeline
 from facesnap_diffusers.cli import app
 from facesnap_diffusers.settings import parse_settings
 from facesnap_diffusers.training.training_config import TrainingConfig
+
+
+pytestmark = pytest.mark.slow
 
 
 def test_command_publishes_the_adapter(base, faces, hub, tmp_path, monkeypatch):

@@ -13,6 +13,9 @@ from facesnap_diffusers import FaceSnapPipeline
 from facesnap_diffusers.training.trainer import Trainer
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_only_the_trained_parts_change(base, faces, tmp_path):
     trainer = Trainer(tiny_training.config(base, faces, tmp_path, batch_size=4))
     frozen = {

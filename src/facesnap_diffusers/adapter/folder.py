@@ -13,6 +13,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.modeling_utils import ModelMixin
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
+from .._upstream import saved_class_name
 from ..base_models import family_of
 from ..errors import AdapterError, InputError, check_path, check_text, one_line
 from ..interop.loading import bind_image_encoder, is_third_party, load_third_party
@@ -166,7 +167,7 @@ def load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) 
     if not (folder / "config.json").is_file():
         raise AdapterError(f"{folder} has no config.json although the adapter lists {part}; download or save it again")
     try:
-        class_name = json.loads((folder / "config.json").read_text()).get("_class_name")
+        class_name = saved_class_name(json.loads((folder / "config.json").read_text()))
         part_class = next((cls for cls in PART_CLASSES[part] if cls.__name__ == class_name), PART_CLASSES[part][0])
         module, info = part_class.from_pretrained(
             folder,

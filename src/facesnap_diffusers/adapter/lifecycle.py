@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .._upstream import resolve_dtype, without_offloading
+from .._upstream import execution_device, resolve_dtype, without_offloading
 from ..base_models import family_of
 from ..conditioner import FaceConditioner
 from ..errors import AdapterError, InputError, check_path, check_text, one_line
@@ -72,7 +73,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         Args:
             pretrained_model_name_or_path (`str`, `Path` or `dict`, *optional*): Hub repo, folder, or a file or state
                 dict of an IP-Adapter FaceID or InstantID. Without it, the default adapter of the base model's family.
-            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognised by its
+            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognized by its
                 content: IP-Adapter FaceID, FaceID-Plus (both versions), FaceID-Portrait or InstantID, as
                 `.safetensors` or `.bin` (read with `weights_only`). InstantID's ControlNet is looked for beside it, in
                 `ControlNetModel`, and its repo needs no `weight_name`.
@@ -284,7 +285,7 @@ class FaceSnapAdapterMixin(_Pipeline):
                 if isinstance(module, torch.nn.Module):
                     module.eval().requires_grad_(False)
                     if not offloaded:
-                        module.to(self._execution_device)
+                        module.to(execution_device(self))
             self.register_modules(**{name: modules.get(name) for name in ADAPTER_COMPONENTS})
             self.register_to_config(facesnap_config=vars(config) if config is not None else None)
             if config is not None:
@@ -328,11 +329,11 @@ def conditioner_of(pipeline: Any, purpose: str, face_analyzer: FaceAnalyzer | No
         image_encoder=pipeline.face_image_encoder,
         image_processor=pipeline.face_image_processor,
         face_analyzer=face_analyzer,
-        device=pipeline._execution_device,
+        device=execution_device(pipeline),
     )
 
 
-def _check_can_be_copied(unet: torch.nn.Module) -> None:
+def _check_can_be_copied(unet: UNet2DConditionModel) -> None:
     """Raises [`AdapterError`] unless a UNet has plain weights, from which FFRNet and identity attention can start."""
     if unet.device.type == "meta":
         raise AdapterError("unet has no weights to copy while it is offloaded: make the adapter before offloading")

@@ -52,7 +52,7 @@ pipe.load_facesnap_adapter("{repo_id}")
 
 For pictures of people who agreed to it: yourself, models, characters that you own. Do not use it to deceive, to harass,
 or to make sexual content of real people. A likeness is never exact, and training data makes it better for some people
-than for others. Respect the licence of the face recognizer: the model packs of insightface are for non-commercial
+than for others. Respect the license of the face recognizer: the model packs of insightface are for non-commercial
 research only.
 """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 
 import numpy as np
@@ -19,7 +20,7 @@ class DuplicateFinder:
     def __init__(self, bits: int):
         self.bits = bits
         edges = [round(64 * piece / (bits + 1)) for piece in range(bits + 2)] if bits >= 0 else []
-        self._pieces = [(low, (1 << (high - low)) - 1) for low, high in zip(edges, edges[1:])]
+        self._pieces = [(low, (1 << (high - low)) - 1) for low, high in itertools.pairwise(edges)]
         self._hashes, self._numbers = array("Q"), array("Q")
         self._seen: list[dict[int, array[int]]] = [{} for _ in self._pieces]
 
@@ -36,7 +37,7 @@ class DuplicateFinder:
             self._numbers.append(number)
 
     def _buckets(self, phash: int) -> list[tuple[dict[int, array[int]], int]]:
-        return [(seen, phash >> shift & mask) for seen, (shift, mask) in zip(self._seen, self._pieces)]
+        return [(seen, phash >> shift & mask) for seen, (shift, mask) in zip(self._seen, self._pieces, strict=True)]
 
     def _near(self, places: array[int] | None, phash: int) -> list[int]:
         if places is None:

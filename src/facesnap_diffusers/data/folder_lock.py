@@ -37,7 +37,7 @@ class FolderLock:
         self._file: IO[str] | None = None
 
     def acquire(self) -> None:
-        file = open(self.folder / LOCK_FILE, "a+")
+        file = open(self.folder / LOCK_FILE, "a+")  # noqa: SIM115  (closed by `release`)
         if fcntl is not None:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

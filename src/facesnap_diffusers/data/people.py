@@ -62,7 +62,7 @@ def divide_people(folder: str | Path, same_person: float | None = None, validati
         if record.kept:
             keys.append(record.key or "")
             labels.append(record.identity)
-    members = [Membership(key, person) for key, person in zip(keys, labels)]
+    members = [Membership(key, person) for key, person in zip(keys, labels, strict=True)]
     with tempfile.TemporaryDirectory(dir=folder, prefix=".embeddings-") as temporary:
         embeddings = None
         if limit and members:
@@ -98,7 +98,7 @@ def _read_embeddings(folder: Path) -> Iterator[np.ndarray]:
                 if file is not None:
                     file.close()
                 shard = record.shard or ""
-                file = open(folder / shard, "rb")
+                file = open(folder / shard, "rb")  # noqa: SIM115  (closed below)
             yield safetensors.numpy.load(_member(file, record, ".safetensors"))["embedding"]
     finally:
         if file is not None:
@@ -139,7 +139,7 @@ def _doubt_labels(members: list[Membership], embeddings: np.ndarray, limit: floa
         if len(photos) < 2:
             continue
         medoid = embeddings[_medoid(embeddings, photos)][None]
-        for photo, distance in zip(photos, _distances(np.asarray(embeddings[photos]), medoid)[:, 0]):
+        for photo, distance in zip(photos, _distances(np.asarray(embeddings[photos]), medoid)[:, 0], strict=True):
             if distance > limit:
                 members[photo].left_out = ANOTHER_PERSON
 
@@ -173,7 +173,7 @@ def _cluster_unlabeled(members: list[Membership], embeddings: np.ndarray, limit:
             continue
         medoid = embeddings[_medoid(embeddings, cluster)][None]
         near = _distances(np.asarray(embeddings[cluster]), medoid)[:, 0] <= limit
-        for photo, belongs in zip(cluster, near):
+        for photo, belongs in zip(cluster, near, strict=True):
             members[photo].person = f"unlabeled-{number:06d}" if belongs else None
         number += 1
 

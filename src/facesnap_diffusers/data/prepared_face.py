@@ -138,7 +138,7 @@ def make_face(
     Args:
         image (`np.ndarray`): `(height, width, 3)`, `uint8`, RGB.
         landmarks (`np.ndarray`): `(68 or 72, 2 or 3)`, in pixels of `image`, the center of the top left one at (0, 0); depth, if
-            there is one, in pixels towards the camera. The eyelid points that 68 landmarks lack are the morphable model's.
+            there is one, in pixels toward the camera. The eyelid points that 68 landmarks lack are the morphable model's.
         embedding (`np.ndarray`): `(dim,)`, of the face encoder.
         predictor ([`LandmarkPredictor`]): Gives the coefficients; see [`load_landmark_predictor`].
         settings ([`ShardSettings`]): Of the shards that it is for: which crops it has, and how long its embedding is.

@@ -141,7 +141,7 @@ class ShardWriter:
                     shard, _, end = record.place()
                     ends[shard] = end
         self.number = max(0, len(ends) - 1)
-        self._manifest = open(path, "ab")
+        self._manifest = open(path, "ab")  # noqa: SIM115  (closed by `close`)
         self._manifest.truncate(complete)
         self._manifest.seek(complete)
         self._open_shard(ends.get(self._name(), 0))
@@ -214,7 +214,7 @@ class ShardWriter:
 
     def _open_shard(self, end: int) -> None:
         path = self.folder / self._name()
-        self._shard = open(path, "r+b" if path.exists() else "w+b")
+        self._shard = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         self._shard.truncate(end)
         self._shard.seek(end)
 

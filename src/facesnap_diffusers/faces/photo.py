@@ -8,7 +8,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union, cast
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -122,7 +122,7 @@ def load_photo(photo: Photo, name: str = "face_image") -> np.ndarray:
     elif isinstance(photo, np.ndarray):
         image = _from_array(photo, policy, name)
     elif type(photo).__module__.partition(".")[0] == "torch" and hasattr(photo, "detach"):
-        image = _from_array(_channels_last(photo, policy, name), policy, name)
+        image = _from_array(_channels_last(cast("torch.Tensor", photo), policy, name), policy, name)
     else:
         image = _from_pil(_open(photo, policy, name), policy, name)
     if min(image.size) < MIN_SIDE:

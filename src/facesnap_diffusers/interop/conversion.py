@@ -87,7 +87,7 @@ def convert_checkpoint(
     return config, modules
 
 
-def _projection(checkpoint: Checkpoint) -> torch.nn.Module:
+def _projection(checkpoint: Checkpoint) -> Any:
     """The projection as diffusers builds it."""
     try:
         return convert_image_projection(checkpoint.image_proj)
@@ -95,7 +95,7 @@ def _projection(checkpoint: Checkpoint) -> torch.nn.Module:
         raise AdapterError(f"{checkpoint.source}: image_proj is incomplete or damaged ({one_line(error)})") from None
 
 
-def _faceid_mixer(projection: torch.nn.Module) -> FaceIDMixer:
+def _faceid_mixer(projection: Any) -> FaceIDMixer:
     inner = projection.ff.net[0].proj
     return FaceIDMixer(
         cross_attention_dim=projection.cross_attention_dim,
@@ -106,7 +106,7 @@ def _faceid_mixer(projection: torch.nn.Module) -> FaceIDMixer:
     )
 
 
-def _faceid_plus_mixer(projection: torch.nn.Module, shortcut: bool) -> FaceIDPlusMixer:
+def _faceid_plus_mixer(projection: Any, shortcut: bool) -> FaceIDPlusMixer:
     width = projection.proj_in.in_features
     return FaceIDPlusMixer(
         cross_attention_dim=projection.proj_out.out_features,
@@ -119,7 +119,7 @@ def _faceid_plus_mixer(projection: torch.nn.Module, shortcut: bool) -> FaceIDPlu
     )
 
 
-def _instantid_mixer(projection: torch.nn.Module) -> InstantIDMixer:
+def _instantid_mixer(projection: Any) -> InstantIDMixer:
     return InstantIDMixer(
         cross_attention_dim=projection.proj_out.out_features,
         face_embed_dim=projection.proj_in.in_features,

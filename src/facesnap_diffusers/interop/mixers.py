@@ -11,6 +11,7 @@ from diffusers.models.embeddings import (
     IPAdapterPlusImageProjection,
 )
 from torch import nn
+from transformers import CLIPVisionModelWithProjection
 
 from ..errors import AdapterError, InputError
 from ..models.mixer import IdentityMixer, check_face_embeds, check_image_hidden_states
@@ -51,14 +52,15 @@ class FaceIDMixer(IdentityMixer):
 
     def forward(
         self,
-        face_embeds: torch.Tensor,
+        face_embeds: torch.Tensor | None,
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As [`IdentityMixer.forward`]."""
-        photos = face_embeds[:, None] if face_embeds is not None and face_embeds.ndim == 2 else face_embeds
-        check_face_embeds(photos if photos is None else photos.flatten(0, -2), self.config.face_embed_dim)
-        photos = F.normalize(photos, dim=-1)
+        if face_embeds is None or face_embeds.ndim != 3:
+            face_embeds = check_face_embeds(face_embeds, self.config.face_embed_dim)[:, None]
+        check_face_embeds(face_embeds.flatten(0, 1), self.config.face_embed_dim)
+        photos = F.normalize(face_embeds, dim=-1)  # (batch, photos, face_embed_dim)
         if unconditional is not None:
             photos = photos.masked_fill(unconditional[:, None, None], 0)
         return self.projection(photos.flatten(0, 1)).unflatten(0, photos.shape[:2]).flatten(1, 2)
@@ -115,8 +117,8 @@ class FaceIDPlusMixer(IdentityMixer):
         raise AdapterError("an IP-Adapter FaceID-Plus is not exported again: stock diffusers loads its own file")
 
     @torch.no_grad()
-    def set_image_encoder(self, image_encoder: torch.nn.Module) -> None:
-        """Keeps what the image encoder says of an image whose (normalised) pixels are all zero."""
+    def set_image_encoder(self, image_encoder: CLIPVisionModelWithProjection) -> None:
+        """Keeps what the image encoder says of an image whose (normalized) pixels are all zero."""
         size = image_encoder.config.image_size
         pixel_values = torch.zeros(1, 3, size, size, device=image_encoder.device, dtype=image_encoder.dtype)
         states = image_encoder(pixel_values, output_hidden_states=True).hidden_states[-2][0]
@@ -130,16 +132,16 @@ class FaceIDPlusMixer(IdentityMixer):
 
     def forward(
         self,
-        face_embeds: torch.Tensor,
+        face_embeds: torch.Tensor | None,
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As [`IdentityMixer.forward`]."""
-        check_face_embeds(face_embeds, self.config.face_embed_dim)
-        check_image_hidden_states(image_hidden_states, self.config.image_embed_dim)
-        tokens = self._project(F.normalize(face_embeds, dim=-1), image_hidden_states)
+        face_embeds = check_face_embeds(face_embeds, self.config.face_embed_dim)
+        states = check_image_hidden_states(image_hidden_states, self.config.image_embed_dim)
+        tokens = self._project(F.normalize(face_embeds, dim=-1), states)
         if unconditional is not None:
-            empty = self._project(torch.zeros_like(face_embeds[:1]), self.empty_image[None].to(image_hidden_states))
+            empty = self._project(torch.zeros_like(face_embeds[:1]), self.empty_image[None].to(states))
             tokens = torch.where(unconditional[:, None, None], empty, tokens)
         return tokens
 
@@ -188,12 +190,12 @@ class InstantIDMixer(IdentityMixer):
 
     def forward(
         self,
-        face_embeds: torch.Tensor,
+        face_embeds: torch.Tensor | None,
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As [`IdentityMixer.forward`]."""
-        check_face_embeds(face_embeds, self.config.face_embed_dim)
+        face_embeds = check_face_embeds(face_embeds, self.config.face_embed_dim)
         if unconditional is not None:
             face_embeds = face_embeds.masked_fill(unconditional[:, None], 0)
         return self.projection(face_embeds[:, None])

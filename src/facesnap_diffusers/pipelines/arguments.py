@@ -28,9 +28,9 @@ _NUMBERS = {
 
 def check_stock_arguments(kwargs: dict[str, Any], size_multiple: int) -> None:
     """Raises [`InputError`] for wrong values; sizes and counts become plain numbers."""
-    for name, low in _COUNTS.items():
+    for name, least in _COUNTS.items():
         if kwargs.get(name) is not None:
-            kwargs[name] = _count(name, kwargs[name], low)
+            kwargs[name] = _count(name, kwargs[name], least)
     for name, (low, high) in _NUMBERS.items():
         value = kwargs.get(name)
         if value is not None:

@@ -11,6 +11,7 @@ from diffusers import ControlNetModel, DiffusionPipeline
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
+from .._upstream import uncompiled
 from ..base_models import is_sdxl
 from ..errors import InputError
 
@@ -86,7 +87,7 @@ def check_components(cls: type, unet: Any, controlnet: Any) -> None:
         return
     nets = controlnet.nets if isinstance(controlnet, MultiControlNetModel) else controlnet
     for net in nets if isinstance(nets, (list, tuple, torch.nn.ModuleList)) else [nets]:
-        net = getattr(net, "_orig_mod", net)  # of torch.compile
+        net = uncompiled(net)
         if not isinstance(net, ControlNetModel):
             raise InputError(
                 f"controlnet must be a ControlNetModel or a list of them, got {type(net).__name__}; union ControlNets and"

@@ -1,3 +1,5 @@
+"""Image-to-image on Stable Diffusion 1.x and 2.x."""
+
 from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionImg2ImgPipeline
 
 from .picture import PictureMixin

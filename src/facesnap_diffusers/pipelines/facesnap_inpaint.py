@@ -1,3 +1,5 @@
+"""Inpainting on Stable Diffusion 1.x and 2.x."""
+
 from diffusers import StableDiffusionControlNetInpaintPipeline, StableDiffusionInpaintPipeline
 
 from .picture import InpaintMixin

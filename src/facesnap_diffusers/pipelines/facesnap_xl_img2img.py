@@ -1,3 +1,5 @@
+"""Image-to-image on Stable Diffusion XL."""
+
 from diffusers import StableDiffusionXLControlNetImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 
 from .picture import PictureMixin

@@ -1,3 +1,5 @@
+"""Inpainting on Stable Diffusion XL."""
+
 from diffusers import StableDiffusionXLControlNetInpaintPipeline, StableDiffusionXLInpaintPipeline
 
 from .picture import InpaintMixin

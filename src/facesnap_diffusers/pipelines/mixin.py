@@ -14,7 +14,14 @@ import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from .._upstream import is_model_offloaded, progress_bar_config, register_in_diffusers, resolve_dtype, with_text_model
+from .._upstream import (
+    execution_device,
+    is_model_offloaded,
+    progress_bar_config,
+    register_in_diffusers,
+    resolve_dtype,
+    with_text_model,
+)
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
 from ..errors import InputError, one_line
@@ -78,9 +85,6 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     #: Whether a call begins with a picture, which is then its `image=`.
     _takes_picture = False
-
-    #: Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here.
-    _mask_is_ours = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -420,7 +424,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if self.ffrnet is not None:
             regions = None
             if conditions.regions is not None:
-                regions = RegionalContext(conditions.regions.masks(num_tokens, self._execution_device))
+                regions = RegionalContext(conditions.regions.masks(num_tokens, execution_device(self)))
             ffrnet = ScheduledFFRNet(
                 self.ffrnet, num_tokens, schedule, progress, lambda: call.do_classifier_free_guidance, regions
             )
@@ -456,11 +460,16 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         output = self._run(call, prompt, kwargs)
         return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
+    @property
+    def _mask_is_ours(self) -> bool:
+        """Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here."""
+        return False
+
     def _for_one_call(self, kwargs: dict[str, Any]) -> Any:
         """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
         call = copy.copy(self)
         # past `DiffusionPipeline.__setattr__`, which would write the pipeline's config anew for each
-        vars(call).update(components_of_call(self, kwargs), _is_of_call=True)
+        call.__dict__.update(components_of_call(self, kwargs), _is_of_call=True)
         return call
 
     def _plain_pipeline(self, kwargs: dict[str, Any]) -> DiffusionPipeline:
@@ -503,10 +512,10 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         settings. The first of them tells of the call's progress.
         """
         name = self._control_image_argument
-        if self.controlnet is None:
+        if self.controlnet is None:  # type: ignore[has-type]
             self._refuse_control_arguments(kwargs)
             self.controlnet = ffrnet or RoutedControlNet(
-                None, num_tokens, "text", progress=progress, device=self._execution_device, dtype=self.unet.dtype
+                None, num_tokens, "text", progress=progress, device=execution_device(self), dtype=self.unet.dtype
             )
             kwargs[name] = landmark_picture
             kwargs |= {setting: float(value) for setting, value in own_settings.items()}
@@ -542,7 +551,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         elif isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
             if any(len(item) != count for item in images):
                 raise InputError(f"{name}= must have, for each prompt, an image for each of the {count} ControlNets")
-            images = [list(of_net) for of_net in zip(*images)]
+            images = [list(of_net) for of_net in zip(*images, strict=True)]
         elif not isinstance(images, (list, tuple)) or len(images) != count:
             raise InputError(f"{name}= must have an image for each of the {count} further ControlNets")
         try:
@@ -571,7 +580,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _check_arguments(self, kwargs: dict[str, Any], with_face: bool) -> None:
         # the stock pipelines take any keyword and ignore those that they do not know
         known = stock_arguments(super().__call__)
-        plain = [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        plain: list[str] = (
+            [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        )
         for name in kwargs:
             if name in known or name in plain or name in ("callback", "callback_steps"):
                 continue
@@ -596,7 +607,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             sample_size = self.unet.config.sample_size
             sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
             default = tuple(side * multiple for side in sides)
-        for name, side in zip(("height", "width"), default):
+        for name, side in zip(("height", "width"), default, strict=True):
             kwargs[name] = as_size(name, side if kwargs.get(name) is None else kwargs[name], multiple)
         height, width = kwargs["height"], kwargs["width"]
         if latents is not None and tuple(latents.shape[-2:]) != (height // multiple, width // multiple):

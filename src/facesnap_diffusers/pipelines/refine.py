@@ -83,7 +83,7 @@ def redraw_faces(
     scale = boxes.new_tensor([result.width, result.height, result.width, result.height])
     boxes = boxes * scale
     redrawn_faces = 0
-    for i, (person, box) in enumerate(zip(people, boxes)):
+    for i, (person, box) in enumerate(zip(people, boxes, strict=True)):
         left, top, side = _square(box, margin, result.height, result.width)
         if side >= size:
             continue
@@ -131,7 +131,8 @@ def _people_in(image: PIL.Image.Image, pipe: FaceSnapMixin) -> tuple[list[Person
     conditioner = pipe.face_conditioner("redraw_faces")
     picture = np.array(image.convert("RGB"))
     faces = sorted(conditioner.analyzer.analyze(picture), key=lambda face: face.area, reverse=True)
-    people, kept = [], []
+    people: list[Any] = []
+    kept = []
     for face in faces:
         box = _box_of(face, image.height, image.width)
         if any(_overlap(box, person.face_box) for person in people):
@@ -175,7 +176,7 @@ def _square(box: torch.Tensor, margin: float, height: int, width: int) -> tuple[
     left, top, right, bottom = box.tolist()
     side = min(round((1 + 2 * margin) * max(right - left, bottom - top)), height, width)
     corner = [(left + right - side) / 2, (top + bottom - side) / 2]
-    x, y = (round(min(max(value, 0), limit - side)) for value, limit in zip(corner, (width, height)))
+    x, y = (round(min(max(value, 0), limit - side)) for value, limit in zip(corner, (width, height), strict=True))
     return x, y, side
 
 
@@ -183,7 +184,7 @@ def _soft_mask(
     left: int, top: int, side: int, height: int, width: int, others: np.ndarray, feather: float
 ) -> PIL.Image.Image:
     """
-    White; towards those of its edges that are none of the image's, and towards the boxes of others, it fades to black
+    White; toward those of its edges that are none of the image's, and toward the boxes of others, it fades to black
     along half a cosine.
     """
     right, bottom = left + side, top + side

@@ -1,3 +1,5 @@
+"""What the pipelines for Stable Diffusion 1.x and 2.x have in common."""
+
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
     """The components of the pipelines for Stable Diffusion 1.x and 2.x."""
 
     model_cpu_offload_seq = f"face_image_encoder->mixer->{StableDiffusionControlNetPipeline.model_cpu_offload_seq}"
+    # by `_optional_components` and `_exclude_from_cpu_offload` diffusers has a pipeline class say these
     _optional_components = [
         *StableDiffusionControlNetPipeline._optional_components,
         "controlnet",

@@ -1,3 +1,5 @@
+"""What the pipelines for Stable Diffusion XL have in common."""
+
 from inspect import signature
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,7 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
     """The components of the pipelines for Stable Diffusion XL."""
 
     model_cpu_offload_seq = f"face_image_encoder->mixer->{StableDiffusionXLControlNetPipeline.model_cpu_offload_seq}"
+    # by `_optional_components` and `_exclude_from_cpu_offload` diffusers has a pipeline class say these
     _optional_components = [
         *StableDiffusionXLControlNetPipeline._optional_components,
         "controlnet",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
+from .._upstream import supports_gradient_checkpointing
 from ..adapter.config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, FaceSnapConfig
 from ..adapter.hub import resolve_adapter_folder
 from ..errors import InputError, one_line
@@ -65,7 +66,7 @@ def load_pipeline(config: TrainingConfig) -> Any:
     if config.gradient_checkpointing:
         for name in ("unet", "ffrnet", "vae"):
             component = getattr(pipeline, name)
-            if component is not None and getattr(component, "_supports_gradient_checkpointing", False):
+            if component is not None and supports_gradient_checkpointing(component):
                 component.enable_gradient_checkpointing()
     return pipeline
 

@@ -137,7 +137,7 @@ def face_weights(
     low, high = landmarks.amin(dim=1), landmarks.amax(dim=1)
     center, radius = (low + high) / 2, (high - low).clamp(min=1) / 2
     distances = []
-    for axis, (pixels, count) in enumerate(zip(reversed(image_size), reversed(latent_size))):
+    for axis, (pixels, count) in enumerate(zip(reversed(image_size), reversed(latent_size), strict=True)):
         position = (torch.arange(count, device=landmarks.device) + 0.5) * (pixels / count) - 0.5
         distances.append(((position - center[:, axis, None]) / radius[:, axis, None]).square())
     inside = torch.sigmoid(6 * (1.3 - distances[1][:, :, None] - distances[0][:, None, :]))

@@ -72,7 +72,8 @@ class Objective(nn.Module):
     @property
     def extras(self) -> set[str]:
         """What its samples must hold besides, of the extras of [`TrainingSamples`]."""
-        config, extras = self.identity_loss, set()
+        config = self.identity_loss
+        extras: set[str] = set()
         if config.weight == 0:
             return extras
         if config.reference != "embedding":
@@ -130,15 +131,15 @@ class Objective(nn.Module):
         if clean is None:
             clean = self.encode_images(batch["pixel_values"], batch["encoder_noise"])
         timesteps = batch["timestep"]
-        noisy = self.noise_schedule.add_noise(clean, batch["noise"], timesteps)
+        noisy = self.noise_schedule.add_noise(clean, batch["noise"], timesteps)  # (batch, channels, height, width)
         conditions = self.encode_conditions(batch)
-        predicted = self.predict(noisy, timesteps, conditions)
+        predicted = self.predict(noisy, timesteps, conditions)  # (batch, channels, height, width)
 
         error = (predicted - self.noise_schedule.target(clean, batch["noise"], timesteps)).square()
         if self.loss.face_weight != 1:
-            image_size = self._image_size(batch)
-            error = error * face_weights(batch["detected"], image_size, error.shape[-2:], self.loss.face_weight)
-        error = error.mean(dim=(1, 2, 3))
+            image_size, latent_size = self._image_size(batch), (error.shape[-2], error.shape[-1])
+            error = error * face_weights(batch["detected"], image_size, latent_size, self.loss.face_weight)
+        error = error.mean(dim=(1, 2, 3))  # (batch,)
         losses = {"mse": error.mean().detach()}
         if self.loss.min_snr_gamma is not None:
             error = error * self.noise_schedule.min_snr_weight(timesteps, self.loss.min_snr_gamma)
@@ -201,10 +202,14 @@ class Objective(nn.Module):
         text_embeds, pooled = self._encode_text(batch["caption"], batch["without_text"])
         states = conditioner.image_states(batch["clip_crop"]) if "clip_crop" in batch else None
         conditions = {
-            "text_embeds": text_embeds,  # (batch, text, width)
-            "identity_tokens": conditioner.mix(batch["face_embeds"], states, batch["without_identity"]),
-            "landmark_picture": conditioner.landmark_picture(batch["landmarks"], *self._image_size(batch)),
-            "with_landmarks": ~batch["without_landmarks"],
+            "text_embeds": text_embeds,  # (batch, text tokens, width)
+            "identity_tokens": conditioner.mix(  # (batch, identity tokens, width)
+                batch["face_embeds"], states, batch["without_identity"]
+            ),
+            "landmark_picture": conditioner.landmark_picture(  # (batch, 3, 8 · height, 8 · width)
+                batch["landmarks"], *self._image_size(batch)
+            ),
+            "with_landmarks": ~batch["without_landmarks"],  # (batch,)
             "added": None,
         }
         if pooled is not None:
@@ -227,12 +232,14 @@ class Objective(nn.Module):
                 added_cond_kwargs=None if added is None else {k: v.to(ffrnet.dtype) for k, v in added.items()},
                 return_dict=False,
             )
-            kept = conditions["with_landmarks"][:, None, None, None]
+            kept = conditions["with_landmarks"][:, None, None, None]  # (batch, 1, 1, 1)
             residuals = {
                 "down_block_additional_residuals": [(item * kept).to(unet.dtype) for item in down],
                 "mid_block_additional_residual": (mid * kept).to(unet.dtype),
             }
-        context = torch.cat([conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1)
+        context = torch.cat(
+            [conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1
+        )  # (batch, tokens, width)
         attention = self.pipeline.identity_attention
         if attention is None:  # the tokens are only kept from the UNet
             attention = IdentityAttention(layers={})
@@ -255,7 +262,7 @@ class Objective(nn.Module):
         config, count = self.identity_loss, len(noise)
         # the first timestep is the last of the schedule, where the sample is (almost) pure noise
         spaced = torch.arange(config.steps, 0, -1, device=noise.device) * len(self.noise_schedule) / config.steps
-        timesteps = spaced.round().long() - 1
+        timesteps = spaced.round().long() - 1  # (steps,)
         noisy = clean = noise
         for number, timestep in enumerate(timesteps):
             now = timestep.expand(count)
@@ -317,9 +324,9 @@ class Objective(nn.Module):
         """Embeddings of clean latents, and those that they should have, `(usable, dim)` each."""
         recognizer, compared = self.recognizer, self.identity_loss.reference
         assert recognizer is not None
-        images = self.decode_latents(clean)
+        images = self.decode_latents(clean)  # (usable, 3, height, width) in pixels
         with torch.autocast(images.device.type, enabled=False):
-            embeds = recognizer(images, batch["detected"][usable])
+            embeds = recognizer(images, batch["detected"][usable])  # (usable, dim)
             with torch.no_grad():
                 if compared == "embedding":
                     reference = recognizer.relative(batch["face_embeds"][usable].to(embeds.dtype))
@@ -333,14 +340,14 @@ class Objective(nn.Module):
         pipeline = self.pipeline
         is_xl = is_sdxl(pipeline.unet)
         zeros = is_xl and pipeline.config.force_zeros_for_empty_prompt
-        captions = ["" if left_out else caption for caption, left_out in zip(captions, without.tolist())]
+        captions = ["" if left_out else caption for caption, left_out in zip(captions, without.tolist(), strict=True)]
         encoded = pipeline.encode_prompt(
             prompt=captions, device=without.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         embeds, pooled = encoded[0], encoded[2] if is_xl else None
         if zeros:
             embeds = embeds * ~without[:, None, None]
-            pooled = pooled * ~without[:, None]
+            pooled = None if pooled is None else pooled * ~without[:, None]
         return embeds, pooled
 
 

@@ -82,7 +82,7 @@ class OnnxNetwork(nn.Module):
             `torch.Tensor` of shape `(batch, dim)`: Embeddings.
         """
         values = {self._input: crops}
-        for node, dropped in zip(self.nodes, self._dropped):
+        for node, dropped in zip(self.nodes, self._dropped, strict=True):
             inputs = [
                 None if not name else values[name] if name in values else getattr(self, self._index[name])
                 for name in node.inputs

@@ -43,6 +43,7 @@ class FaceRecognizer(nn.Module):
         center: torch.Tensor | None = None,
     ):
         super().__init__()
+        self.center: torch.Tensor | None
         self.register_buffer("center", center, persistent=False)
         self.network = network.eval().requires_grad_(False)
         self.crop = crop
@@ -136,7 +137,7 @@ def _from_function(name: str, module: str, function: str) -> nn.Module:
 def _from_export(path: Path) -> nn.Module:
     network = torch.export.load(path).module()
     # it has one mode, the exported one, and raises when another is set
-    network.train = network.eval = lambda mode=True: network
+    network.train = network.eval = lambda mode=True: network  # type: ignore[method-assign,misc]
     return network
 
 

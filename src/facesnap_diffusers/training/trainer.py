@@ -253,7 +253,7 @@ class Trainer:
         # a checkpoint brings its learning rates and the like; those of the config count
         self.lr_scheduler.base_lrs = base_rates
         factors = [factor(self.lr_scheduler.last_epoch) for factor in self.lr_scheduler.lr_lambdas]
-        for group, settings, rate, factor in zip(self.optimizer.param_groups, now, base_rates, factors):
+        for group, settings, rate, factor in zip(self.optimizer.param_groups, now, base_rates, factors, strict=True):
             group.update(settings | {"lr": rate * factor})
         self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
         if self.ema is not None:
@@ -517,7 +517,7 @@ class Trainer:
         )
 
     def _learning_rates(self) -> dict[str, float]:
-        return dict(zip(self.objective.parts, self.lr_scheduler.get_last_lr()))
+        return dict(zip(self.objective.parts, self.lr_scheduler.get_last_lr(), strict=True))
 
     def _tell_deepspeed_the_batch_size(self) -> None:
         # accelerate reads it off the DataLoader that it prepares; ours is not prepared, for it is exact by itself

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 
-import foreign
 import numpy as np
 import pytest
+import third_party
 import tiny
 import torch
 from diffusers import ControlNetModel
@@ -20,7 +20,7 @@ from facesnap_diffusers import (
 from facesnap_diffusers.faces.key_points import draw_key_points, five_points
 
 
-CALL = {"num_inference_steps": 3, "output_type": "pt", "height": 64, "width": 64, "guidance_scale": 5.0}
+CALL = {**tiny.CALL, "num_inference_steps": 3, "guidance_scale": 5.0}
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,8 @@ def base():
 def repo(base, tmp_path_factory):
     """Laid out as InstantX/InstantID: a `.bin` and a ControlNet that takes the pooled text as it comes."""
     folder = tmp_path_factory.mktemp("instantid")
-    torch.save(foreign.instantid(base.unet), folder / "ip-adapter.bin")
-    foreign.instantid_controlnet(base.unet).save_pretrained(folder / "ControlNetModel")
+    torch.save(third_party.instantid(base.unet), folder / "ip-adapter.bin")
+    third_party.instantid_controlnet(base.unet).save_pretrained(folder / "ControlNetModel")
     return folder
 
 
@@ -148,10 +148,10 @@ def by_hand(base, repo, identity, key_point_image, ip_scale, controlnet_scale):
 def test_equals_the_public_pipeline(base, repo, ip_scale, controlnet_scale):
     pipe = instantid(base, repo)
     pipe.set_facesnap_scale(identity_scale=ip_scale, landmark_scale=controlnet_scale)
-    points = pipe.predict_landmarks(foreign.instantid_person(), height=64, width=64)
-    image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
+    points = pipe.predict_landmarks(third_party.instantid_person(), height=64, width=64)
+    image = pipe("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images
     expected = by_hand(
-        base, repo, foreign.instantid_person(), draw_key_points(points, 64, 64), ip_scale, controlnet_scale
+        base, repo, third_party.instantid_person(), draw_key_points(points, 64, 64), ip_scale, controlnet_scale
     )
     plain = base("a cat", generator=tiny.seeded(), **CALL).images
     assert (expected - plain).abs().max() > 1e-2
@@ -164,8 +164,8 @@ def test_pose_is_steered_and_the_proportions_stay_the_references(base, repo):
     predictor = load_landmark_predictor()
     basis, wider = predictor.shape_basis, predictor.mean * torch.tensor([0.15, 0, 0])
     shape = torch.linalg.lstsq(basis.flatten(1).T, wider.flatten()[:, None]).solution[:, 0]
-    mean = dataclasses.replace(foreign.instantid_person(), shape=torch.zeros_like(shape))
-    wide = dataclasses.replace(foreign.instantid_person(), shape=shape)
+    mean = dataclasses.replace(third_party.instantid_person(), shape=torch.zeros_like(shape))
+    wide = dataclasses.replace(third_party.instantid_person(), shape=shape)
     call = {"face_box": (0.2, 0.2, 0.8, 0.8), "height": 512, "width": 512}
 
     def width_to_height(identity, pose):
@@ -176,7 +176,7 @@ def test_pose_is_steered_and_the_proportions_stay_the_references(base, repo):
         assert width_to_height(wide, pose) > 1.05 * width_to_height(mean, pose)
     assert width_to_height(mean, HeadPose(yaw=25)) < 0.97 * width_to_height(mean, HeadPose())
     images = [
-        pipe("a cat", identity=foreign.instantid_person(), pose=pose, generator=tiny.seeded(), **CALL).images
+        pipe("a cat", identity=third_party.instantid_person(), pose=pose, generator=tiny.seeded(), **CALL).images
         for pose in (HeadPose(), HeadPose(yaw=40))
     ]
     assert (images[0] - images[1]).abs().max() > 1e-3
@@ -208,13 +208,13 @@ def test_key_points_look_as_instantid_draws_them():
 def test_embeddings_need_their_length(base, repo):
     pipe = instantid(base, repo)
     with pytest.raises(FaceEncoderMismatchError, match="normalize=False"):
-        pipe("a cat", identity=foreign.instantid_person(length=1.0), generator=tiny.seeded(), **CALL)
+        pipe("a cat", identity=third_party.instantid_person(length=1.0), generator=tiny.seeded(), **CALL)
 
 
 def test_several_people(base, repo):
     pipe = instantid(base, repo)
     boxes = [(0.05, 0.2, 0.45, 0.8), (0.55, 0.2, 0.95, 0.8)]
-    one, other = foreign.instantid_person(), foreign.instantid_person(seed=6)
+    one, other = third_party.instantid_person(), third_party.instantid_person(seed=6)
 
     def image(*who):
         people = [Person(identity, box) for identity, box in zip(who, boxes)]
@@ -234,12 +234,12 @@ def test_without_its_controlnet(base, repo, tmp_path):
     with pytest.raises(AdapterError, match="ControlNetModel"):
         pipe.load_facesnap_adapter(tmp_path)
     pipe.load_facesnap_adapter(tmp_path, parts=["mixer", "identity_attention"])
-    image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
+    image = pipe("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images
     expected = instantid(base, repo)
     expected.set_facesnap_scale(landmark_scale=0)
     torch.testing.assert_close(
         image,
-        expected("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images,
+        expected("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images,
         atol=1e-6,
         rtol=0,
     )
@@ -253,7 +253,7 @@ def test_not_on_another_base_model(repo):
 
 def test_survives_saving_as_an_adapter_of_our_own(base, repo, tmp_path):
     pipe = instantid(base, repo)
-    image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
+    image = pipe("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images
     pipe.save_facesnap_adapter(tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "facesnap_config.json").read_text())
     assert (config["landmark_style"], config["normalized_embeds"]) == ("instantid5", False)
@@ -261,7 +261,7 @@ def test_survives_saving_as_an_adapter_of_our_own(base, repo, tmp_path):
     again.load_facesnap_adapter(tmp_path / "ours")
     assert type(again.ffrnet) is ControlNetModel
     torch.testing.assert_close(
-        again("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images,
+        again("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images,
         image,
         atol=1e-6,
         rtol=0,
@@ -273,10 +273,10 @@ def test_from_the_hub(base, repo, hub, tmp_path):
     pipe = tiny.facesnap(base)
     pipe.load_facesnap_adapter("InstantX/InstantID", cache_dir=tmp_path)
     expected = instantid(base, repo)(
-        "a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL
+        "a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL
     ).images
     torch.testing.assert_close(
-        pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images,
+        pipe("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images,
         expected,
         atol=1e-6,
         rtol=0,

@@ -1,48 +1,42 @@
 """Other people's checkpoints to our format, our adapters to a stock IP-Adapter, and back to the same images."""
 
-import foreign
 import pytest
+import third_party
 import tiny
 import torch
-from test_interop_faceid import VARIANTS
-from typer.testing import CliRunner
+from command_line import command
 
 from facesnap_diffusers import AdapterError, FaceSnapConfig, InputError
 from facesnap_diffusers.base_models import empty_unet
-from facesnap_diffusers.cli import app
 from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
 
 
-CALL = {"num_inference_steps": 3, "output_type": "pt", "height": 64, "width": 64, "guidance_scale": 5.0}
+pytestmark = pytest.mark.slow
+
+
+CALL = {**tiny.CALL, "num_inference_steps": 3, "guidance_scale": 5.0}
 BASES = {"sd": tiny.sd_pipeline, "xl": tiny.xl_pipeline}
 
 
 def generate(pipe, **kwargs):
-    return pipe("a cat", generator=tiny.seeded(), **CALL, **kwargs).images
+    return tiny.generate(pipe, **CALL, **kwargs)
 
 
-def command(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-@pytest.mark.parametrize("name", [*VARIANTS, "ip-adapter"])
+@pytest.mark.parametrize("name", [*third_party.VARIANTS, "ip-adapter"])
 def test_convert_load_generate(name, tmp_path):
     base = tiny.xl_pipeline() if "sdxl" in name or name == "ip-adapter" else tiny.sd_pipeline()
     base.save_pretrained(tmp_path / "base")
     arguments = ["--base", tmp_path / "base"]
     encoder = {}
-    make = VARIANTS.get(name, foreign.instantid)
-    identity = foreign.faceid_person(make is foreign.faceid_plus, length=20.0 if "unnorm" in name else 1.0)
-    if make is foreign.faceid_plus:
+    make = third_party.VARIANTS.get(name, third_party.instantid)
+    identity = third_party.faceid_person(make is third_party.faceid_plus, length=20.0 if "unnorm" in name else 1.0)
+    if make is third_party.faceid_plus:
         encoder = {"image_encoder": tiny.image_encoder()}
         tiny.image_encoder().save_pretrained(tmp_path / "clip")
         arguments += ["--image-encoder", tmp_path / "clip"]
     if name == "ip-adapter":
-        identity = foreign.instantid_person()
-        foreign.instantid_controlnet(base.unet).save_pretrained(tmp_path / "ControlNetModel")
+        identity = third_party.instantid_person()
+        third_party.instantid_controlnet(base.unet).save_pretrained(tmp_path / "ControlNetModel")
     torch.save(make(base.unet), tmp_path / f"{name}.bin")
 
     pipe = tiny.facesnap(base)
@@ -75,12 +69,12 @@ def test_export_to_stock_diffusers(family, suffix, tmp_path):
     tiny.assert_same_image(image, original, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [foreign.faceid, foreign.instantid])
+@pytest.mark.parametrize("make", [third_party.faceid, third_party.instantid])
 def test_export_of_an_imported_adapter(make, tmp_path):
     stock = tiny.sd_pipeline()
     pipe = tiny.facesnap(stock)
     pipe.load_facesnap_adapter(make(stock.unet), parts=["mixer", "identity_attention"])
-    identity = foreign.faceid_person() if make is foreign.faceid else foreign.instantid_person()
+    identity = third_party.faceid_person() if make is third_party.faceid else third_party.instantid_person()
     original = generate(pipe, identity=identity)
     export_ip_adapter(pipe, tmp_path / "exported.safetensors")
     embeds = ip_adapter_image_embeds(pipe, identity)
@@ -113,10 +107,10 @@ def test_errors_are_typed(tmp_path):
     tiny.add_adapter(pipe)
     with pytest.raises(InputError, match="must end in"):
         export_ip_adapter(pipe, tmp_path / "x.pt")
-    pipe.load_facesnap_adapter(foreign.faceid_plus(pipe.unet), image_encoder=tiny.image_encoder())
+    pipe.load_facesnap_adapter(third_party.faceid_plus(pipe.unet), image_encoder=tiny.image_encoder())
     with pytest.raises(AdapterError, match="FaceID-Plus"):
         export_ip_adapter(pipe, tmp_path / "x.safetensors")
-    torch.save(foreign.faceid(pipe.unet), tmp_path / "x.bin")
+    torch.save(third_party.faceid(pipe.unet), tmp_path / "x.bin")
     with pytest.raises(InputError, match="--base"):
         command("convert", tmp_path / "x.bin", tmp_path / "out")
     with pytest.raises(InputError, match="unet/config.json"):
@@ -127,7 +121,7 @@ def test_errors_are_typed(tmp_path):
 
 def test_widths_say_the_family_in_full_size(tmp_path):
     """A checkpoint in the real shapes of SD 1.5."""
-    shapes = foreign.faceid(empty_unet("sd1"), lora_rank=0)
+    shapes = third_party.faceid(empty_unet("sd1"), lora_rank=0)
     content = {k: {n: torch.zeros(t.shape, dtype=torch.float16) for n, t in v.items()} for k, v in shapes.items()}
     torch.save(content, tmp_path / "x.bin")
     command("convert", tmp_path / "x.bin", tmp_path / "out")
