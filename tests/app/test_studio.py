@@ -7,10 +7,10 @@ import PIL.Image
 import pytest
 
 from facesnap_diffusers.app.code import picture_code
-from facesnap_diffusers.app.layout import describe, in_steps
+from facesnap_diffusers.app.layout import describe
 from facesnap_diffusers.app.photos import SentPhotos, as_data_url
 from facesnap_diffusers.app.picture_settings import TWO_FACES, read_settings
-from facesnap_diffusers.app.studio import Cancelled
+from facesnap_diffusers.app.studio import Cancelled, in_steps
 from facesnap_diffusers.errors import InputError, NoFaceFoundError
 from facesnap_diffusers.faces.drawing import draw_landmarks
 from facesnap_diffusers.faces.face import Face
@@ -122,7 +122,7 @@ def test_people_at_once_get_their_own_pictures(studio):
 
 def test_steps_are_reported_with_pictures(studio):
     job = settings_of(steps=3), [studio.sample("person-02").identity]
-    *steps, picture = in_steps(lambda on_step: studio.make(*job, on_step=on_step))
+    *steps, picture = studio.steps(*job)
     assert [step[:2] for step in steps] == [(1, 3), (2, 3), (3, 3)]
     # the last step's latents are the picture
     assert np.abs(np.asarray(steps[-1][2]).astype(int) - np.asarray(picture)).max() <= 1

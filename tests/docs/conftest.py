@@ -63,7 +63,9 @@ def working_folder(checkpoints, tmp_path, monkeypatch):
         people[number].picture.resize((SIDE, SIDE), PIL.Image.Resampling.LANCZOS).save(tmp_path / name)
     for encoder in analyzers.MODEL_PACKS:
         for normalize in (True, False):
-            monkeypatch.setitem(analyzers._shared, (encoder, normalize), KnownFaces(encoder, 512, 1 if normalize else 21))
+            monkeypatch.setitem(
+                analyzers._shared, (encoder, normalize), KnownFaces(encoder, 512, 1 if normalize else 21)
+            )
     for normalize in (True, False):
         monkeypatch.setitem(analyzers._shared, (tiny.FACE_ENCODER, normalize), KnownFaces(tiny.FACE_ENCODER, 128, 1.4))
     monkeypatch.setattr(photo, "_policy", photo.photo_policy())  # put back where a page sets its own

@@ -8,7 +8,9 @@ from pathlib import Path
 
 
 ROOT = Path(__file__).parents[2]
-BLOCK = re.compile(r"(?P<comments>(?:<!--.*?-->\s*)*)^```(?P<language>\w+)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(
+    r"(?P<comments>(?:<!--.*?-->\s*)*)^```(?P<language>\w+)\n(?P<code>.*?)^```", re.DOTALL | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ def snippets_of(page: Path, *languages: str) -> list[Snippet]:
     for block in BLOCK.finditer(text):
         if block["language"] in languages:
             said = {
-                name: "\n".join(re.findall(rf"<!-- {name}: (.*?) -->", block["comments"])) for name in ("setup", "skip")
+                name: "\n".join(re.findall(rf"<!-- {name}: (.*?) -->", block["comments"]))
+                for name in ("setup", "skip")
             }
             line = text[: block.start("code")].count("\n") + 1
             found.append(Snippet(block["language"], block["code"], line, **said))

@@ -78,5 +78,7 @@ def test_commands_exist_with_their_options(page, line):
     commands = get_command(app).commands
     assert words[0] in commands, f"{name_of(page)}: {line}"
     known = {option for parameter in commands[words[0]].params for option in parameter.opts + parameter.secondary_opts}
-    used = {word.partition("=")[0] for word in words[1:] if word.startswith("-") and not word.lstrip("-")[:1].isdigit()}
+    used = {
+        word.partition("=")[0] for word in words[1:] if word.startswith("-") and not word.lstrip("-")[:1].isdigit()
+    }
     assert used <= known | {"--help"}, f"{name_of(page)}: {line}"

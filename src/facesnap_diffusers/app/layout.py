@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import queue
 import random
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +32,7 @@ from .form import (
 )
 from .photos import MAX_PHOTOS, SentPhotos, as_data_url, read_picture
 from .picture_settings import PictureSettings
-from .studio import Cancelled, Studio
+from .studio import Studio
 
 
 WIDGETS = Path(__file__).parent / "widgets"
@@ -325,9 +323,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 yield {message: error_html(str(error))}
                 return
             yield {message: "", result: progress_html(0, settings.steps, None), seed: settings.seed}
-            for step in in_steps(
-                lambda on_step: studio.make(settings, identities, values[pose_face], picture, mask, on_step)
-            ):
+            for step in studio.steps(settings, identities, values[pose_face], picture, mask):
                 if isinstance(step, tuple):
                     yield {result: progress_html(*step)}
                 elif isinstance(step, BaseException):
@@ -393,36 +389,6 @@ def describe(error: BaseException) -> str:
     if isinstance(error, FaceSnapError):
         return str(error)
     return f"that did not work ({type(error).__name__}: {one_line(error)}); change the settings or load the page again"
-
-
-def in_steps(work: Callable[[Callable[..., None]], Any]) -> Iterator[Any]:
-    r"""
-    Runs some work in a thread of its own and gives what it reports: a tuple for each step, in the end what it returns, or
-    the error that it raises. When the reader leaves, the work ends at its next step.
-    """
-    reports: queue.Queue[Any] = queue.Queue()
-    left = threading.Event()
-
-    def on_step(*step: Any) -> None:
-        if left.is_set():
-            raise Cancelled
-        reports.put(step)
-
-    def run() -> None:
-        try:
-            reports.put(work(on_step))
-        except BaseException as error:
-            reports.put(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        while True:
-            report = reports.get()
-            yield report
-            if not isinstance(report, tuple):
-                return
-    finally:
-        left.set()
 
 
 def _thumbnail(picture: Any) -> Any:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import copy
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,7 @@ from ..faces.detection import find_face
 from ..faces.drawing import draw_landmarks
 from ..faces.face import Face
 from ..identity import FaceIdentity
+from ..models.landmark_predictor import LandmarkPredictor
 from ..nano.model import NanoPerson
 from ..pipelines.auto import AutoFaceSnapPipeline
 from ..pipelines.people import Person
@@ -86,6 +90,13 @@ class Studio:
         """Whether the base is of Stable Diffusion XL's kind."""
         return is_sdxl(self.pipe.unet)
 
+    @cached_property
+    def predictor(self) -> LandmarkPredictor:
+        """A landmark predictor on the CPU: previews do not wait for a GPU that is busy or lent by the second."""
+        if self.pipe.landmark_predictor is None:
+            raise InputError("this adapter was loaded without a landmark predictor; load all of its parts")
+        return copy.deepcopy(self.pipe.landmark_predictor).to("cpu")
+
     def sample(self, name: str) -> NanoPerson:
         """A sample person. Raises [`InputError`] where there is none of that name."""
         for person in self.samples:
@@ -104,10 +115,10 @@ class Studio:
             return None
         names = names_of(len(sent.photos), name)
         pictures = [read_picture(photo, label) for photo, label in zip(sent.photos, names, strict=True)]
-        conditioner = self.pipe.face_conditioner("the app")
+        conditioner = replace(self.pipe.face_conditioner("the app"), landmark_predictor=self.predictor)
         faces = [find_face(picture, conditioner.analyzer, name=label) for picture, label in zip(pictures, names)]
         return FaceIdentity.fuse(
-            [self.pipe.encode_face(face.image, embedding=face.embedding, landmarks=face.landmarks) for face in faces]
+            [conditioner.encode_face(face.image, embedding=face.embedding, landmarks=face.landmarks) for face in faces]
         )
 
     def find_pose(self, sent: SentPhotos) -> Face | None:
@@ -122,9 +133,6 @@ class Studio:
         self, people: Sequence[tuple[FaceIdentity, PersonSettings]], pose_face: Face | None, height: int, width: int
     ) -> PIL.Image.Image:
         """The landmarks by which [`make`] would steer, on black, with a longer side of 384 px."""
-        predictor = self.pipe.landmark_predictor
-        if predictor is None:
-            raise InputError("this adapter was loaded without a landmark predictor; load all of its parts")
         scale = PREVIEW_SIDE / max(height, width)
         down, across = round(height * scale), round(width * scale)
         drawn = torch.zeros(1, 3, down, across)
@@ -137,9 +145,20 @@ class Studio:
                 steering.get("expression"),
                 boxes[0] if boxes else None,
             )
-            points = steer(predictor, identity, image_steering, height, width) * scale
+            points = steer(self.predictor, identity, image_steering, height, width) * scale
             drawn = torch.maximum(drawn, draw_landmarks(points.cpu(), down, across))
         return PIL.Image.fromarray((drawn[0].permute(1, 2, 0) * 255).round().byte().numpy())
+
+    def steps(
+        self,
+        settings: PictureSettings,
+        identities: Sequence[FaceIdentity],
+        pose_face: Face | None = None,
+        start: PIL.Image.Image | None = None,
+        mask: PIL.Image.Image | None = None,
+    ) -> Iterator[Any]:
+        """[`make`], step by step: see [`in_steps`]."""
+        yield from in_steps(lambda on_step: self.make(settings, identities, pose_face, start, mask, on_step))
 
     def make(
         self,
@@ -241,3 +260,33 @@ def _faces(settings: PictureSettings, identities: Sequence[FaceIdentity], pose_f
     if len(identities) == 1:
         return {"identity": identities[0], **steering[0]}
     return {"people": [Person(identity, **values) for identity, values in zip(identities, steering, strict=True)]}
+
+
+def in_steps(work: Callable[[Callable[..., None]], Any]) -> Iterator[Any]:
+    r"""
+    Runs some work in a thread of its own and gives what it reports: a tuple for each step, in the end what it returns, or
+    the error that it raises. When the reader leaves, the work ends at its next step.
+    """
+    reports: queue.Queue[Any] = queue.Queue()
+    left = threading.Event()
+
+    def on_step(*step: Any) -> None:
+        if left.is_set():
+            raise Cancelled
+        reports.put(step)
+
+    def run() -> None:
+        try:
+            reports.put(work(on_step))
+        except BaseException as error:
+            reports.put(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        while True:
+            report = reports.get()
+            yield report
+            if not isinstance(report, tuple):
+                return
+    finally:
+        left.set()
