@@ -198,7 +198,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 with gr.Accordion("Python code of this picture", open=False):
                     code = gr.Code(language="python", label="Code", elem_id="code")
 
-        whole = {
+        whole: dict[str, Any] = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
             "mode": mode,
@@ -217,15 +217,14 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         people = (first, second)
 
         # everything but photos: those travel only when they change, and with a picture
-        steering_inputs = {*whole.values(), has_second, uses_pose_photo, pose_face}
+        steering_inputs: set[Any] = {*whole.values(), has_second, uses_pose_photo, pose_face}
         for person in people:
             steering_inputs |= {*person.steering().values(), person.identity}
 
         def read(values: dict[Any, Any], sent: list[SentPhotos]) -> PictureSettings:
             fields = {name: values[field] for name, field in whole.items()}
-            persons = []
-            for person in people[: len(sent)]:
-                persons.append({name: values[field] for name, field in person.steering().items()})
+            steered = [person.steering() for person in people[: len(sent)]]
+            persons = [{name: values[field] for name, field in steering.items()} for steering in steered]
             persons[0]["uses_pose_photo"] = values[uses_pose_photo]
             return picture_settings(fields, persons, sent)
 
@@ -243,7 +242,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 return gr.skip(), error_html(str(error))
             return f'<img alt="Landmarks that steer the picture" src="{as_data_url(drawn)}">', ""
 
-        shows = {"inputs": steering_inputs, "outputs": [preview, preview_message]}
+        shows: dict[str, Any] = {"inputs": steering_inputs, "outputs": [preview, preview_message]}
 
         def encoder(name: str) -> Callable[[Any], tuple[FaceIdentity | None, str]]:
             def encode(value: Any) -> tuple[FaceIdentity | None, str]:
@@ -368,7 +367,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 updates[person.identity] = identity
             return updates
 
-        restored = {*whole.values(), has_second, second_group, uses_pose_photo, code}
+        restored: set[Any] = {*whole.values(), has_second, second_group, uses_pose_photo, code}
         for person in people:
             restored |= {*person.steering().values(), person.photos, person.identity}
         gallery.pick(bring_back, made, list(restored), **LIVE).then(refresh, **shows, **LIVE)

@@ -116,7 +116,10 @@ class Studio:
         names = names_of(len(sent.photos), name)
         pictures = [read_picture(photo, label) for photo, label in zip(sent.photos, names, strict=True)]
         conditioner = replace(self.pipe.face_conditioner("the app"), landmark_predictor=self.predictor)
-        faces = [find_face(picture, conditioner.analyzer, name=label) for picture, label in zip(pictures, names)]
+        faces = [
+            find_face(picture, conditioner.analyzer, name=label)
+            for picture, label in zip(pictures, names, strict=True)
+        ]
         return FaceIdentity.fuse(
             [conditioner.encode_face(face.image, embedding=face.embedding, landmarks=face.landmarks) for face in faces]
         )
