@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
@@ -227,7 +228,7 @@ class Studio:
         size = settings.height, settings.width
         call: dict[str, Any] = {"image": cover(start, *size), "strength": settings.strength}
         if settings.mode == "inpaint":
-            if mask is None or mask.convert("L").getextrema()[1] < 128:
+            if mask is None or np.asarray(mask.convert("L")).max() < 128:
                 raise InputError("nothing is painted on the start picture; paint over what is to be drawn anew")
             call["mask_image"] = cover(mask.convert("L"), *size)
         return call
