@@ -8,6 +8,8 @@ import griffe
 import facesnap_diffusers
 
 
+#: The name and the type of an argument or attribute, at the beginning of its line.
+TYPED = re.compile(r"^ +\*{0,2}\w+ \(.+?\):", re.MULTILINE)
 REFERENCE = re.compile(r"\[`~?([\w.]+?)(\(\))?`\](?![\[(])")
 
 
@@ -16,7 +18,8 @@ class Links(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
-            obj.docstring.value = REFERENCE.sub(_link, obj.docstring.value)
+            text = TYPED.sub(lambda found: re.sub(r"\[`|`\]|`", "", found[0]), obj.docstring.value)
+            obj.docstring.value = REFERENCE.sub(_link, text)
 
 
 def _link(found: re.Match[str]) -> str:
