@@ -7,11 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 SOURCES := src tests examples benchmarks
 
-<<<<<<< HEAD
-.PHONY: demo app docs release-check test test-lowest style quality clean
-=======
-.PHONY: demo test test-fast test-lowest style quality clean
->>>>>>> main
+.PHONY: demo app docs release-check test test-fast test-lowest style quality clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,7 +18,6 @@ $(VENV)/installed: setup.cfg pyproject.toml
 demo: $(VENV)/installed
 	$(BIN)/facesnap demo
 
-<<<<<<< HEAD
 app: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[app]"
 	$(BIN)/facesnap app --open
@@ -46,9 +41,7 @@ release-check: $(VENV)/installed
 	tar -xzf dist/*.tar.gz -C outputs/release --strip-components 1 --exclude src
 	cd outputs/release && venv/bin/python -m pytest
 
-=======
 # All tests.
->>>>>>> main
 test: $(VENV)/installed
 	$(BIN)/python -m pytest
 

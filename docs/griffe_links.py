@@ -18,7 +18,7 @@ class Links(griffe.Extension):
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring is not None:
-            text = TYPED.sub(lambda found: re.sub(r"\[`|`\]|`", "", found[0]), obj.docstring.value)
+            text = TYPED.sub(lambda found: re.sub(r"\[`|`\]|`|\*(?=optional)|(?<=optional)\*", "", found[0]), obj.docstring.value)
             obj.docstring.value = REFERENCE.sub(_link, text)
 
 

@@ -1,6 +1,6 @@
 """The reader's working folder: photos, and tiny checkpoints under the names of the public ones."""
 
-import foreign
+import third_party
 import numpy as np
 import PIL.Image
 import pytest
@@ -40,13 +40,13 @@ def checkpoints(tmp_path_factory):
     xl.save_pretrained(root / "stabilityai" / "stable-diffusion-xl-base-1.0")
     sd.save_pretrained(root / "stable-diffusion-v1-5" / "stable-diffusion-v1-5")
     for name, checkpoint in {
-        "InstantX/InstantID/ip-adapter.bin": foreign.instantid(xl.unet),
-        "h94/IP-Adapter-FaceID/ip-adapter-faceid-plusv2_sd15.bin": foreign.faceid_plus(sd.unet),
-        "h94/IP-Adapter-FaceID/ip-adapter-faceid_sd15.bin": foreign.faceid(sd.unet),
+        "InstantX/InstantID/ip-adapter.bin": third_party.instantid(xl.unet),
+        "h94/IP-Adapter-FaceID/ip-adapter-faceid-plusv2_sd15.bin": third_party.faceid_plus(sd.unet),
+        "h94/IP-Adapter-FaceID/ip-adapter-faceid_sd15.bin": third_party.faceid(sd.unet),
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, root / name)
-    foreign.instantid_controlnet(xl.unet).save_pretrained(root / "InstantX" / "InstantID" / "ControlNetModel")
+    third_party.instantid_controlnet(xl.unet).save_pretrained(root / "InstantX" / "InstantID" / "ControlNetModel")
     encoder = root / FACEID_PLUS_IMAGE_ENCODER
     tiny.image_encoder().save_pretrained(encoder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(encoder)
