@@ -12,7 +12,7 @@ import PIL.Image
 import third_party
 import tiny
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, inject_adapter_in_model
 
 from facesnap_diffusers import HeadPose, Person
 
@@ -152,7 +152,7 @@ def lora(count: int):
     layers = {"unet": ["to_k", "to_q", "to_v", "to_out.0"], "text_encoder": ["q_proj", "v_proj"]}
     for name, targets in layers.items():
         config = LoraConfig(r=2, lora_alpha=2, init_lora_weights=False, target_modules=targets)
-        getattr(pipe, name).add_adapter(config)
+        inject_adapter_in_model(config, getattr(pipe, name))
     calls = random_calls(count)
     for number, call in enumerate(calls):
         call.arguments["cross_attention_kwargs"] = {"scale": [1.0, 0.3, 0.7][number % 3]}

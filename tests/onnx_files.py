@@ -69,12 +69,12 @@ class OnnxFile:
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8), str(path))
 
 
-def write_iresnet(path: Path) -> None:
+def write_iresnet(path: Path, size: int = 32) -> None:
     """IResNet: blocks of BN, convolution, PReLU, convolution, with a convolution beside those that halve the size."""
-    file = OnnxFile(0).convolution(8).prelu()
+    file = OnnxFile(0, size).convolution(8).prelu()
     for channels in (8, 16, 16):
         before, shape = file.state, file.shape
-        stride = 1 if channels == shape[0] and file.shape[1] < 32 else 2
+        stride = 1 if channels == shape[0] and file.shape[1] < size else 2
         file.normalization().convolution(channels).prelu().convolution(channels, stride=stride)
         after = file.state
         if stride == 2:

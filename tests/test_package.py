@@ -2,15 +2,10 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
-import PIL.Image
 import pytest
-import tiny
-from skimage.data import astronaut
 
 import facesnap_diffusers
-from facesnap_diffusers import FaceSnapPipeline
 
 
 def test_import_is_light():

@@ -42,6 +42,10 @@ def check_path(name: str, value: Any) -> None:
     """Raises [`InputError`] unless `value` can name a file or folder."""
     if not isinstance(value, (str, Path)):
         raise InputError(f"{name} must be a str or Path, got {type(value).__name__}")
+    try:
+        Path(value).exists()
+    except (OSError, ValueError) as error:  # too long, a null byte, a folder that must not be looked into
+        raise InputError(f"{name} {str(value)[:100]!r} cannot be a path ({one_line(error)}); give another") from None
 
 
 def check_text(name: str, value: Any) -> None:

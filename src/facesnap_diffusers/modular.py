@@ -74,6 +74,7 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
     def expected_components(self) -> list[ComponentSpec]:
         return [
             ComponentSpec("mixer", FacialAttributeMixer),
+            ComponentSpec("ffrnet", FFRNet),
             ComponentSpec("landmark_predictor", LandmarkPredictor),
             ComponentSpec("face_image_encoder", CLIPVisionModelWithProjection),
             ComponentSpec("face_image_processor", CLIPImageProcessor),

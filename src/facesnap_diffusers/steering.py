@@ -72,7 +72,9 @@ def steer(
     Returns:
         `torch.Tensor` of shape `(1, 72, 2)`: in pixels of the image.
     """
-    own = _own_coefficients(predictor, identity)
+    seen = None if identity.landmarks is None else _on_device_of(predictor, identity.landmarks[None])
+    fitted = _neutral_coefficients(predictor) if seen is None else predictor.encode(seen)
+    own = _with_shape_of(identity, fitted)  # that of several photos is their mean
     coefficients, photo_size = own, identity.photo_size
     driving_face = steering.driving_face
     if driving_face is not None:
@@ -85,10 +87,7 @@ def steer(
         weights = torch.as_tensor(steering.expression.to_vector(predictor.config.expression_names))
         coefficients = replace(coefficients, expression=weights[None].to(coefficients.expression))
 
-    if identity.landmarks is None:
-        landmarks = predictor.decode(coefficients)  # (1, 72, 2)
-    else:
-        landmarks = retarget(predictor, _on_device_of(predictor, identity.landmarks[None]), own, coefficients)
+    landmarks = predictor.decode(coefficients) if seen is None else retarget(predictor, seen, fitted, coefficients)
     face_box = steering.face_box
     if face_box is None and photo_size is not None:
         return photo_to_canvas(landmarks, photo_size, height, width)
@@ -246,10 +245,7 @@ def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.
     return points
 
 
-def _own_coefficients(predictor: LandmarkPredictor, identity: FaceIdentity) -> FaceCoefficients:
-    if identity.landmarks is None:
-        return _neutral_coefficients(predictor)
-    coefficients = predictor.encode(_on_device_of(predictor, identity.landmarks[None]))
+def _with_shape_of(identity: FaceIdentity, coefficients: FaceCoefficients) -> FaceCoefficients:
     if identity.shape is None:
         return coefficients
     own_shape = coefficients.shape

@@ -27,7 +27,7 @@ def test_hash_survives_scaling_and_compression():
 
 def test_rolled_photo_is_upright_in_the_shard(tmp_path):
     pytest.importorskip("dlib")
-    config = PrepareConfig(face_encoder_id="dlib/face_recognition_resnet_model_v1")
+    config = PrepareConfig(face_encoder_id="dlib/face_recognition_resnet_model_v1", resolution=256, min_face=32)
     portrait(1).rotate(90).save(tmp_path / "lying.jpg")
     record, face = PhotoPreparer(config)(Item("a", str(tmp_path / "lying.jpg")))
     assert record.kept

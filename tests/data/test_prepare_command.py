@@ -61,6 +61,11 @@ class TestPhotos:
             encoder,
             "--recognition-crop",
             "dlib",
+            # pictures of 200 pixels are large enough
+            "--resolution",
+            "150",
+            "--min-face",
+            "20",
         ]
 
         before = killed([sys.executable, "-m", "facesnap_diffusers.cli", *arguments], manifest, lines=100)

@@ -170,7 +170,10 @@ WRONG = {
     "empty": (lambda who: [], "empty"),
     "no person": (lambda who: [who], r"people\[0\] must be a Person"),
     "fewer boxes than people": (lambda who: [Person(who, LEFT), Person(who)], r"people\[1\] has no face_box"),
-    "out of range": (lambda who: [Person(who, LEFT), Person(who, (0.6, 0.2, 1.2, 0.5))], r"people\[1\].*from 0 to 1"),
+    "out of range": (
+        lambda who: [Person(who, LEFT), Person(who, (0.9, 0.2, 1.5, 0.5))],
+        r"people\[1\].*outside of the image",
+    ),
     "inside out": (lambda who: [Person(who, (0.5, 0.1, 0.2, 0.4))], "left < right"),
     "two boxes": (lambda who: [Person(who, (LEFT, RIGHT))], "one box"),
     "overlapping": (lambda who: [Person(who, LEFT), Person(who, (0.3, 0.3, 0.8, 0.8))], "overlap"),

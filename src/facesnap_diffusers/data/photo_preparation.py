@@ -14,7 +14,7 @@ import PIL.ImageOps
 import torch
 
 from ..errors import InputError, MissingDependencyError, NoFaceFoundError, PhotoError, one_line
-from ..faces.alignment import align_face, align_for_clip
+from ..faces.alignment import align_face
 from ..faces.analyzers import FaceAnalyzer, InsightFaceAnalyzer, default_analyzer
 from ..faces.analyzers.insightface import MODEL_PACKS
 from ..faces.detection import find_face
@@ -154,7 +154,7 @@ class PhotoPreparer:
             "kept",
             identity=item.identity,
             phash=perceptual_hash(image),
-            face_hash=perceptual_hash(align_for_clip(image, landmarks, 72)),
+            face_hash=perceptual_hash(align_face(image, landmarks, 112)),
         )
         return record, sample
 

@@ -83,7 +83,8 @@ class PrepareConfig:
         second_face (`float`): A photo in which the second largest face has more than this share of the largest one's
             area shows several people.
         duplicate_bits (`int`): Photos are duplicates where the perceptual hashes of the photos differ in at most so many of
-            64 bits, or those of the heads do and their embeddings are nearly the same; mirrored or not. -1 keeps all.
+            64 bits, or those of the aligned faces in at most three more and the embeddings are nearly the same; mirrored or
+            not. -1 keeps all.
         same_person (`float`, *optional*): Largest distance of two embeddings of one person; see [`same_person_distance`].
             By default the face encoder's, where it is known. 0: labels are believed, and photos without one stay so.
         validation (`float`): Share of the people that are set aside for validation, at most 500.
@@ -104,7 +105,7 @@ class PrepareConfig:
     max_pitch: Annotated[float, Field(ge=0)] = 45.0
     max_outside: Annotated[float, Field(ge=0, le=1)] = 0.1
     second_face: Annotated[float, Field(ge=0, le=1)] = 0.3
-    duplicate_bits: Annotated[int, Field(ge=-1, le=15)] = 3
+    duplicate_bits: Annotated[int, Field(ge=-1, le=12)] = 3
     same_person: Annotated[float, Field(ge=0)] | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.02
 

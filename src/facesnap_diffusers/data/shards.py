@@ -37,7 +37,7 @@ class PhotoRecord:
             it is: its key, the shard's file name, and its bytes there.
         identity (`str`, *optional*): Who it shows.
         phash (`int`, *optional*): Perceptual hash of the photo, 64 bits.
-        face_hash (`int`, *optional*): The same of its aligned head.
+        face_hash (`int`, *optional*): The same of the aligned face.
     """
 
     source: str
@@ -69,7 +69,7 @@ class PhotoRecord:
             whole = isinstance(record.shard, str) and isinstance(record.start, int) and isinstance(record.end, int)
             if not whole or not 0 <= record.start < record.end:  # type: ignore[operator]
                 raise InputError(f"{manifest} does not say where {record.source!r} is; prepare the folder again")
-            if PurePath(record.shard).name != record.shard or "\\" in record.shard:  # type: ignore[arg-type,operator]
+            if PurePath(record.shard).name != record.shard or record.shard == ".." or "\\" in record.shard:  # type: ignore[arg-type,operator]
                 raise InputError(
                     f"{manifest} has {record.source!r} in {record.shard!r}, outside of its folder; prepare it again"
                 )

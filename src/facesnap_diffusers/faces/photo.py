@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union, cast
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 2048  # Detectors look at 640 px and crops are 224 px: more resolution costs time and shows nothing.
 MIN_SIDE = 16
+
+_reading = threading.Lock()
 
 Photo: TypeAlias = Union[PIL.Image.Image, str, os.PathLike, bytes, IO[bytes], np.ndarray, "torch.Tensor"]
 
@@ -261,13 +264,23 @@ def _check_pixels(width: int, height: int, policy: PhotoPolicy, what: str) -> No
         )
 
 
+def read_pixels(image: PIL.Image.Image) -> PIL.Image.Image:
+    """
+    The same image, whose pixels and EXIF data are in memory from then on. Pillow reads them from an opened file when they
+    are first needed, which fails where several threads need them at once.
+    """
+    with _reading:
+        image.load()
+        image.getexif()
+    return image
+
+
 def _from_pil(image: PIL.Image.Image, policy: PhotoPolicy, name: str) -> PIL.Image.Image:
     if min(image.size) == 0:
         raise PhotoError(f"{name} is {image.width}×{image.height} pixels: it is empty; pass a photo")
     _check_pixels(*image.size, policy, name)
     try:
-        image.load()
-        orientation = image.getexif().get(EXIF_ORIENTATION)
+        orientation = read_pixels(image).getexif().get(EXIF_ORIENTATION)
         turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
         if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
             image = _from_array(_gray_levels(image, name), policy, name)

@@ -170,13 +170,14 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         active = any(scale.values()) if isinstance(scale, Mapping) else scale != 0
         values = {name: scale_of_layer(scale, name) for name in self.config.layers}
         # as tensors, a compiled UNet need not be compiled again for another value
-        scales = {name: torch.tensor(value, device=unet.device) for name, value in values.items() if value != 0}
+        device = unet.device  # diffusers goes through all modules for it
+        scales = {name: torch.tensor(float(value), device=device) for name, value in values.items() if value != 0}
         return IdentityContext(
             num_tokens=num_tokens,
             projections={name: self.projections[name.replace(".", "-")] for name in scales},
             scales=scales,
             updated_layers=self._updated_layers(unet) if active else {},
-            masks=None if regions is None else regions.masks(num_tokens, unet.device),
+            masks=None if regions is None else regions.masks(num_tokens, device),
         )
 
     def enable_group_offload(self, onload_device: torch.device, **kwargs: Any) -> None:

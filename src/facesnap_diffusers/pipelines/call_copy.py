@@ -32,7 +32,8 @@ def components_of_call(pipeline: DiffusionPipeline, kwargs: dict[str, Any]) -> d
         if components.get(name) is not None:
             own[name] = own_tokenizer(components[name])
     vae, unet = pipeline.vae, pipeline.unet
-    if vae.config.get("force_upcast") and is_sdxl_upcast(vae, unet) and can_be_copied(vae):
+    is_xl = "text_encoder_2" in components
+    if is_xl and vae.config.get("force_upcast") and is_sdxl_upcast(vae, unet) and can_be_copied(vae):
         own["vae"] = copy_modules(vae)
     attention_kwargs = kwargs.get("cross_attention_kwargs") or {}
     scale = attention_kwargs.get("scale", 1.0)
@@ -49,7 +50,7 @@ def components_of_call(pipeline: DiffusionPipeline, kwargs: dict[str, Any]) -> d
 
 def is_sdxl_upcast(vae: nn.Module, unet: nn.Module) -> bool:
     """Whether SDXL's pipelines would change the dtype of `vae`, for a while or for good."""
-    return any(net.dtype != torch.float32 for net in (vae, unet))
+    return any(next(net.parameters()).dtype != torch.float32 for net in (vae, unet))
 
 
 def can_be_copied(net: nn.Module) -> bool:
@@ -76,7 +77,7 @@ def copy_modules(net: nn.Module) -> Any:
                     }
                 elif name == "_modules":
                     value = {key: None if child is None else copied(child) for key, child in value.items()}
-                elif isinstance(value, dict):
+                elif type(value) is dict:  # such as the scales of LoRA layers
                     value = dict(value)
                 vars(twin)[name] = value
         return copies[id(module)]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -26,6 +27,7 @@ from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
 from ..errors import InputError, one_line
 from ..faces.expression import Expression
+from ..faces.photo import read_pixels
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
@@ -220,6 +222,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
         check_prompt("prompt", prompt)
         check_stock_arguments(kwargs, self.vae_scale_factor)
+        _read_pictures(kwargs)
         self._open_pictures(kwargs)
         crop = None
         if people is not None:
@@ -298,7 +301,12 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """As in the stock pipeline; in a call with a face, the identity tokens follow the text."""
         if not self._is_of_call:
-            return self._for_one_call({}).encode_prompt(*args, **kwargs)
+            scale = {} if kwargs.get("lora_scale") is None else {"scale": kwargs["lora_scale"]}
+            call_kwargs = {"cross_attention_kwargs": scale}
+            call = self._for_one_call(call_kwargs)
+            if scale and not call_kwargs["cross_attention_kwargs"]:  # it is in the copy's layers
+                kwargs["lora_scale"] = None
+            return call.encode_prompt(*args, **kwargs)
         prompt_embeds, negative_prompt_embeds, *pooled = super().encode_prompt(*args, **kwargs)
         if self._identity_tokens is not None:
             tokens, unconditional_tokens = self._identity_tokens
@@ -674,6 +682,17 @@ def _for_each(value: Any, count: int, name: str) -> list[float]:
     if len(values) != count or not all(isinstance(item, (int, float)) for item in values):
         raise InputError(f"{name} must be a number, or {count} for the {count} further ControlNets, got {value!r}")
     return values
+
+
+def _read_pictures(kwargs: Mapping[str, Any]) -> None:
+    """Reads the opened images among the stock pipeline's arguments, which other calls may read at the same time."""
+    for name, value in kwargs.items():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, PIL.Image.Image):
+                try:
+                    read_pixels(item)
+                except (OSError, SyntaxError) as error:  # what Pillow's decoders raise for a damaged file
+                    raise InputError(f"{name}= cannot be decoded ({one_line(error)}); pass an intact image") from error
 
 
 def _refuse_steering_without_face(steering: Steering, landmarks: Any) -> None:

@@ -229,14 +229,15 @@ def picture_size(picture: Any, latent_channels: int, vae_scale_factor: int) -> t
 
 def as_size(name: str, value: Any, multiple: int) -> int:
     """A side in pixels; raises [`InputError`] unless it is a whole positive multiple."""
+    expected = "number of pixels" if multiple == 1 else f"multiple of {multiple}"
     try:
         if isinstance(value, bool):
             raise TypeError
         size = operator.index(value)
     except TypeError:
-        raise InputError(f"{name} must be a positive multiple of {multiple}, got {value!r}") from None
+        raise InputError(f"{name} must be a positive {expected}, got {value!r}") from None
     if size <= 0 or size % multiple:
-        raise InputError(f"{name} must be a positive multiple of {multiple}, got {value!r}")
+        raise InputError(f"{name} must be a positive {expected}, got {value!r}")
     return size
 
 

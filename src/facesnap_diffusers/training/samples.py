@@ -119,12 +119,12 @@ class TrainingSamples(Dataset):
         except (OSError, SyntaxError, KeyError, ValueError) as error:  # of Pillow, of arrays that do not fit
             if isinstance(error, FaceSnapError):
                 raise
-            raise self.faces.damaged(self._index(position), error) from error
+            raise self.faces.damaged(self.photo(position), error) from error
 
     def _sample(self, position: int) -> dict[str, Any]:
         config = self.config
         random = np.random.default_rng([self.seed, position])
-        index = self._index(position)
+        index = self.photo(position)
         target = self.faces[index]
         photos = self.faces.same_person(index)
         reference = self.faces[photos[random.integers(len(photos))]] if photos else target
@@ -203,8 +203,8 @@ class TrainingSamples(Dataset):
             images.append(self.fixed_crop(number, target).pixels(_decode(target.image), self.config.resolution))
         return torch.stack(images)
 
-    def _index(self, position: int) -> int:
-        """Every photo comes once in each epoch."""
+    def photo(self, position: int) -> int:
+        """The number of the photo at a position. Every photo comes once in each epoch."""
         epoch, place = divmod(position, len(self.faces))
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.faces))

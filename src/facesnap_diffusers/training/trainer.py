@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -47,7 +48,7 @@ from .recognizer import load_recognizer
 from .samples import ResumableBatchSampler, TrainingSamples, collate
 from .shard_check import check_shards
 from .training_config import DropoutConfig, TrainingConfig
-from .validation import to_device, validation_losses, validation_sheet
+from .validation import load_judge, to_device, validation_likeness, validation_losses, validation_sheet
 
 
 logger = logging.getLogger(__name__)
@@ -118,6 +119,7 @@ class Trainer:
         if config.data.crops is not None:
             count = len(self.faces) * config.data.crops
             self.samples.latents = CropLatents(self.folder / "latents", count, self._latent_settings())
+        self.judge = load_judge(config.validation.judge) if config.validation.judge else None
         self.validation_samples = None
         if config.data.validation:
             validation_faces = PreparedFaces(config.data.validation, "validation")
@@ -169,6 +171,9 @@ class Trainer:
     def _train(self) -> dict[str, float]:
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
+            for name in ("adapter", "best"):
+                for left in self.folder.glob(f".{name}.*"):  # by a run that was killed while it wrote them
+                    shutil.rmtree(left, ignore_errors=True)
             with atomic_file(self.folder / "config.yaml") as temporary:
                 temporary.write_text(config.to_yaml())
         self._start_trackers()
@@ -225,15 +230,18 @@ class Trainer:
                 if stop:
                     break
                 if step % config.validation.every == 0 or last:
-                    results.update(self._validate(step))
+                    measured = self._validate(step)
+                    results.update(measured)
+                    if finite:
+                        self._keep_best({**results, **measured} if measured else {})
                     self._write_card(self.folder / "adapter", results)
         bar.close()
-        self._end_trackers()
         if self.stop:
             logger.warning("stopped at step %d; start again to continue", self.progress.step)
         elif config.hub.push and accelerator.is_main_process:
             push(self.folder / "adapter", config.hub)
         accelerator.wait_for_everyone()
+        self._end_trackers()  # last: it ends the process group as well
         return results
 
     def _resume(self) -> None:
@@ -424,7 +432,20 @@ class Trainer:
                 self._show(sheet, step)
             except Exception as error:
                 self._report("validation images", error)
+        if self.judge is not None:
+            found = validation_likeness(self.objective, samples, config, self.judge, self.config.seed)
+            values |= {f"validation/{name}": value for name, value in found.items()}
         return values
+
+    def _keep_best(self, results: dict[str, float]) -> None:
+        """The adapter whose sampled pictures have been most like their people, with a card of its own."""
+        distance = results.get("validation/face_distance")
+        (better,) = in_any_process(
+            self.accelerator, distance is not None and (self.progress.best is None or distance < self.progress.best)
+        )
+        if better:
+            self.progress.best = distance
+            self._save_adapter(results, "best")
 
     def _show(self, sheet: PIL.Image.Image, step: int) -> None:
         path = self.folder / "validation" / f"step-{step:07d}.png"

@@ -34,7 +34,11 @@ class BaseConfig:
         family (`str`): `"sd"` (1.x, 2.x and their like) or `"sdxl"`.
         revision (`str`, *optional*), variant (`str`, *optional*): As in `DiffusionPipeline.from_pretrained`.
         dtype (`str`, *optional*): Of its weights; that of `mixed_precision` by default. The VAE of SDXL stays in
-            float32, which it needs.
+            float32, which it needs, unless there is a `vae`.
+        vae (`str`, *optional*): Hub repo or folder of a VAE in place of the base's own, in `dtype`: for SDXL one that does
+            not overflow in half precision, such as `madebyollin/sdxl-vae-fp16-fix`, which takes half the memory and time.
+        compile (`bool`): Compiles the frozen UNet with `torch.compile`, block by block: some minutes at the start, less time
+            a step afterwards on NVIDIA GPUs.
         imports (`list[str]`): Modules to import first, for bases with components of your own.
     """
 
@@ -43,6 +47,8 @@ class BaseConfig:
     revision: str | None = None
     variant: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    vae: str | None = None
+    compile: bool = False
     imports: list[str] = field(default_factory=list)
 
 
@@ -264,12 +270,18 @@ class OptimizerConfig:
 @strict_dataclass()
 class ValidationConfig:
     r"""
-    What is measured and shown during training, always the same: losses on fixed noise, and images.
+    What is measured and shown during training, always the same: losses on fixed noise, images, and the likeness of sampled
+    images, by which the best adapter is kept in `output_dir/best`.
 
     Attributes:
         every (`int`): Steps between.
         batches (`int`): Batches of the validation shards whose losses are averaged.
         images (`int`): Samples of which images are made, with the averaged weights; 0: none.
+        judge (`str`, *optional*): What judges sampled images: a face encoder that [`default_analyzer`] knows, e.g.
+            `dlib/face_recognition_resnet_model_v1`, or `package.module:function` of a function that returns a
+            [`FaceAnalyzer`]. Choose one that took no part in training: a model that is trained to please a recognizer
+            pleases it more than others.
+        people (`int`): People of whom the judge sees one image each.
         inference_steps (`int`), guidance_scale (`float`): Of the images.
         prompt (`str`, *optional*): Of the images; their captions by default.
     """
@@ -277,6 +289,8 @@ class ValidationConfig:
     every: Count = 1000
     batches: Annotated[int, Field(ge=0)] = 4
     images: Annotated[int, Field(ge=0)] = 4
+    judge: str | None = None
+    people: Count = 16
     inference_steps: Count = 20
     guidance_scale: NotNegative = 5.0
     prompt: str | None = None
