@@ -1,41 +1,55 @@
-"""The Space: its front matter, and what it does on a CPU and on ZeroGPU."""
+"""Spaces: their front matter, and what they do on a CPU and on ZeroGPU."""
 
-import importlib.util
 import inspect
 import sys
 import types
 from pathlib import Path
 
 import pytest
+import tiny
 import yaml
+from typer.testing import CliRunner
+
+from facesnap_diffusers.app import space
+from facesnap_diffusers.cli import app
+from facesnap_diffusers.errors import InputError
 
 
-SPACE = Path(__file__).parents[2] / "examples" / "space"
+pytest.importorskip("gradio")
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "space"
 
 
-@pytest.fixture
-def space():
-    spec = importlib.util.spec_from_file_location("space_app", SPACE / "app.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def front_matter(folder):
+    _, matter, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(matter)
 
 
-def test_front_matter():
-    _, matter, _ = (SPACE / "README.md").read_text(encoding="utf-8").split("---\n", 2)
-    values = yaml.safe_load(matter)
-    assert values["sdk"] == "gradio" and (SPACE / values["app_file"]).is_file()
+def test_the_example_is_what_is_written(tmp_path):
+    space.write_space(tmp_path)
+    written = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    kept = {path.name: path.read_text() for path in EXAMPLE.iterdir()}
+    version = front_matter(tmp_path)["sdk_version"]
+    kept["README.md"] = kept["README.md"].replace(front_matter(EXAMPLE)["sdk_version"], version)
+    assert written == kept
+
+
+def test_front_matter(tmp_path):
+    space.write_space(tmp_path, "Mine", "some/base", "some/adapter", "mit")
+    values = front_matter(tmp_path)
+    assert values["sdk"] == "gradio" and (tmp_path / values["app_file"]).is_file()
+    assert (values["title"], values["license"], values["models"]) == ("Mine", "mit", ["some/base", "some/adapter"])
     assert len(values["short_description"]) <= 60  # what the Hub takes
-    assert "facesnap-diffusers[app]" in (SPACE / "requirements.txt").read_text()
+    assert 'serve_space("some/base", "some/adapter")' in (tmp_path / "app.py").read_text()
 
 
-def test_nano_without_variables(space, monkeypatch):
+def test_nano_without_variables(monkeypatch):
     monkeypatch.delenv("FACESNAP_BASE", raising=False)
-    studio = space.on_zero_gpu(space.make_studio())
+    studio = space.make_studio()
     assert studio.base is None and len(studio.samples) == 6
 
 
-def test_zero_gpu_is_asked_for_pictures_and_not_for_previews(space, studio, monkeypatch):
+def test_zero_gpu_is_asked_for_pictures_and_not_for_previews(studio, monkeypatch):
     asked = []
 
     def gpu(duration):
@@ -47,7 +61,23 @@ def test_zero_gpu_is_asked_for_pictures_and_not_for_previews(space, studio, monk
         return decorate
 
     monkeypatch.setitem(sys.modules, "spaces", types.SimpleNamespace(GPU=gpu))
-    for name, value in {"SPACES_ZERO_GPU": "1", "FACESNAP_BASE": "some/base", "FACESNAP_SECONDS": "30"}.items():
-        monkeypatch.setenv(name, value)
-    space.on_zero_gpu(type(studio)(studio.pipe, studio.defaults))
+    monkeypatch.setenv("FACESNAP_SECONDS", "30")
+    space.use_zero_gpu(type(studio)(studio.pipe, studio.defaults))
     assert asked == [("steps", 30), ("encode", 15)]
+
+
+def test_the_app_of_the_example_compiles():
+    compile((EXAMPLE / "app.py").read_text(), "app.py", "exec")
+
+
+def test_a_packaged_adapter_gets_a_space(tmp_path):
+    pipe = tiny.facesnap(tiny.sd_pipeline())
+    tiny.add_adapter(pipe)
+    pipe.save_facesnap_adapter(tmp_path / "adapter")
+    arguments = ["package-hub-repo", str(tmp_path / "adapter"), "--repo-id", "someone/facesnap"]
+    runner = CliRunner()
+    refused = runner.invoke(app, [*arguments, "--space", str(tmp_path / "space")])
+    assert isinstance(refused.exception, InputError) and not (tmp_path / "space").exists()
+    made = runner.invoke(app, [*arguments, "--space", str(tmp_path / "space"), "--base-model", "someone/base"])
+    assert made.exit_code == 0, made.output
+    assert 'serve_space("someone/base", "someone/facesnap")' in (tmp_path / "space" / "app.py").read_text()

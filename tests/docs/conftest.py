@@ -1,9 +1,9 @@
 """The reader's working folder: photos, and tiny checkpoints under the names of the public ones."""
 
-import third_party
 import numpy as np
 import PIL.Image
 import pytest
+import third_party
 import tiny
 import torch
 from transformers import CLIPImageProcessor
