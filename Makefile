@@ -26,7 +26,6 @@ app: $(VENV)/installed
 docs: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable ".[docs]"
 	$(BIN)/mkdocs build --strict --site-dir outputs/site
-	$(BIN)/python -m pytest tests/docs -m "not slow"
 
 # The files of a release, built, installed into a clean environment, and passed through the tests of the source archive.
 release-check: $(VENV)/installed
