@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .errors import InputError
 from .faces.expression import Expression
@@ -16,7 +15,7 @@ from .faces.face import Face
 from .faces.placing import check_face_box, check_in_pixels
 from .faces.pose import HeadPose
 from .identity import FaceIdentity
-from .models.landmark_predictor import FaceCoefficients, LandmarkPredictor, rotation_matrix
+from .models.landmark_predictor import FaceCoefficients, LandmarkPredictor
 
 
 #: The face box of a head-and-shoulders portrait: left, top, right, bottom as shares of the image.
@@ -87,7 +86,7 @@ def steer(
         weights = torch.as_tensor(steering.expression.to_vector(predictor.config.expression_names))
         coefficients = replace(coefficients, expression=weights[None].to(coefficients.expression))
 
-    landmarks = predictor.decode(coefficients) if seen is None else retarget(predictor, seen, fitted, coefficients)
+    landmarks = predictor.decode(coefficients) if seen is None else predictor.repose(seen, fitted, coefficients)
     face_box = steering.face_box
     if face_box is None and photo_size is not None:
         return photo_to_canvas(landmarks, photo_size, height, width)
@@ -99,51 +98,6 @@ def steer(
         rotation=torch.zeros_like(coefficients.rotation),
     )
     return fit_into_box(landmarks, predictor.decode(frontal), face_box[None].to(landmarks), height, width)
-
-
-#: Root mean square of what a reconstruction misses of a face by the noise of its landmarks alone, in centimeters.
-NOISE = 0.2
-
-#: A change of pose over which what the reconstruction misses fades to what stands out from that noise, in degrees.
-FADING_ANGLE = 5.0
-
-
-def retarget(
-    predictor: LandmarkPredictor, seen: torch.Tensor, own: FaceCoefficients, target: FaceCoefficients
-) -> torch.Tensor:
-    r"""
-    Landmarks of faces in another pose or expression, with what their reconstruction misses: it follows in the face's own
-    frame. In the pose and expression that they have, these are the landmarks that were seen.
-
-    The less the reconstruction misses, the more of that is noise. So a face that turns away takes along the share
-    `1 - (NOISE / missed)²` of it (a Wiener filter), and all of it only near its own pose.
-
-    Args:
-        predictor ([`LandmarkPredictor`]): Decodes the coefficients.
-        seen (`torch.Tensor` of shape `(batch, 68 | 72, 2 | 3)`): The faces' own landmarks, in pixels.
-        own ([`FaceCoefficients`]): What the predictor made of them.
-        target ([`FaceCoefficients`]): What they are to look like.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, 72, 2)`: in pixels of the target.
-    """
-    missed = seen[:, :68, :2] - predictor.decode(own)[:, :68]
-    missed = torch.cat([missed, missed[:, [36, 36, 45, 45]]], dim=1)  # eyelid points go with the corner of their eye
-    if seen.shape[1] == 72:
-        missed[:, 68:] = seen[:, 68:, :2] - predictor.decode(own)[:, 68:]
-    rotation, target_rotation = (rotation_matrix(torch.deg2rad(c.rotation)) for c in (own, target))  # (batch, 3, 3)
-    turn = target_rotation @ rotation.mT
-    space = (
-        F.pad(missed * missed.new_tensor([1, -1]), (0, 1)) / own.scale[:, None, None]
-    )  # (batch, 72, 3), in cm, y up
-
-    size = space.square().sum(-1).mean(-1).sqrt()  # (batch,)
-    kept = (1 - (NOISE / size.clamp(min=NOISE)).square()).clamp(min=0)
-    cosine = (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2
-    angle = torch.rad2deg(cosine.clamp(-1, 1).acos())
-    weight = kept + (1 - kept) * torch.exp(-(angle / FADING_ANGLE).square())
-    moved = (space @ turn.mT)[..., :2] * missed.new_tensor([1, -1]) * target.scale[:, None, None]
-    return predictor.decode(target) + weight[:, None, None] * moved
 
 
 def photo_to_canvas(landmarks: torch.Tensor, photo_size: tuple[int, ...], height: int, width: int) -> torch.Tensor:
