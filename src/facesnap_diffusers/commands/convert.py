@@ -72,7 +72,7 @@ def _to_facesnap(
         source = config.replace(image_encoder_id=image_encoder or config.image_encoder_id)
         modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})
     pipeline = "FaceSnapXLPipeline" if "xl" in (config.base_family or "") else "FaceSnapPipeline"
-    bind_image_encoder(modules)
+    config = bind_image_encoder(config, modules)
     save_adapter_folder(output, config, modules, pipeline, output.name)
     origin = "/".join(filter(None, [Path(adapter).name if Path(adapter).exists() else adapter, weight_name]))
     write_model_card(output / "README.md", config, pipeline, output.name, training=_CONVERTED.format(origin=origin))
