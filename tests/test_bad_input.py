@@ -110,7 +110,7 @@ CALLS = [
     ({"identity": PERSON, "face_box": (0.5, 0, 0.5, 1)}, InputError, "left < right"),
     ({"identity": PERSON, "face_box": (0, 0.9, 1, 0.1)}, InputError, "top < bottom"),
     ({"identity": PERSON, "face_box": (0, 0, 64, 64)}, InputError, "shares of the image"),
-    ({"identity": PERSON, "face_box": (-0.1, 0, 1, 1)}, InputError, "shares of the image"),
+    ({"identity": PERSON, "face_box": (-0.9, 0, 0.1, 1)}, InputError, "outside of the image"),
     ({"identity": PERSON, "face_box": (0, 0, float("nan"), 1)}, InputError, "face_box"),
     ({"identity": PERSON, "face_box": []}, InputError, "face_box must be four numbers"),
     ({"identity": PERSON, "pose_image": NOISE}, NoFaceFoundError, "pose_image"),
@@ -189,7 +189,7 @@ ENCODINGS = [
     (
         {"embedding": EMBEDDING, "face_image": NOISE, "landmarks": 0 * POINTS},
         InputError,
-        "eyes and mouth in one place",
+        "within two pixels",
     ),
 ]
 

@@ -6,7 +6,7 @@ import tiny
 import torch
 from skimage.data import astronaut
 
-from facesnap_diffusers import DlibFaceAnalyzer, FaceIdentity, FaceSnapPipeline, HeadPose
+from facesnap_diffusers import DlibFaceAnalyzer, FaceIdentity, FaceSnapPipeline, HeadPose, InputError
 
 
 STEPS = {"num_inference_steps": 1, "output_type": "pt", "height": 64, "width": 64}
@@ -35,7 +35,7 @@ def generate(pipe, **kwargs):
 
 
 def test_the_analyzer_comes_from_the_adapter(pipe, person):
-    assert isinstance(pipe.face_analyzer, DlibFaceAnalyzer)
+    assert isinstance(pipe.face_conditioner().analyzer, DlibFaceAnalyzer)
     assert person.face_encoder_id == tiny.FACE_ENCODER and person.face_embeds.shape == (128,)
     assert person.landmarks.shape == (68, 2) and person.photo_size == (512, 512)
     assert person.image_hidden_states.shape == (5, 24)
@@ -44,13 +44,13 @@ def test_the_analyzer_comes_from_the_adapter(pipe, person):
 def test_another_adapter_brings_its_own_analyzer(photo):
     pipe = FaceSnapPipeline.from_pipe(tiny.sd_pipeline())
     tiny.add_adapter(pipe, image_encoder_id=None)
-    pipe.encode_face(photo)
-    made = pipe.face_analyzer
+    analyzer = pipe.face_conditioner().analyzer
     tiny.add_adapter(pipe, image_encoder_id=None, face_encoder_id="somebody/else")
-    assert isinstance(made, DlibFaceAnalyzer) and pipe.face_analyzer is None
-    pipe.face_analyzer = made
+    with pytest.raises(InputError, match="'somebody/else' is not one of"):
+        pipe.encode_face(photo)
+    pipe.face_analyzer = own = DlibFaceAnalyzer()
     tiny.add_adapter(pipe, image_encoder_id=None)
-    assert pipe.face_analyzer is made, "one's own stays"
+    assert pipe.face_conditioner().analyzer is own is not analyzer, "one's own stays"
 
 
 def test_photo_or_identity_is_the_same(pipe, photo, person, tmp_path):
@@ -76,10 +76,9 @@ def test_two_photos_of_one_person_are_fused(pipe, photo, person):
 
 
 def test_own_embedding_and_landmarks_need_no_analyzer(pipe, photo, person):
-    analyzer, pipe.face_analyzer = pipe.face_analyzer, None
+    pipe.face_analyzer = "no analyzer"
     own = pipe.encode_face(photo, embedding=person.face_embeds, landmarks=person.landmarks)
-    assert pipe.face_analyzer is None
-    pipe.face_analyzer = analyzer
+    pipe.face_analyzer = None
     assert torch.equal(generate(pipe, identity=own), generate(pipe, identity=person))
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .pipelines.facesnap_xl_inpaint import FaceSnapXLInpaintPipeline as FaceSnapXLInpaintPipeline
     from .pipelines.people import Person as Person
     from .pipelines.refine import redraw_faces as redraw_faces
+    from .pipelines.schedule import FaceSnapSchedule as FaceSnapSchedule
 
 # Where each public name lives. Imported on first use: `import facesnap_diffusers` loads neither torch nor diffusers.
 _HOME = {
@@ -59,6 +60,7 @@ _HOME = {
     "FaceSnapImg2ImgPipeline": "pipelines.facesnap_img2img",
     "FaceSnapInpaintPipeline": "pipelines.facesnap_inpaint",
     "FaceSnapPipeline": "pipelines.facesnap",
+    "FaceSnapSchedule": "pipelines.schedule",
     "FaceSnapXLImg2ImgPipeline": "pipelines.facesnap_xl_img2img",
     "FaceSnapXLInpaintPipeline": "pipelines.facesnap_xl_inpaint",
     "FaceSnapXLPipeline": "pipelines.facesnap_xl",

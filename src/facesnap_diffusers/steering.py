@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from .errors import InputError
 from .faces.expression import Expression
 from .faces.face import Face
+from .faces.placing import check_face_box, check_in_pixels
 from .faces.pose import HeadPose
 from .identity import FaceIdentity
 from .models.landmark_predictor import FaceCoefficients, LandmarkPredictor, rotation_matrix
@@ -223,12 +224,7 @@ def as_boxes(value: Any) -> list[torch.Tensor]:
         raise InputError(f"face_box must be four numbers (left, top, right, bottom), got {value!r}")
     boxes = boxes.reshape(-1, 4)
     for box in boxes:
-        left, top, right, bottom = box.tolist()
-        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-            raise InputError(
-                f"face_box ({left:g}, {top:g}, {right:g}, {bottom:g}) must hold shares of the image from 0 to 1,"
-                " left < right and top < bottom"
-            )
+        check_face_box(tuple(box.tolist()))
     return list(boxes)
 
 
@@ -246,6 +242,7 @@ def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.
         )
     if not torch.isfinite(points).all():
         raise InputError(f"{name} has values that are not finite")
+    check_in_pixels(points, name)
     return points
 
 

@@ -16,7 +16,7 @@ from .._upstream import without_offloading
 from ..base_models import family_of
 from ..conditioner import FaceConditioner
 from ..errors import AdapterError, InputError, check_path, check_text, one_line
-from ..faces.analyzers import FaceAnalyzer, default_analyzer
+from ..faces.analyzers import FaceAnalyzer
 from ..models.attention import IdentityAttention, accept_contexts, scale_of_layer
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import load_landmark_predictor
@@ -42,8 +42,8 @@ else:
 class FaceSnapAdapterMixin(_Pipeline):
     """The life of a FaceSnap adapter on a pipeline: load or make it, scale it, save it, take it off."""
 
-    #: One that the user has set.
-    _face_analyzer: FaceAnalyzer | None = None
+    #: Finds and describes the faces in photos. `None`: that which the adapter's face encoder belongs to.
+    face_analyzer: FaceAnalyzer | None = None
 
     _facesnap_scale: dict[str, Any] | None = None
 
@@ -263,27 +263,12 @@ class FaceSnapAdapterMixin(_Pipeline):
         values = self.config.facesnap_config
         return FaceSnapConfig.from_dict(dict(values)) if values else None
 
-    @property
-    def face_analyzer(self) -> FaceAnalyzer | None:
-        """
-        Finds and describes the faces in photos: one that you set, else the one that the adapter's face encoder belongs to;
-        `None` without an adapter. Set to `None`, it is that of the adapter again.
-        """
-        config = self.facesnap_config
-        if self._face_analyzer is not None or config is None:
-            return self._face_analyzer
-        return default_analyzer(config.face_encoder_id, config.normalized_embeds)
-
-    @face_analyzer.setter
-    def face_analyzer(self, analyzer: FaceAnalyzer | None) -> None:
-        self._face_analyzer = analyzer
-
     def face_conditioner(self, purpose: str = "face_conditioner") -> FaceConditioner:
         """
         What turns faces into conditions for the loaded adapter. Raises [`AdapterError`], which names the `purpose`, if
         there is none.
         """
-        return conditioner_of(self, purpose, self._face_analyzer)
+        return conditioner_of(self, purpose, self.face_analyzer)
 
     def _require_adapter(self, purpose: str) -> FaceSnapConfig:
         return require_adapter(self.facesnap_config, purpose)

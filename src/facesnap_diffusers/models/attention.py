@@ -222,6 +222,10 @@ class IdentityContext:
         """As `cross_attention_kwargs` of a UNet that accepts contexts."""
         return {CONTEXT_KEY: self}
 
+    def without_identity(self) -> IdentityContext:
+        """A context in which the identity tokens are only kept from the attention layers."""
+        return IdentityContext(self.num_tokens, {}, {}, {}, self.masks)
+
     def attend(
         self,
         layer: ContextAttention,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from ..models.attention import CONTEXT_KEY, accept_contexts
 from ..models.regions import RegionalContext
+from .schedule import FEW_STEPS, CallProgress, FaceSnapSchedule
 
 
 class RoutedControlNet(ControlNetModel):
@@ -22,6 +24,7 @@ class RoutedControlNet(ControlNetModel):
         num_tokens (`int`): Number of identity tokens at the end of the context.
         context (`str`): `"identity"` or `"text"`: which part of it.
         regions ([`RegionalContext`], *optional*): Where each of several people is.
+        progress ([`CallProgress`], *optional*): Told of each round.
         device (`torch.device`), dtype (`torch.dtype`): Of the conditioning image; those of `net` by default.
     """
 
@@ -31,6 +34,7 @@ class RoutedControlNet(ControlNetModel):
         num_tokens: int,
         context: str,
         regions: RegionalContext | None = None,
+        progress: CallProgress | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ):
@@ -43,6 +47,7 @@ class RoutedControlNet(ControlNetModel):
             accept_contexts(net)
         self.net = net
         self.regions = regions
+        self.progress = progress
         self.num_tokens = num_tokens
         self.context = context
         self._device = device or net.device
@@ -67,6 +72,28 @@ class RoutedControlNet(ControlNetModel):
         return_dict: bool = True,
         **kwargs: Any,
     ) -> Any:
+        if self.progress is not None:
+            self.progress.advance(timestep)
+        return self.route(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            controlnet_cond=controlnet_cond,
+            conditioning_scale=conditioning_scale,
+            guess_mode=guess_mode,
+            return_dict=return_dict,
+            **kwargs,
+        )
+
+    def route(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        conditioning_scale: float,
+        **kwargs: Any,
+    ) -> Any:
+        """What the ControlNet says to its part of the context."""
         if self.net is None:
             return None, None
         if conditioning_scale == 0:
@@ -82,12 +109,82 @@ class RoutedControlNet(ControlNetModel):
             sample,
             timestep,
             encoder_hidden_states=encoder_hidden_states,
-            controlnet_cond=controlnet_cond,
             conditioning_scale=conditioning_scale,
-            guess_mode=guess_mode,
-            return_dict=return_dict,
             **kwargs,
         )
+
+
+class ScheduledFFRNet(RoutedControlNet):
+    r"""
+    FFRNet in one call, computed when a schedule says so.
+
+    Args:
+        net ([`FFRNet`] or `ControlNetModel`): Shared with other calls and not changed.
+        num_tokens (`int`): Number of identity tokens at the end of the context.
+        schedule ([`FaceSnapSchedule`]): When it is computed.
+        progress ([`CallProgress`]): How far the call is.
+        is_guided (`Callable`): Whether the first half of a batch is now the unconditional one.
+        regions ([`RegionalContext`], *optional*): Where each of several people is.
+    """
+
+    def __init__(
+        self,
+        net: Any,
+        num_tokens: int,
+        schedule: FaceSnapSchedule,
+        progress: CallProgress,
+        is_guided: Callable[[], bool],
+        regions: RegionalContext | None = None,
+    ):
+        super().__init__(net, num_tokens, "identity", regions, progress)
+        self.schedule = schedule
+        self.is_guided = is_guided
+        self._last: tuple[float, Any] | None = None
+
+    def route(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        encoder_hidden_states: torch.Tensor,
+        conditioning_scale: float,
+        **kwargs: Any,
+    ) -> Any:
+        """FFRNet's residuals: computed now, or those of before."""
+        if conditioning_scale == 0:
+            return super().route(sample, timestep, encoder_hidden_states, conditioning_scale, **kwargs)
+        # in guess mode, the stock pipelines give the conditional half only
+        is_halved = self.is_guided() and not kwargs["guess_mode"] and not self.schedule.landmarks_on_unconditional
+        own_sample = second_half(sample) if is_halved else sample
+        if self._last is not None and self._lasts(timestep, len(own_sample)):
+            _, (down, mid) = self._last
+        else:
+            if is_halved:
+                encoder_hidden_states, kwargs = second_half(encoder_hidden_states), second_half(kwargs)
+            # a callback may have ended guidance, and with it the unconditional half
+            kwargs["controlnet_cond"] = kwargs["controlnet_cond"][-len(own_sample) :]
+            down, mid = super().route(own_sample, timestep, encoder_hidden_states, conditioning_scale, **kwargs)
+            self._last = self.progress.time(timestep), (down, mid)
+        if is_halved:
+            down = [torch.cat([torch.zeros_like(item), item]) for item in down]
+            mid = torch.cat([torch.zeros_like(mid), mid])
+        # with further ControlNets, diffusers adds theirs in place
+        return list(down), mid.clone()
+
+    def _lasts(self, timestep: torch.Tensor | float, batch: int) -> bool:
+        """Whether the last residuals still serve."""
+        interval, (computed_at, (_, mid)) = self.schedule.landmark_interval, self._last
+        if interval == 0 or self.progress.num_rounds <= FEW_STEPS or len(mid) != batch:
+            return False
+        now = self.progress.time(timestep)
+        # a step that ends an interval to within rounding begins the next
+        return now >= interval and now - computed_at < interval - 1e-3
+
+
+def second_half(value: Any) -> Any:
+    """The conditional half of a batch under guidance: of a tensor, or of each in a dictionary."""
+    if isinstance(value, dict):
+        return {name: second_half(item) for name, item in value.items()}
+    return value.chunk(2)[1] if isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) > 1 else value
 
 
 def zero_residuals(net: ControlNetModel, sample: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:

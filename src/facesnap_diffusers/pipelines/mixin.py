@@ -23,8 +23,9 @@ from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
 from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
-from .control import RoutedControlNet
+from .control import RoutedControlNet, ScheduledFFRNet
 from .people import Person, check_people
+from .schedule import CallProgress, FaceSnapSchedule
 from .signatures import stock_arguments, with_stock_signature
 
 
@@ -63,6 +64,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     #: Identity tokens and unconditional tokens, each (batch, tokens, width): only on the copy that a call runs on.
     _identity_tokens: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    #: When the parts of an adapter work; see [`set_facesnap_schedule`].
+    _facesnap_schedule = FaceSnapSchedule()
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -105,7 +109,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             new_pipeline.to(dtype=dtype)
         if isinstance(pipeline, FaceSnapMixin):
             new_pipeline._facesnap_scale = pipeline.facesnap_scale
-            new_pipeline._face_analyzer = pipeline._face_analyzer
+            new_pipeline._facesnap_schedule = pipeline.facesnap_schedule
+            new_pipeline.face_analyzer = pipeline.face_analyzer
         return new_pipeline
 
     @torch.no_grad()
@@ -122,6 +127,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         face_box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         landmarks: torch.Tensor | np.ndarray | None = None,
         people: Sequence[Person] | None = None,
+        facesnap_schedule: str | FaceSnapSchedule | None = None,
         **kwargs: Any,
     ) -> Any:
         r"""
@@ -145,6 +151,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 they are.
             people (`list[`[`Person`]`]`, *optional*): Several people in one image, each with an identity, a face box
                 and, if you like, a pose and an expression; in place of all of the above but the prompt.
+            facesnap_schedule (`str` or [`FaceSnapSchedule`], *optional*): When the parts of the adapter work in this
+                call: `"exact"`, `"fast"` or your own; by default as [`set_facesnap_schedule`] says.
             kwargs: All arguments of the stock pipeline, such as `negative_prompt`, `num_inference_steps`,
                 `guidance_scale`, `generator`, `height` and `width`. `controlnet_conditioning_scale` and the
                 ControlNet's images are for further ControlNets; [`set_facesnap_scale`] scales FaceSnap.
@@ -159,6 +167,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             InputError: An argument has a wrong type, shape, range or length.
         """
         steering = Steering(pose_image, pose, expression, face_box, face_index)
+        schedule = self._facesnap_schedule if facesnap_schedule is None else FaceSnapSchedule.of(facesnap_schedule)
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
         if people is not None:
             own = {"face_image": face_image, "identity": identity, "face_index": face_index, "landmarks": landmarks}
@@ -188,7 +197,23 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             prompt = self._match_batch(prompt, identities, points, kwargs)
             picture = conditioner.landmark_picture(points, height, width)
             conditions = FaceConditions(*conditioner.tokens(identities), picture)
-        return self._call_with_face(prompt, conditions, kwargs)
+        return self._call_with_face(prompt, conditions, schedule, kwargs)
+
+    def set_facesnap_schedule(self, schedule: str | FaceSnapSchedule) -> None:
+        r"""
+        Sets when the parts of the adapter work in the course of a call.
+
+        Args:
+            schedule (`str` or [`FaceSnapSchedule`]): `"exact"`: always, as the adapter was trained. `"fast"`: FFRNet on the
+                conditional half only and not at every step, which brings a call near the price of the plain pipeline. Or
+                your own.
+        """
+        self._facesnap_schedule = FaceSnapSchedule.of(schedule)
+
+    @property
+    def facesnap_schedule(self) -> FaceSnapSchedule:
+        """The schedule in force."""
+        return self._facesnap_schedule
 
     def encode_face(
         self,
@@ -265,7 +290,11 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         )
 
     def _call_with_face(
-        self, prompt: str | list[str] | None, conditions: FaceConditions, kwargs: dict[str, Any]
+        self,
+        prompt: str | list[str] | None,
+        conditions: FaceConditions,
+        schedule: FaceSnapSchedule,
+        kwargs: dict[str, Any],
     ) -> Any:
         """The stock pipeline with the identity: in the prompt, in the UNet's attention, in FFRNet."""
         scale = self.facesnap_scale
@@ -281,14 +310,28 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         # without identity attention the tokens are only kept from the UNet
         attention = self.identity_attention if self.identity_attention is not None else IdentityAttention(layers={})
         context = attention.context(self.unet, num_tokens, attention_scale, conditions.regions)
-        kwargs["cross_attention_kwargs"] = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
+        attention_kwargs = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
+        kwargs["cross_attention_kwargs"] = attention_kwargs
+
+        def on_step(done: float) -> None:
+            is_active = schedule.identity_start <= done < schedule.identity_end
+            attention_kwargs.update((context if is_active else context.without_identity()).as_kwargs())
+
+        progress = CallProgress(call.scheduler, on_step)
         ffrnet = None
         if self.ffrnet is not None:
             regions = None
             if conditions.regions is not None:
                 regions = RegionalContext(conditions.regions.masks(num_tokens, self._execution_device))
-            ffrnet = RoutedControlNet(self.ffrnet, num_tokens, "identity", regions)
-        call._control(ffrnet, conditions.landmark_picture, landmark_scale, num_tokens, kwargs)
+            ffrnet = ScheduledFFRNet(
+                self.ffrnet, num_tokens, schedule, progress, lambda: call.do_classifier_free_guidance, regions
+            )
+        settings = {
+            "controlnet_conditioning_scale": landmark_scale,
+            "control_guidance_start": schedule.landmark_start,
+            "control_guidance_end": schedule.landmark_end,
+        }
+        call._control(ffrnet, conditions.landmark_picture, settings, num_tokens, progress, kwargs)
         return self._run(call, prompt, kwargs)
 
     def _call_without_face(self, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
@@ -304,7 +347,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             return self._run(plain, prompt, kwargs)
         height, width = self._image_size(kwargs)
         call = self._for_one_call()
-        call._control(None, torch.zeros(1, 3, height, width), 0.0, 0, kwargs)
+        no_settings = {**_CONTROL_SETTINGS, "controlnet_conditioning_scale": 0.0}
+        call._control(None, torch.zeros(1, 3, height, width), no_settings, 0, None, kwargs)
         return self._run(call, prompt, kwargs)
 
     def _for_one_call(self) -> Any:
@@ -338,19 +382,23 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self,
         ffrnet: RoutedControlNet | None,
         landmark_picture: torch.Tensor,
-        landmark_scale: float,
+        own_settings: dict[str, float],
         num_tokens: int,
+        progress: CallProgress | None,
         kwargs: dict[str, Any],
     ) -> None:
-        """Puts FFRNet beside the ControlNets of this copy of the pipeline, each with its part of the context."""
+        """
+        Puts FFRNet beside the ControlNets of this copy of the pipeline, each with its part of the context and its
+        settings. The first of them tells of the call's progress.
+        """
         name = self._control_image_argument
         if self.controlnet is None:
             self._refuse_control_arguments(kwargs)
             self.controlnet = ffrnet or RoutedControlNet(
-                None, num_tokens, "text", device=self._execution_device, dtype=self.unet.dtype
+                None, num_tokens, "text", progress=progress, device=self._execution_device, dtype=self.unet.dtype
             )
             kwargs[name] = landmark_picture
-            kwargs["controlnet_conditioning_scale"] = float(landmark_scale)
+            kwargs |= {setting: float(value) for setting, value in own_settings.items()}
             return
         is_multi = isinstance(self.controlnet, MultiControlNetModel)
         nets = list(self.controlnet.nets) if is_multi else [self.controlnet]
@@ -359,6 +407,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             raise InputError(f"{name}= must have an image for each of the {len(nets)} further ControlNets")
         images = [self.control_image_processor.preprocess(item, kwargs["height"], kwargs["width"]) for item in images]
         routed = [RoutedControlNet(net, num_tokens, "text") for net in nets]
+        if ffrnet is None:
+            routed[0].progress = progress
         settings = {
             setting: _for_each(kwargs.get(setting, default), len(nets), setting)
             for setting, default in _CONTROL_SETTINGS.items()
@@ -366,8 +416,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if ffrnet is not None:
             routed, images = [ffrnet, *routed], [landmark_picture, *images]
             # the caller's settings are for the caller's ControlNets
-            own = {**_CONTROL_SETTINGS, "controlnet_conditioning_scale": landmark_scale}
-            settings = {setting: [own[setting], *values] for setting, values in settings.items()}
+            settings = {setting: [own_settings[setting], *values] for setting, values in settings.items()}
         self.controlnet = MultiControlNetModel(routed)
         kwargs[name] = images
         kwargs |= {setting: [float(value) for value in values] for setting, values in settings.items()}

@@ -1,0 +1,157 @@
+"""When identity attention and FFRNet work in the course of a call."""
+
+import copy
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny
+import torch
+from diffusers import ControlNetModel, EulerDiscreteScheduler, HeunDiscreteScheduler
+
+from facesnap_diffusers import FaceSnapImg2ImgPipeline, FaceSnapSchedule, InputError, Person
+
+
+SIZE = {"height": tiny.SIZE, "width": tiny.SIZE}
+#: With 25 steps: each of the first fifth, then at every fifth.
+FAST_STEPS = [0, 1, 2, 3, 4, 9, 14, 19, 24]
+
+
+@pytest.fixture(scope="module", params=["sd", "xl"])
+def pipe(request):
+    pipe = tiny.facesnap(tiny.sd_pipeline() if request.param == "sd" else tiny.xl_pipeline())
+    tiny.add_adapter(pipe)
+    return pipe
+
+
+def generate(pipe, **kwargs):
+    call = {"identity": tiny.identity(), "generator": tiny.seeded(), "output_type": "pt", **SIZE, **kwargs}
+    return pipe("a cat", **call).images
+
+
+def rounds(pipe, **kwargs):
+    """In which rounds of the loop FFRNet and identity attention run, and FFRNet's batch."""
+    number, ffrnet, identity, batches = 0, [], [], set()
+
+    def before_unet(module, args):
+        nonlocal number
+        number += 1
+
+    projection = next(iter(pipe.identity_attention.projections.values())).to_k
+    handles = [
+        pipe.ffrnet.register_forward_pre_hook(
+            lambda module, args: (ffrnet.append(number), batches.add(len(args[0]))) and None
+        ),
+        projection.register_forward_pre_hook(lambda module, args: identity.append(number - 1)),
+        pipe.unet.register_forward_pre_hook(before_unet),
+    ]
+    try:
+        images = generate(pipe, **kwargs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert images.isfinite().all()
+    return ffrnet, identity, batches
+
+
+def test_exact_is_the_default_bit_for_bit(pipe):
+    expected = generate(pipe, num_inference_steps=3)
+    for schedule in ("exact", FaceSnapSchedule()):
+        assert torch.equal(generate(pipe, num_inference_steps=3, facesnap_schedule=schedule), expected)
+    assert not torch.equal(generate(pipe, num_inference_steps=3, facesnap_schedule="fast"), expected)
+
+
+def test_without_guidance_the_conditional_half_is_all(pipe):
+    schedule = FaceSnapSchedule(landmarks_on_unconditional=False)
+    call = {"num_inference_steps": 3, "guidance_scale": 1.0}
+    assert torch.equal(generate(pipe, facesnap_schedule=schedule, **call), generate(pipe, **call))
+
+
+def test_fast_computes_ffrnet_when_time_has_passed(pipe):
+    ffrnet, identity, batches = rounds(pipe, num_inference_steps=25, facesnap_schedule="fast")
+    assert ffrnet == FAST_STEPS and identity == list(range(25)) and batches == {1}
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+def test_few_steps_compute_it_at_each(pipe, steps):
+    assert rounds(pipe, num_inference_steps=steps, facesnap_schedule="fast")[0] == list(range(steps))
+
+
+def test_windows_are_each_part_s_own(pipe):
+    schedule = FaceSnapSchedule(identity_start=0.25, identity_end=0.75, landmark_end=0.5)
+    ffrnet, identity, batches = rounds(pipe, num_inference_steps=8, facesnap_schedule=schedule)
+    assert ffrnet == [0, 1, 2, 3] and identity == [2, 3, 4, 5] and batches == {2}
+
+
+def test_with_a_further_controlnet(pipe):
+    torch.manual_seed(5)
+    controlnet = ControlNetModel.from_unet(pipe.unet, conditioning_embedding_out_channels=(16, 32))
+    for parameter in controlnet.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    both = type(pipe).from_pipe(pipe, controlnet=controlnet)
+    both.set_progress_bar_config(disable=True)
+    calls = []
+    handle = controlnet.register_forward_pre_hook(lambda module, args: calls.append(1))
+    call = {"image": torch.rand(1, 3, 64, 64, generator=tiny.seeded()), "num_inference_steps": 25}
+    ffrnet, identity, batches = rounds(both, facesnap_schedule="fast", control_guidance_end=0.4, **call)
+    handle.remove()
+    assert ffrnet == FAST_STEPS and len(calls) == 10
+    # what is used again must not have the other's residuals added: at scale 0 it is as if there were none
+    call |= {"facesnap_schedule": "fast", "num_inference_steps": 12}
+    silent = generate(both, controlnet_conditioning_scale=0.0, **call)
+    call.pop("image")
+    torch.testing.assert_close(silent, generate(pipe, **call), atol=1e-5, rtol=0)
+
+
+def test_people_and_several_images(pipe):
+    people = [Person(tiny.identity(1), (0.0, 0.2, 0.4, 0.8)), Person(tiny.identity(2), (0.6, 0.2, 1.0, 0.8))]
+    call = {"num_inference_steps": 25, "facesnap_schedule": "fast"}
+    assert rounds(pipe, identity=None, people=people, **call)[0] == FAST_STEPS
+    ffrnet, _, batches = rounds(pipe, num_images_per_prompt=2, **call)
+    assert ffrnet == FAST_STEPS and batches == {2}
+
+
+def test_image_to_image_and_second_order_samplers():
+    pipe = tiny.facesnap(tiny.sd_pipeline(), FaceSnapImg2ImgPipeline)
+    tiny.add_adapter(pipe)
+    picture = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    call = {"image": picture, "facesnap_schedule": FaceSnapSchedule(landmark_interval=0.5, identity_end=0.5)}
+    ffrnet, identity, _ = rounds(pipe, strength=0.5, num_inference_steps=24, **call)
+    assert identity == list(range(6)) and ffrnet[:6] == list(range(6)) and len(ffrnet) < 9, "12 of 24 steps"
+    for scheduler in (HeunDiscreteScheduler, EulerDiscreteScheduler):
+        pipe.scheduler = scheduler.from_config(pipe.scheduler.config)
+        ffrnet, _, _ = rounds(pipe, strength=0.8, num_inference_steps=20, **call)
+        assert ffrnet[0] == 0 and len(ffrnet) < 31
+
+
+def test_guidance_that_a_callback_ends(pipe):
+    """The unconditional half is gone from then on: what is left is the conditional one."""
+    names = ["prompt_embeds"]
+    if hasattr(pipe, "text_encoder_2"):
+        names += ["add_text_embeds", "add_time_ids"]
+
+    def callback(call, step, timestep, tensors):
+        if step == 4:
+            call._guidance_scale = 1.0
+            return {name: tensors[name].chunk(2)[1] for name in names}
+        return {}
+
+    call = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names, "num_inference_steps": 12}
+    for schedule in ("exact", "fast"):
+        assert generate(pipe, facesnap_schedule=schedule, **call).isfinite().all()
+
+
+def test_schedule_of_a_pipeline(pipe):
+    pipe = copy.copy(pipe)
+    pipe.set_facesnap_schedule("fast")
+    assert pipe.facesnap_schedule == FaceSnapSchedule(landmark_interval=0.2, landmarks_on_unconditional=False)
+    assert type(pipe).from_pipe(pipe).facesnap_schedule == pipe.facesnap_schedule
+    call = {"num_inference_steps": 3}
+    assert torch.equal(generate(pipe, **call), generate(pipe, facesnap_schedule="fast", **call))
+    for wrong in ("slow", 3, None):
+        with pytest.raises(InputError, match="schedule must be one of exact, fast"):
+            pipe.set_facesnap_schedule(wrong)
+    with pytest.raises(InputError, match="landmark_interval is 2.0"):
+        FaceSnapSchedule(landmark_interval=2.0)
+    with pytest.raises(InputError, match="identity_start must be smaller"):
+        FaceSnapSchedule(identity_start=0.5, identity_end=0.5)
