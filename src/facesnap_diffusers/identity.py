@@ -29,6 +29,8 @@ class FaceIdentity:
         face_encoder_id (`str`): The recognizer that made it, e.g. `"insightface/w600k_r50"`.
         landmarks (`torch.Tensor` of shape `(68 | 72, 2 | 3)`, *optional*): The face in the first photo, in pixels of
             it: x to the right, y down, z towards the camera.
+        key_points (`torch.Tensor` of shape `(5, 2)`, *optional*): The five points that the detector itself found in the
+            first photo, in pixels of it: right eye, left eye, nose, right and left corner of the mouth.
         shape (`torch.Tensor` of shape `(n,)`, *optional*): Shape coefficients of the landmark predictor; the mean over
             the photos.
         photo_size (`tuple[int, int]`, *optional*): Height and width of the first photo, in pixels.
@@ -47,6 +49,7 @@ class FaceIdentity:
     image_hidden_states: torch.Tensor | None = None
     image_encoder_id: str | None = None
     photo_embeds: torch.Tensor | None = None
+    key_points: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in _TENSORS:
@@ -76,6 +79,8 @@ class FaceIdentity:
             )
         if self.landmarks is not None and not (self.landmarks[:, :2].amax(0) > self.landmarks[:, :2].amin(0)).all():
             raise InputError("landmarks lie all on one line; pass the points of a face")
+        if self.key_points is not None and self.key_points.shape != (5, 2):
+            raise InputError(f"key_points must have shape (5, 2), got {tuple(self.key_points.shape)}")
         if self.shape is not None and self.shape.ndim != 1:
             raise InputError(f"shape must have shape (n,), got {tuple(self.shape.shape)}; encode the face again")
         if self.image_hidden_states is not None and self.image_hidden_states.ndim != 2:
@@ -176,4 +181,4 @@ def _is_size(value: Any) -> bool:
     return is_pair and all(isinstance(side, int) and side > 0 for side in value)
 
 
-_TENSORS = ("face_embeds", "landmarks", "shape", "image_hidden_states", "photo_embeds")
+_TENSORS = ("face_embeds", "landmarks", "shape", "image_hidden_states", "photo_embeds", "key_points")

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from .errors import InputError
 from .faces.expression import Expression
 from .faces.face import Face
+from .faces.key_points import five_points
 from .faces.placing import check_face_box, check_in_pixels
 from .faces.pose import HeadPose
 from .identity import FaceIdentity
@@ -63,14 +64,20 @@ class ImageSteering:
 
 
 def steer(
-    predictor: LandmarkPredictor, identity: FaceIdentity, steering: ImageSteering, height: int, width: int
+    predictor: LandmarkPredictor,
+    identity: FaceIdentity,
+    steering: ImageSteering,
+    height: int,
+    width: int,
+    key_points: bool = False,
 ) -> torch.Tensor:
     r"""
     The landmarks of one image: the identity's shape, the driving face's (else the identity's own) expression, pose
-    and place, of which `pose`, `expression` and `face_box` replace what they name.
+    and place, of which `pose`, `expression` and `face_box` replace what they name. With `key_points` the five points in
+    their place: the detector's own where the identity has them, else those of the landmarks.
 
     Returns:
-        `torch.Tensor` of shape `(1, 72, 2)`: in pixels of the image.
+        `torch.Tensor` of shape `(1, 72, 2)` or `(1, 5, 2)`: in pixels of the image.
     """
     own = _own_coefficients(predictor, identity)
     coefficients, photo_size = own, identity.photo_size
@@ -85,13 +92,23 @@ def steer(
         weights = torch.as_tensor(steering.expression.to_vector(predictor.config.expression_names))
         coefficients = replace(coefficients, expression=weights[None].to(coefficients.expression))
 
+    seen_points = None
     if identity.landmarks is None:
         landmarks = predictor.decode(coefficients)  # (1, 72, 2)
     else:
-        landmarks = retarget(predictor, _on_device_of(predictor, identity.landmarks[None]), own, coefficients)
+        if key_points and identity.key_points is not None:
+            seen_points = _on_device_of(predictor, identity.key_points[None])
+        seen = _on_device_of(predictor, identity.landmarks[None])
+        landmarks = retarget(predictor, seen, own, coefficients, seen_points)  # (1, 72, 2) or (1, 77, 2)
+
+    def points(placed: torch.Tensor) -> torch.Tensor:
+        if not key_points:
+            return placed
+        return five_points(placed) if seen_points is None else placed[:, 72:]
+
     face_box = steering.face_box
     if face_box is None and photo_size is not None:
-        return photo_to_canvas(landmarks, photo_size, height, width)
+        return points(photo_to_canvas(landmarks, photo_size, height, width))
     if face_box is None:
         face_box = torch.tensor(PORTRAIT_BOX)
     frontal = replace(
@@ -99,7 +116,7 @@ def steer(
         expression=torch.zeros_like(coefficients.expression),
         rotation=torch.zeros_like(coefficients.rotation),
     )
-    return fit_into_box(landmarks, predictor.decode(frontal), face_box[None].to(landmarks), height, width)
+    return points(fit_into_box(landmarks, predictor.decode(frontal), face_box[None].to(landmarks), height, width))
 
 
 #: Root mean square of what a reconstruction misses of a face by the noise of its landmarks alone, in centimeters.
@@ -110,7 +127,11 @@ FADING_ANGLE = 5.0
 
 
 def retarget(
-    predictor: LandmarkPredictor, seen: torch.Tensor, own: FaceCoefficients, target: FaceCoefficients
+    predictor: LandmarkPredictor,
+    seen: torch.Tensor,
+    own: FaceCoefficients,
+    target: FaceCoefficients,
+    key_points: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""
     Landmarks of faces in another pose or expression, with what their reconstruction misses: it follows in the face's own
@@ -124,27 +145,33 @@ def retarget(
         seen (`torch.Tensor` of shape `(batch, 68 | 72, 2 | 3)`): The faces' own landmarks, in pixels.
         own ([`FaceCoefficients`]): What the predictor made of them.
         target ([`FaceCoefficients`]): What they are to look like.
+        key_points (`torch.Tensor` of shape `(batch, 5, 2)`, *optional*): The five points that a detector saw, which need
+            not be those of the landmarks. They move in the same way.
 
     Returns:
-        `torch.Tensor` of shape `(batch, 72, 2)`: in pixels of the target.
+        `torch.Tensor` of shape `(batch, 72, 2)`, with key points `(batch, 77, 2)`, those last: in pixels of the target.
     """
     missed = seen[:, :68, :2] - predictor.decode(own)[:, :68]
     missed = torch.cat([missed, missed[:, [36, 36, 45, 45]]], dim=1)  # eyelid points go with the corner of their eye
     if seen.shape[1] == 72:
         missed[:, 68:] = seen[:, 68:, :2] - predictor.decode(own)[:, 68:]
+    decoded = predictor.decode(target)
+    size = (missed / own.scale[:, None, None]).square().sum(-1).mean(-1).sqrt()  # (batch,), in cm
+    if key_points is not None:
+        missed = torch.cat([missed, key_points - five_points(predictor.decode(own))], dim=1)
+        decoded = torch.cat([decoded, five_points(decoded)], dim=1)
     rotation, target_rotation = (rotation_matrix(torch.deg2rad(c.rotation)) for c in (own, target))  # (batch, 3, 3)
     turn = target_rotation @ rotation.mT
     space = (
         F.pad(missed * missed.new_tensor([1, -1]), (0, 1)) / own.scale[:, None, None]
-    )  # (batch, 72, 3), in cm, y up
+    )  # (batch, points, 3), in cm, y up
 
-    size = space.square().sum(-1).mean(-1).sqrt()  # (batch,)
     kept = (1 - (NOISE / size.clamp(min=NOISE)).square()).clamp(min=0)
     cosine = (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2
     angle = torch.rad2deg(cosine.clamp(-1, 1).acos())
     weight = kept + (1 - kept) * torch.exp(-(angle / FADING_ANGLE).square())
     moved = (space @ turn.mT)[..., :2] * missed.new_tensor([1, -1]) * target.scale[:, None, None]
-    return predictor.decode(target) + weight[:, None, None] * moved
+    return decoded + weight[:, None, None] * moved
 
 
 def photo_to_canvas(landmarks: torch.Tensor, photo_size: tuple[int, ...], height: int, width: int) -> torch.Tensor:
