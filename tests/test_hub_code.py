@@ -7,8 +7,8 @@ import pytest
 import tiny
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
+from running import command, generate
 from skimage.data import astronaut
-from test_interop_convert import command, generate
 
 from facesnap_diffusers import FaceSnapPipeline, FaceSnapXLPipeline, InputError
 

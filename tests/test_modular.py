@@ -14,8 +14,8 @@ from diffusers.modular_pipelines import SequentialPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
     StableDiffusionXLAutoBlocks,
 )
+from running import command
 from skimage.data import astronaut
-from test_interop_convert import command
 
 from facesnap_diffusers import FaceSnapXLImg2ImgPipeline, HeadPose, InputError
 from facesnap_diffusers.modular import (

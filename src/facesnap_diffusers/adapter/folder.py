@@ -290,4 +290,3 @@ def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DCo
 
 def _as_lists(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
-

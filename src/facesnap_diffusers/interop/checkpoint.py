@@ -24,7 +24,11 @@ TRAINING_NAMES = {"image_proj_model": "image_proj", "adapter_modules": "ip_adapt
 
 #: Adapters of other kinds: what the names of their tensors begin with, what they are, why they are not supported.
 UNSUPPORTED = (
-    ({"id_encoder", "lora_weights"}, "a PhotoMaker", "it works through a word of the prompt and a LoRA of the whole UNet"),
+    (
+        {"id_encoder", "lora_weights"},
+        "a PhotoMaker",
+        "it works through a word of the prompt and a LoRA of the whole UNet",
+    ),
     ({"id_adapter", "id_adapter_attn_layers"}, "a PuLID", "it has encoders and attention of its own"),
     ({"pulid_encoder", "pulid_ca"}, "a PuLID for FLUX", "that is not a Stable Diffusion model"),
     ({"FacialEncoder"}, "a ConsistentID", "it works through words of the prompt for each part of the face"),
@@ -131,7 +135,9 @@ def _refuse_kolors(image_proj: Mapping[str, torch.Tensor], prefix: str, name: st
     """Kolors has SDXL's width, and image features of another CLIP model (1024 wide) than SDXL's adapters."""
     proj_in, proj_out = (image_proj.get(f"{prefix}{part}.weight") for part in ("proj_in", "proj_out"))
     if proj_in is not None and proj_out is not None and (proj_in.shape[1], proj_out.shape[0]) == (1024, 2048):
-        raise AdapterError(f"{name} is an adapter for Kolors, not supported, because that is not a Stable Diffusion model")
+        raise AdapterError(
+            f"{name} is an adapter for Kolors, not supported, because that is not a Stable Diffusion model"
+        )
 
 
 def _refuse_unsupported(tensors: Mapping, name: str) -> None:
@@ -139,7 +145,9 @@ def _refuse_unsupported(tensors: Mapping, name: str) -> None:
     beginnings = {str(key).partition(".")[0] for key in tensors}
     for keys, what, reason in UNSUPPORTED:
         if keys <= beginnings:
-            raise AdapterError(f"{name} is {what} file, not supported, because {reason}; use one of facesnap info --public")
+            raise AdapterError(
+                f"{name} is {what} file, not supported, because {reason}; use one of facesnap info --public"
+            )
 
 
 def _grouped(tensors: Mapping, name: str) -> dict[str, dict[str, torch.Tensor]]:

@@ -81,7 +81,11 @@ def convert_checkpoint(
         modules["ffrnet"] = controlnet
     kind = checkpoint.kind
     # a model without recognizer takes any analyzer; dlib's comes with its package and may be used for anything
-    recognizers = {"instantid": GLINTR100, "plus-face": DlibFaceAnalyzer.encoder, "full-face": DlibFaceAnalyzer.encoder}
+    recognizers = {
+        "instantid": GLINTR100,
+        "plus-face": DlibFaceAnalyzer.encoder,
+        "full-face": DlibFaceAnalyzer.encoder,
+    }
     config = FaceSnapConfig(
         face_encoder_id=recognizers.get(kind, W600K),
         face_embed_dim=mixer.face_embed_dim,
@@ -132,7 +136,9 @@ def _is_plus_v2(source: str, family: str) -> bool:
 def _recommended_scales(kind: str) -> dict[str, float]:
     """What the authors' scripts use."""
     is_instantid = kind == "instantid"
-    return next(dict(adapter.scales) for adapter in PUBLIC_ADAPTERS if (adapter.controlnet is not None) == is_instantid)
+    return next(
+        dict(adapter.scales) for adapter in PUBLIC_ADAPTERS if (adapter.controlnet is not None) == is_instantid
+    )
 
 
 def _plus_face_mixer(projection: torch.nn.Module) -> PlusFaceMixer:

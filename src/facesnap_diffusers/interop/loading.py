@@ -203,7 +203,7 @@ def _controlnet_from_place(place: FilePlace, folder: str, variant: str | None, s
     config = place.fetch(f"{prefix}config.json")
     advice = "put it there, pass it as controlnet=, or leave it out with parts=['mixer', 'identity_attention']"
     if source:
-        advice += f". If {Path(source).name} is a FaceID-Portrait \"unnorm\" instead, its name must say unnorm"
+        advice += f'. If {Path(source).name} is a FaceID-Portrait "unnorm" instead, its name must say unnorm'
     if not config.is_file():
         raise AdapterError(f"InstantID's ControlNet is not in {config.parent}; {advice}")
     weights = place.fetch(*(f"{prefix}{name}" for name in _weight_names(variant)))

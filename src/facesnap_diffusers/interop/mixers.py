@@ -244,9 +244,7 @@ class FullFaceMixer(ImagePromptMixer):
     """
 
     @register_to_config
-    def __init__(
-        self, cross_attention_dim: int = 768, image_embed_dim: int = 1280, image_sequence_length: int = 257
-    ):
+    def __init__(self, cross_attention_dim: int = 768, image_embed_dim: int = 1280, image_sequence_length: int = 257):
         super().__init__()
         self.projection = IPAdapterFullImageProjection(image_embed_dim, cross_attention_dim)
         self.register_buffer("empty_image", torch.zeros(image_sequence_length, image_embed_dim))

@@ -12,6 +12,7 @@ import torch
 from .._upstream import progress_bar_config
 from ..base_models import is_sdxl
 from ..errors import InputError
+from ..steering import Steering
 from .people import Person, check_people
 
 
@@ -63,6 +64,7 @@ def redraw_faces(
         raise InputError(f"prompt must be one string, got {type(prompt).__name__}")
     if size is not None and (not isinstance(size, int) or size <= 0 or size % pipe.vae_scale_factor):
         raise InputError(f"size must be a positive multiple of {pipe.vae_scale_factor}, got {size!r}")
+    conditioner = pipe.face_conditioner("redraw_faces")
     people, boxes = check_people(people)
     if size is None:
         sample_size = pipe.unet.config.sample_size
@@ -76,15 +78,8 @@ def redraw_faces(
         left, top, side = _square(box, margin, result.height, result.width)
         if side >= size:
             continue
-        points = pipe.predict_landmarks(
-            person.identity,
-            face_box=person.face_box,
-            pose_image=person.pose_image,
-            pose=person.pose,
-            expression=person.expression,
-            height=result.height,
-            width=result.width,
-        )
+        steering = Steering(person.pose_image, person.pose, person.expression, person.face_box)
+        points = conditioner.drawn_points([person.identity], steering, result.height, result.width)
         points = (points - points.new_tensor([left, top])) * (size / side)
         crop = result.crop((left, top, left + side, top + side))
         redrawn = image_to_image(

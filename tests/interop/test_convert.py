@@ -4,28 +4,15 @@ import foreign
 import pytest
 import tiny
 import torch
-from test_interop_faceid import VARIANTS
-from typer.testing import CliRunner
+from foreign import VARIANTS
+from running import command, generate
 
 from facesnap_diffusers import AdapterError, FaceSnapConfig, InputError
 from facesnap_diffusers.base_models import empty_unet
-from facesnap_diffusers.cli import app
 from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
 
 
-CALL = {"num_inference_steps": 3, "output_type": "pt", "height": 64, "width": 64, "guidance_scale": 5.0}
 BASES = {"sd": tiny.sd_pipeline, "xl": tiny.xl_pipeline}
-
-
-def generate(pipe, **kwargs):
-    return pipe("a cat", generator=tiny.seeded(), **CALL, **kwargs).images
-
-
-def command(*arguments):
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, "ip-adapter"])
@@ -35,8 +22,8 @@ def test_convert_load_generate(name, tmp_path):
     arguments = ["--base", tmp_path / "base"]
     encoder = {}
     make = VARIANTS.get(name, foreign.instantid)
-    identity = foreign.faceid_person(make is foreign.faceid_plus, length=20.0 if "unnorm" in name else 1.0)
-    if make is foreign.faceid_plus:
+    identity = foreign.person_for(name)
+    if make in foreign.WITH_IMAGE_FEATURES:
         encoder = {"image_encoder": tiny.image_encoder()}
         tiny.image_encoder().save_pretrained(tmp_path / "clip")
         arguments += ["--image-encoder", tmp_path / "clip"]
@@ -85,6 +72,7 @@ def test_export_of_an_imported_adapter(make, tmp_path):
     export_ip_adapter(pipe, tmp_path / "exported.safetensors")
     embeds = ip_adapter_image_embeds(pipe, identity)
     stock.load_ip_adapter(str(tmp_path), subfolder=None, weight_name="exported.safetensors", image_encoder_folder=None)
+    stock.set_ip_adapter_scale(pipe.facesnap_scale["identity_scale"])
     tiny.assert_same_image(generate(stock, ip_adapter_image_embeds=[embeds]), original, atol=1e-5)
 
 
@@ -113,7 +101,9 @@ def test_errors_are_typed(tmp_path):
     tiny.add_adapter(pipe)
     with pytest.raises(InputError, match="must end in"):
         export_ip_adapter(pipe, tmp_path / "x.pt")
-    pipe.load_facesnap_adapter(foreign.faceid_plus(pipe.unet), image_encoder=tiny.image_encoder())
+    pipe.load_facesnap_adapter(
+        foreign.faceid_plus(pipe.unet), faceid_plus_v2=False, image_encoder=tiny.image_encoder()
+    )
     with pytest.raises(AdapterError, match="FaceID-Plus"):
         export_ip_adapter(pipe, tmp_path / "x.safetensors")
     torch.save(foreign.faceid(pipe.unet), tmp_path / "x.bin")
