@@ -156,22 +156,26 @@ def retarget(
     if seen.shape[1] == 72:
         missed[:, 68:] = seen[:, 68:, :2] - predictor.decode(own)[:, 68:]
     decoded = predictor.decode(target)
-    size = (missed / own.scale[:, None, None]).square().sum(-1).mean(-1).sqrt()  # (batch,), in cm
-    if key_points is not None:
-        missed = torch.cat([missed, key_points - five_points(predictor.decode(own))], dim=1)
-        decoded = torch.cat([decoded, five_points(decoded)], dim=1)
+    landmarks = decoded + _carried(missed, own, target)
+    if key_points is None:
+        return landmarks
+    missed = key_points - five_points(predictor.decode(own))
+    return torch.cat([landmarks, five_points(decoded) + _carried(missed, own, target)], dim=1)
+
+
+def _carried(missed: torch.Tensor, own: FaceCoefficients, target: FaceCoefficients) -> torch.Tensor:
+    """What a reconstruction misses of points `(batch, points, 2)`, in pixels, in another pose: what [`retarget`] keeps."""
     rotation, target_rotation = (rotation_matrix(torch.deg2rad(c.rotation)) for c in (own, target))  # (batch, 3, 3)
     turn = target_rotation @ rotation.mT
-    space = (
-        F.pad(missed * missed.new_tensor([1, -1]), (0, 1)) / own.scale[:, None, None]
-    )  # (batch, points, 3), in cm, y up
+    flip = missed.new_tensor([1, -1])
+    space = F.pad(missed * flip, (0, 1)) / own.scale[:, None, None]  # (batch, points, 3), in cm, y up
 
+    size = space.square().sum(-1).mean(-1).sqrt()  # (batch,)
     kept = (1 - (NOISE / size.clamp(min=NOISE)).square()).clamp(min=0)
     cosine = (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2
     angle = torch.rad2deg(cosine.clamp(-1, 1).acos())
     weight = kept + (1 - kept) * torch.exp(-(angle / FADING_ANGLE).square())
-    moved = (space @ turn.mT)[..., :2] * missed.new_tensor([1, -1]) * target.scale[:, None, None]
-    return decoded + weight[:, None, None] * moved
+    return weight[:, None, None] * (space @ turn.mT)[..., :2] * flip * target.scale[:, None, None]
 
 
 def photo_to_canvas(landmarks: torch.Tensor, photo_size: tuple[int, ...], height: int, width: int) -> torch.Tensor:
