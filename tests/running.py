@@ -15,7 +15,7 @@ def generate(pipe, **kwargs):
 
 def command(*arguments):
     """The result of a `facesnap` command; its own errors are raised."""
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result

@@ -9,6 +9,7 @@ from . import __version__
 from .commands.convert import convert
 from .commands.demo import demo
 from .commands.eval import evaluate
+from .commands.generate import generate
 from .commands.info import info
 from .commands.landmarks import landmarks
 from .commands.package_hub_repo import package_hub_repo
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command()(convert)
 app.command()(demo)
 app.command("eval")(evaluate)
+app.command()(generate)
 app.command()(info)
 app.command()(landmarks)
 app.command()(package_hub_repo)
