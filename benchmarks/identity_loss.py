@@ -21,11 +21,11 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-import tiny_training  # noqa: E402
+import tiny_training
 
-from facesnap_diffusers.training.recognizer import FaceRecognizer  # noqa: E402
-from facesnap_diffusers.training.samples import collate  # noqa: E402
-from facesnap_diffusers.training.trainer import Trainer  # noqa: E402
+from facesnap_diffusers.training.recognizer import FaceRecognizer
+from facesnap_diffusers.training.samples import collate
+from facesnap_diffusers.training.trainer import Trainer
 
 
 LOSSES = {

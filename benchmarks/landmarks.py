@@ -107,7 +107,7 @@ def show_protocol(predictor: LandmarkPredictor, model) -> None:
     mean_shape = dataclasses.replace(driving, shape=torch.zeros_like(driving.shape))
     report("    mean shape with fitted expression and pose", nme(predictor.decode(mean_shape), pairs.truth))
     report("    reconstruction of the driving face itself", nme(predictor.decode(driving), pairs.driving_points))
-    result, _, driving_3d = retarget(predictor, pairs.observe(3))
+    result, _, _ = retarget(predictor, pairs.observe(3))
     report("3-D points", nme(result, pairs.truth), 0.022)
     report("    the same with distances in space", nme(result, pairs.truth, dimensions=3), 0.022)
 
@@ -118,7 +118,7 @@ def show_protocol(predictor: LandmarkPredictor, model) -> None:
         ("displaced", 0, None),
         ("invisible", 1, None),
     ):
-        seen = pairs.observe(2, lambda points: sampler.corrupt(points, 0.2, hidden))
+        seen = pairs.observe(2, lambda points, hidden=hidden: sampler.corrupt(points, 0.2, hidden))
         report(f"20 % of the points {what}", nme(retarget(predictor, seen)[0], pairs.truth), limit)
     wide = Pairs(model, max_yaw=75)
     result = retarget(predictor, wide.observe(2))[0]

@@ -2,10 +2,10 @@
 
 import json
 
-import foreign
 import numpy as np
 import PIL.Image
 import pytest
+import third_party
 import tiny
 import torch
 from diffusers import ControlNetModel
@@ -83,7 +83,7 @@ def models(tmp_path_factory):
         torch.nn.init.normal_(parameter, std=0.05)
     controlnet.save_pretrained(root / "controlnet")
     tiny.image_encoder().save_pretrained(root / "image_encoder")
-    for name, checkpoint in (("face_id", foreign.faceid), ("face_id_plus", foreign.faceid_plus)):
+    for name, checkpoint in (("face_id", third_party.faceid), ("face_id_plus", third_party.faceid_plus)):
         (root / name).mkdir()
         torch.save(checkpoint(base.unet, face_width=tiny.FACE_EMBED_DIM), root / name / "weights.bin")
     return root

@@ -24,6 +24,7 @@ class HubServer:
         self.commits: dict[str, list[str]] = {}
         self.requests: list[str] = []
         self.sent: Counter[str] = Counter()
+        self.private: dict[str, bool] = {}
         hub = self
 
         class Handler(_Handler):
@@ -84,6 +85,10 @@ class _Handler(BaseHTTPRequestHandler):
             repo_id = "/".join(parts[2:4])
             revision = parts[5] if len(parts) > 5 else "main"
             commit = hub.resolve(repo_id, revision)
+            if commit is None and len(parts) == 4 and repo_id in hub.commits:  # a repo without a commit yet
+                return self._json(
+                    {"id": repo_id, "siblings": [], "private": hub.private.get(repo_id, False), "tags": []}
+                )
             if commit is None:
                 return self._missing(repo_id)
             files = hub.files(repo_id, commit)
@@ -95,7 +100,15 @@ class _Handler(BaseHTTPRequestHandler):
                     ]
                 )
             siblings = [{"rfilename": name} for name in files]
-            return self._json({"id": repo_id, "sha": commit, "siblings": siblings, "private": False, "tags": []})
+            return self._json(
+                {
+                    "id": repo_id,
+                    "sha": commit,
+                    "siblings": siblings,
+                    "private": hub.private.get(repo_id, False),
+                    "tags": [],
+                }
+            )
         if len(parts) > 4 and parts[2] == "resolve":
             repo_id, revision, name = "/".join(parts[:2]), parts[3], "/".join(parts[4:])
             commit = hub.resolve(repo_id, revision)
@@ -117,7 +130,9 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/api/repos/create":
             name = json.loads(body)["name"]
             owner = json.loads(body).get("organization") or "someone"
-            hub.commits.setdefault(f"{owner}/{name}", [])
+            if f"{owner}/{name}" not in hub.commits:
+                hub.commits[f"{owner}/{name}"] = []
+                hub.private[f"{owner}/{name}"] = json.loads(body).get("visibility") == "private"
             return self._json({"url": f"http://{self.headers['Host']}/{owner}/{name}"})
         if path == "/api/validate-yaml":
             return self._json({"errors": [], "warnings": []})

@@ -72,6 +72,7 @@ def test_an_output_without_permission(monkeypatch, tmp_path):
     assert "cannot be written to (Permission denied)" in message_of(monkeypatch, "demo", "--output", tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full(monkeypatch, tmp_path):
     """While the result is written: one line, and nothing is left behind."""
 

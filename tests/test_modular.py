@@ -4,17 +4,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import foreign
 import PIL.Image
 import pytest
+import third_party
 import tiny
 import torch
+from command_line import command
 from diffusers import ControlNetModel, ModularPipeline
 from diffusers.modular_pipelines import SequentialPipelineBlocks
 from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffusion_xl import (
     StableDiffusionXLAutoBlocks,
 )
-from running import command
 from skimage.data import astronaut
 
 from facesnap_diffusers import FaceSnapXLImg2ImgPipeline, HeadPose, InputError
@@ -118,11 +118,11 @@ def test_wrong_arguments_raise_typed_errors(pipe, adapter):
 
 def test_instantid(tmp_path):
     pipe = tiny.facesnap(tiny.xl_pipeline())
-    torch.save(foreign.instantid(pipe.unet), tmp_path / "ip-adapter.bin")
-    foreign.instantid_controlnet(pipe.unet).save_pretrained(tmp_path / "ControlNetModel")
+    torch.save(third_party.instantid(pipe.unet), tmp_path / "ip-adapter.bin")
+    third_party.instantid_controlnet(pipe.unet).save_pretrained(tmp_path / "ControlNetModel")
     pipe.load_facesnap_adapter(tmp_path)
     modular = modular_pipeline(FaceSnapXLBlocks(), pipe, tmp_path)
-    call = {"identity": foreign.instantid_person(), **SIZE, **CALL}
+    call = {"identity": third_party.instantid_person(), **SIZE, **CALL}
     image = modular(prompt="a cat", generator=tiny.seeded(), output="images", **call)
     expected = pipe("a cat", generator=tiny.seeded(), guidance_scale=GUIDANCE, **call).images
     tiny.assert_same_image(image, expected, atol=1e-5)
@@ -191,6 +191,7 @@ def packaged(pipe, tmp_path_factory):
     return repo
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "Hub"])
 def test_packaged_by_diffusers_cli(pipe, packaged, source, hub, modules_cache, tmp_path):
     name, cache = str(packaged), {}

@@ -44,4 +44,4 @@ def test_every_public_name_is_there():
     for name in facesnap_diffusers.__all__:
         assert getattr(facesnap_diffusers, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'FaceSnap'"):
-        facesnap_diffusers.FaceSnap
+        _ = facesnap_diffusers.FaceSnap

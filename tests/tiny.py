@@ -1,5 +1,7 @@
 """Tiny real components: the classes of Stable Diffusion with few channels and random weights."""
 
+import numpy as np
+import PIL.Image
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -24,6 +26,9 @@ from facesnap_diffusers import FaceIdentity, FaceSnapConfig, FaceSnapPipeline, F
 FACE_ENCODER = "dlib/face_recognition_resnet_model_v1"
 FACE_EMBED_DIM = 128
 SIZE = 64
+
+#: A call that is as short as a test can do with.
+CALL = {"num_inference_steps": 2, "output_type": "pt", "height": SIZE, "width": SIZE}
 
 
 def tokenizer() -> CLIPTokenizer:
@@ -125,8 +130,38 @@ def facesnap(base, cls=None):
     return _quiet(cls.from_pipe(base))
 
 
-def seeded() -> torch.Generator:
-    return torch.Generator().manual_seed(0)
+def new_pipeline(seed: int = 0) -> FaceSnapPipeline:
+    """A FaceSnap pipeline of its own, without an adapter."""
+    return facesnap(sd_pipeline(seed))
+
+
+def with_adapter(base, cls=None):
+    """A FaceSnap pipeline on the components of a stock one, with a random adapter that changes the image."""
+    pipe = facesnap(base, cls)
+    add_adapter(pipe)
+    return pipe
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def generate(pipe, prompt="a cat", **kwargs):
+    """The images of a short call from seed 0: by default `(batch, 3, 64, 64)` in [0, 1]."""
+    return pipe(prompt, generator=seeded(), **{**CALL, **kwargs}).images
+
+
+def picture(seed: int = 0) -> PIL.Image.Image:
+    """Noise, to start from or as the image of a further ControlNet."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (SIZE, SIZE, 3), dtype=np.uint8)
+    return PIL.Image.fromarray(pixels)
+
+
+def mask() -> PIL.Image.Image:
+    """White in the middle: what inpainting draws anew."""
+    pixels = np.zeros((SIZE, SIZE), dtype=np.uint8)
+    pixels[16:48, 16:48] = 255
+    return PIL.Image.fromarray(pixels)
 
 
 def assert_same_image(image: torch.Tensor, expected: torch.Tensor, atol: float) -> None:

@@ -7,19 +7,29 @@ import time
 from pathlib import Path
 
 import numpy as np
+import openpeople
 import PIL.Image
-import pytest
 
 from facesnap_diffusers import Face, load_landmark_predictor
 from facesnap_diffusers.data.preparation import prepare
 from facesnap_diffusers.data.shard_settings import PrepareConfig
+from facesnap_diffusers.data.shards import read_records
 
 
-PHOTOS = Path(__file__).parents[2] / "shared/data/photos"
-needs_photos = pytest.mark.skipif(not PHOTOS.is_dir(), reason="needs the test photos in ../shared/data/photos")
+#: Portraits of people who do not exist, each several times.
+PEOPLE = Path(openpeople.__file__).parent / "data/curated"
 SIZE = (120, 100)
 #: Thresholds that small made-up photos pass.
-LENIENT = {"face_encoder_id": "test/marked", "normalized_embeds": False, "min_face": 20, "max_side": 200}
+LENIENT = {
+    "face_encoder_id": "test/marked", "normalized_embeds": False, "min_face": 20, "min_side": 0.5, "resolution": 100,
+}  # fmt: skip
+
+
+def portrait(person: int, kind: str = "studio_portrait", side: int = 640) -> PIL.Image.Image:
+    """One of ten people, as `"studio_portrait"` or `"amateur_selfie"`, at most `side` pixels wide and high."""
+    image = PIL.Image.open(PEOPLE / f"P{person:03d}/assets/{kind}.jpg").convert("RGB")
+    image.thumbnail((side, side))
+    return image
 
 
 class MarkedFaces:
@@ -118,11 +128,13 @@ def write_damaged(folder, number=200, good=lambda index: photo(index + 1000)):
 
 
 def run_silently(*arguments, **keywords):
-    return prepare(*arguments, progress=False, analyzer=MarkedFaces, **keywords)
+    """Prepares photos; returns what became of each."""
+    prepare(*arguments, progress=False, **{"analyzer": MarkedFaces, **keywords})
+    return list(read_records(arguments[1]))
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != ".lock"}
 
 
 def killed(command: list[str], manifest: Path, lines: int) -> bytes:

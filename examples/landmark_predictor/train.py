@@ -162,7 +162,7 @@ def loss_of(
     predictor: LandmarkPredictor, sampler: FaceSampler, batch: int, dimensions: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The training loss, and the re-targeted NME on the batch's share of the protocol's population."""
-    faces, truth, observed, visible = draw_observations(sampler, batch, dimensions, hard=batch // 3)
+    faces, _truth, observed, visible = draw_observations(sampler, batch, dimensions, hard=batch // 3)
     coefficients = predictor.encode(observed, visible)
 
     def distances(shift: int) -> torch.Tensor:

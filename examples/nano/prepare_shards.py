@@ -48,7 +48,6 @@ def main():
         recognition_crop_size=CROP_SIZE,
     )
     with ShardWriter(args.work_dir / "shards" / args.split, settings) as writer:
-        done = {record.source for record in writer.records}
         for path in shard_paths(args.work_dir, args.split):
             if not embedding_path(args.work_dir, path).exists():
                 continue
@@ -56,7 +55,7 @@ def main():
             for number, person in enumerate(shard.people):
                 for view, embedding in enumerate(embeddings[number]):
                     source = f"{person:06d}-{view}"
-                    if source in done:
+                    if source in writer:
                         continue
                     rng = np.random.default_rng((SEED, 3, int(person), view))
                     info = {

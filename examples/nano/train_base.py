@@ -65,7 +65,7 @@ def load_autoencoder(work_dir: Path) -> AutoencoderPatch:
 @torch.no_grad()
 def encode_shard(vae: AutoencoderPatch, shard: Shard) -> np.ndarray:
     """(N, V, 2, 16, 16, 16) half-precision latents, scaled for the UNet, of the pictures and of their mirror images."""
-    people, views = shard.images.shape[:2]
+    _people, views = shard.images.shape[:2]
     latents = []
     for images in shard.images:
         both = to_tensor(np.concatenate([images, images[:, :, ::-1]]))

@@ -1,13 +1,15 @@
-"""What training costs: memory and arithmetic, counted on the full-size models without weights or a GPU.
+"""What training costs: memory and arithmetic of each config here, counted on the full-size models without weights or a GPU.
 
-    python examples/training/estimate.py
+    python examples/training/estimate.py [CONFIG ...]
 
 Arithmetic is counted by `torch.utils.flop_counter`, activations as what autograd saves in a forward pass in bfloat16.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,29 +20,15 @@ from facesnap_diffusers.base_models import empty_unet
 from facesnap_diffusers.models.attention import IdentityAttention
 from facesnap_diffusers.models.ffrnet import FFRNet
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
+from facesnap_diffusers.training.training_config import TrainingConfig, load_config
 
 
 TERA, GIGA = 1e12, 1e9
 SNR_SHARE = 0.35  # of timesteps of Stable Diffusion's schedule have a signal-to-noise ratio over 1
 THROUGHPUT = 0.35 * 312 * TERA  # of an A100 in bfloat16, at 35 % of its peak, which such networks reach
-FAMILIES = {
-    "sd1": {
-        "latent": 64,
-        "batch": 8,
-        "optimizer_bytes": 8,
-        "frozen": 0.12e9 + 0.3e9,
-        "vae_bytes": 2,
-        "samples": 12.8e6,
-    },
-    "sdxl": {
-        "latent": 128,
-        "batch": 4,
-        "optimizer_bytes": 2,
-        "frozen": 0.82e9 + 0.3e9,
-        "vae_bytes": 4,
-        "samples": 6.4e6,
-    },
-}
+ENCODERS = {"sd": 0.12e9 + 0.3e9, "sdxl": 0.82e9 + 0.3e9}  # parameters of the text and image encoders
+OPTIMIZER_BYTES = {"adamw": 8, "adamw_fused": 8, "adamw_8bit": 2, "adafactor": 4}
+SAMPLES_A_STEP = 64  # planned, of all GPUs together
 
 
 def create_vae() -> AutoencoderKL:
@@ -80,68 +68,85 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def main() -> None:
-    for family, plan in FAMILIES.items():
-        unet, vae, latent = empty_unet(family).requires_grad_(False), create_vae(), plan["latent"]
-        width = unet.config.cross_attention_dim
-        with torch.device("meta"):
-            parts = [FacialAttributeMixer(width), IdentityAttention.from_unet(unet), FFRNet.from_unet(unet)]
-            sample, timestep = torch.zeros(1, 4, latent, latent), torch.zeros(1, dtype=torch.long)
-            context = torch.zeros(1, 93, width, requires_grad=True)
-            image, pixels = torch.zeros(1, 3, 8 * latent, 8 * latent), torch.zeros(1, 3, 8 * latent, 8 * latent)
-            latents = torch.zeros(1, 4, latent, latent, requires_grad=True)
-            added = {}
-            if family == "sdxl":
-                added = {"added_cond_kwargs": {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}}
-        ffrnet = parts[2].train()
-        unet.train()
-        vae.train()
+def estimate(config: TrainingConfig) -> dict[str, float]:
+    """Bytes, floating-point operations a sample, and what follows from them."""
+    family, latent = config.base.family, config.data.resolution // 8
+    unet, vae = empty_unet({"sd": "sd1"}.get(family, family)).requires_grad_(False), create_vae()
+    width, rank = unet.config.cross_attention_dim, config.adapter.ffrnet_rank
+    with torch.device("meta"):
+        ffrnet = FFRNet.from_unet(unet, rank)
+        parts = [FacialAttributeMixer(width), IdentityAttention.from_unet(unet), ffrnet]
+        sample, timestep = torch.zeros(1, 4, latent, latent), torch.zeros(1, dtype=torch.long)
+        context = torch.zeros(1, 93, width, requires_grad=True)
+        pixels = torch.zeros(1, 3, 8 * latent, 8 * latent)
+        latents = torch.zeros(1, 4, latent, latent, requires_grad=True)
+        added = {}
+        if family == "sdxl":
+            added = {"added_cond_kwargs": {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}}
+    for module in (ffrnet, unet, vae):
+        module.train()
 
-        def forward() -> None:
-            down, mid = ffrnet(sample, timestep, context[:, 77:], image, return_dict=False, **added)
-            residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
-            unet(sample, timestep, context, **residuals, **added)
+    def forward() -> None:
+        down, mid = ffrnet(sample, timestep, context[:, 77:], pixels, return_dict=False, **added)
+        residuals = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        unet(sample, timestep, context, **residuals, **added)
 
-        tokens = context.detach()
-        unet_flops = flops(lambda: unet(sample, timestep, tokens, **added))
-        ffrnet_flops = flops(lambda: ffrnet(sample, timestep, tokens[:, 77:], image, return_dict=False, **added))
-        encode_flops = flops(lambda: vae.encode(pixels))
-        decode_flops = flops(lambda: vae.decode(sample))
-        plain = saved_bytes(forward), saved_bytes(lambda: vae.decode(latents), plan["vae_bytes"])
+    tokens = context.detach()
+    unet_flops = flops(lambda: unet(sample, timestep, tokens, **added))
+    ffrnet_flops = flops(lambda: ffrnet(sample, timestep, tokens[:, 77:], pixels, return_dict=False, **added))
+    encode_flops, decode_flops = flops(lambda: vae.encode(pixels)), flops(lambda: vae.decode(sample))
+    vae_bytes = 4 if family == "sdxl" and config.base.vae is None else 2
+    if config.gradient_checkpointing:
         for module in (unet, ffrnet, vae):
             module.enable_gradient_checkpointing()
-        checkpointed = saved_bytes(forward), saved_bytes(lambda: vae.decode(latents), plan["vae_bytes"])
+    saved, decoded = saved_bytes(forward), saved_bytes(lambda: vae.decode(latents), vae_bytes)
 
-        # a frozen network's backward pass costs as much as its forward pass, a trained one's twice as much;
-        # recomputing costs a forward pass more; float32 (TF32) costs twice as much as bfloat16
-        vae_factor = plan["vae_bytes"] / 2
-        vae_flops = vae_factor * (encode_flops + SNR_SHARE * 3 * decode_flops)
-        total = 3 * unet_flops + 4 * ffrnet_flops + vae_flops
+    # a frozen network's backward pass costs as much as its forward pass, a trained one's twice as much;
+    # recomputing costs a forward pass more; float32 (TF32) costs twice as much as bfloat16
+    forward_flops = unet_flops + ffrnet_flops
+    backward_flops = 2 * unet_flops + 3 * ffrnet_flops
+    vae_factor, loss = vae_bytes / 2, config.identity_loss
+    total = forward_flops + backward_flops + vae_factor * encode_flops
+    if loss.mode == "prediction":
+        total += vae_factor * SNR_SHARE * 3 * decode_flops
+        # at the worst, all samples of a batch are clean enough
+        activations = config.batch_size * (saved + decoded)
+    else:
+        sampled = loss.steps * forward_flops + loss.gradient_steps * backward_flops + vae_factor * 3 * decode_flops
+        total += sampled / loss.every
+        activations = config.batch_size * (saved * (1 + loss.gradient_steps) + decoded)
 
-        trained = sum(map(count, parts))
-        fixed = 2 * (count(unet) + plan["frozen"]) + plan["vae_bytes"] * count(vae)
-        state = trained * (4 + 4 + 4 + plan["optimizer_bytes"] + 2)  # weights, gradients, EMA, optimizer, bf16 copies
-        activations = plan["batch"] * (checkpointed[0] + SNR_SHARE * checkpointed[1])
-        memory = fixed + state + activations
+    # layers that a small FFRNet shares with the UNet are not its own
+    frozen_parameters = {id(parameter) for parameter in unet.parameters()}
+    trained = sum(p.numel() for part in parts for p in part.parameters() if id(p) not in frozen_parameters)
+    frozen = 2 * (count(unet) + ENCODERS[family]) + vae_bytes * count(vae)
+    averaged = 4 if config.ema_decay > 0 else 0
+    # weights, gradients, averaged weights, optimizer, copies in bfloat16
+    state = trained * (4 + 4 + averaged + OPTIMIZER_BYTES[config.optimizer.name] + 2)
+    samples = config.steps * SAMPLES_A_STEP
+    return {
+        "trained": trained,
+        "frozen": frozen,
+        "state": state,
+        "activations": activations,
+        "memory": frozen + state + activations,
+        "flops": total,
+        "samples_per_second": THROUGHPUT / total,
+        "days": samples * total / THROUGHPUT / 86400,
+    }
 
-        print(f"{family} at {8 * latent} px")
-        print(f"  trained parameters          {trained / 1e6:8.0f} M")
+
+def main() -> None:
+    paths = [Path(name) for name in sys.argv[1:]] or sorted(Path(__file__).parent.glob("*.yaml"))
+    print("| | trained | frozen + trained + activations | TFLOP a sample | samples a second | A100-days |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for path in paths:
+        found = estimate(load_config(path))
+        memory = " + ".join(f"{found[name] / GIGA:.1f}" for name in ("frozen", "state", "activations"))
         print(
-            f"  TFLOP: UNet {unet_flops / TERA:.2f}, FFRNet {ffrnet_flops / TERA:.2f}, VAE {encode_flops / TERA:.2f} + {decode_flops / TERA:.2f}"
-        )
-        print(
-            f"  saved a sample, networks    {plain[0] / GIGA:8.2f} GB, {checkpointed[0] / GIGA:.2f} GB with checkpointing"
-        )
-        print(
-            f"  saved a sample, L_id        {plain[1] / GIGA:8.2f} GB, {checkpointed[1] / GIGA:.2f} GB with checkpointing"
-        )
-        print(
-            f"  frozen {fixed / GIGA:.1f} GB + trained {state / GIGA:.1f} GB + batch of {plan['batch']} {activations / GIGA:.1f} GB = {memory / GIGA:.0f} GB"
-        )
-        print(f"  TFLOP a sample              {total / TERA:8.1f}")
-        print(f"  samples a second            {THROUGHPUT / total:8.1f}")
-        print(
-            f"  GPU-days for {plan['samples'] / 1e6:.1f} M samples {plan['samples'] * total / THROUGHPUT / 86400:6.0f}"
+            f"| `{path.name}` | {found['trained'] / 1e6:,.0f} M | {memory} = {found['memory'] / GIGA:.0f} GB |"
+            f" {found['flops'] / TERA:.1f} | {found['samples_per_second']:.1f} | {found['days']:.1f} |",
+            flush=True,
         )
 
 

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .models.mixer import FacialAttributeMixer as FacialAttributeMixer
     from .nano.model import load_nano_pipeline as load_nano_pipeline
     from .nano.model import nano_people as nano_people
+    from .pipelines.auto import AutoFaceSnapPipeline as AutoFaceSnapPipeline
     from .pipelines.facesnap import FaceSnapPipeline as FaceSnapPipeline
     from .pipelines.facesnap_img2img import FaceSnapImg2ImgPipeline as FaceSnapImg2ImgPipeline
     from .pipelines.facesnap_inpaint import FaceSnapInpaintPipeline as FaceSnapInpaintPipeline
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 # Where each public name lives. Imported on first use: `import facesnap_diffusers` loads neither torch nor diffusers.
 _HOME = {
     "AdapterError": "errors",
+    "AutoFaceSnapPipeline": "pipelines.auto",
     "DlibFaceAnalyzer": "faces.analyzers.dlib",
     "Expression": "faces.expression",
     "FFRNet": "models.ffrnet",

@@ -1,9 +1,9 @@
-"""Every private name of diffusers and transformers that this package uses, each with its reason."""
+"""Every private name of diffusers, transformers and torch that this package uses, each with its reason."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,11 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.loaders.lora_base import _func_optionally_disable_offloading
 from diffusers.loaders.unet import UNet2DConditionLoadersMixin
+from diffusers.utils.deprecation_utils import _resolve_dtype
+from diffusers.utils.torch_utils import is_compiled_module
+from tokenizers import Tokenizer
+
+from .errors import InputError
 
 
 @contextmanager
@@ -28,6 +33,11 @@ def without_offloading(pipeline: DiffusionPipeline) -> Iterator[bool]:
         pipeline.enable_sequential_cpu_offload(device=pipeline._offload_device)
 
 
+def execution_device(pipeline: DiffusionPipeline) -> torch.device:
+    """Where a pipeline computes; with offloading that is not `pipeline.device`, the only public name."""
+    return pipeline._execution_device
+
+
 def is_model_offloaded(pipeline: DiffusionPipeline) -> bool:
     """Whether `enable_model_cpu_offload` is on, which diffusers only shows by the hooks that it keeps."""
     return bool(getattr(pipeline, "_all_hooks", None))
@@ -38,6 +48,38 @@ def convert_image_projection(tensors: dict[str, torch.Tensor]) -> torch.nn.Modul
     return UNet2DConditionLoadersMixin()._convert_ip_adapter_image_proj_to_diffusers(tensors, low_cpu_mem_usage=False)
 
 
+def saved_class_name(config: Mapping[str, Any]) -> str | None:
+    """The class that `save_pretrained` wrote into a `config.json`, which `from_pretrained` of a class does not heed."""
+    return config.get("_class_name")
+
+
+def supports_gradient_checkpointing(module: torch.nn.Module) -> bool:
+    """Whether `enable_gradient_checkpointing` works; without it diffusers raises, and has no public question."""
+    return getattr(module, "_supports_gradient_checkpointing", False)
+
+
+def uncompiled(module: torch.nn.Module) -> Any:
+    """What `torch.compile` was given, whose submodules go by their own names; torch has no public name for it."""
+    return module._orig_mod if is_compiled_module(module) else module
+
+
+def onload_model(model: torch.nn.Module | None, device: torch.device) -> None:
+    """What model offloading does before `model` runs, a moment earlier; accelerate does it in the hook alone."""
+    hook = getattr(model, "_hf_hook", None)
+    if hook is not None and model is not None:
+        from accelerate.hooks import CpuOffload  # which has put the hook there
+
+        if isinstance(hook, CpuOffload) and model.device != device:
+            hook.pre_forward(model)
+
+
+def offloading_group(module: torch.nn.Module) -> Any:
+    """The layers that diffusers' group offloading moves together with `module`; `None` without it."""
+    registry = getattr(module, "_diffusers_hook", None)
+    hook = None if registry is None else registry.get_hook("group_offloading")
+    return None if hook is None else hook.group
+
+
 def register_in_diffusers(cls: type) -> type:
     """
     Makes `from_pretrained` of diffusers' generic classes find a class of ours by the name that `save_pretrained` wrote:
@@ -45,6 +87,14 @@ def register_in_diffusers(cls: type) -> type:
     """
     setattr(diffusers, cls.__name__, cls)
     return cls
+
+
+def resolve_dtype(dtype: torch.dtype | None, torch_dtype: torch.dtype | None) -> torch.dtype | None:
+    """`dtype`, or the deprecated `torch_dtype` with diffusers' own warning. Raises [`InputError`] where both are given."""
+    try:
+        return _resolve_dtype(dtype, torch_dtype)
+    except ValueError:
+        raise InputError("dtype= and torch_dtype= are both given; pass dtype=") from None
 
 
 def progress_bar_config(pipeline: DiffusionPipeline) -> dict[str, Any]:
@@ -64,3 +114,23 @@ def with_text_model(text_encoder: torch.nn.Module) -> torch.nn.Module:
     # past `nn.Module.__setattr__`, which would make the module a child of its copy
     vars(view)["text_model"] = text_encoder
     return view
+
+
+def own_tokenizer(tokenizer: Any) -> Any:
+    """
+    A tokenizer that gives the same and shares the vocabulary, but not the settings for padding and truncation. A fast
+    tokenizer of transformers changes these in every call, so that two threads on one fail or get each other's lengths.
+    """
+    shared = getattr(tokenizer, "_tokenizer", None)
+    if not isinstance(shared, Tokenizer):  # slow ones keep no settings
+        return tokenizer
+    backend = Tokenizer(shared.model)
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if getattr(shared, part) is not None:
+            setattr(backend, part, getattr(shared, part))
+    backend.encode_special_tokens = shared.encode_special_tokens
+    for _, token in sorted(shared.get_added_tokens_decoder().items()):  # in this order they get the same ids
+        (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    own = object.__new__(type(tokenizer))
+    vars(own).update(vars(tokenizer), _tokenizer=backend)
+    return own

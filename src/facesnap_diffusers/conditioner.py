@@ -15,6 +15,7 @@ from .errors import FaceEncoderMismatchError, InputError
 from .faces.alignment import align_face, align_for_clip
 from .faces.analyzers import FaceAnalyzer, default_analyzer
 from .faces.detection import find_face
+from .faces.face import Face
 from .faces.key_points import draw_for_style
 from .faces.photo import load_photo
 from .faces.pose import HeadPose
@@ -97,7 +98,10 @@ class FaceConditioner:
         embeds = None if embedding is None else self._as_embedding(embedding)
         names = ["face_image"] if len(photos) == 1 else [f"face_image[{i}]" for i in range(len(photos))]
         return FaceIdentity.fuse(
-            [self._encode_photo(photo, name, face_index, embeds, points) for photo, name in zip(photos, names)]
+            [
+                self._encode_photo(photo, name, face_index, embeds, points)
+                for photo, name in zip(photos, names, strict=True)
+            ]
         )
 
     def identities(
@@ -234,10 +238,11 @@ class FaceConditioner:
         """
         photos = as_list(steering.pose_image, "pose_image")
         names = ["pose_image"] if len(photos) == 1 else [f"pose_image[{i}]" for i in range(len(photos))]
-        values = {
+        values: dict[str, list[Any]] = {
             "identity": list(identities),
             "pose_image": [
-                find_face(photo, self.analyzer, steering.face_index, name) for photo, name in zip(photos, names)
+                photo if isinstance(photo, Face) else find_face(photo, self.analyzer, steering.face_index, name)
+                for photo, name in zip(photos, names, strict=True)
             ],
             "pose": as_list(steering.pose, "pose", HeadPose),
             "expression": as_expressions(steering.expression),
@@ -257,9 +262,9 @@ class FaceConditioner:
             image_steering = ImageSteering(
                 of_image("pose_image", i), of_image("pose", i), of_image("expression", i), of_image("face_box", i)
             )
-            points.append(
-                steer(self.landmark_predictor, of_image("identity", i), image_steering, height, width, key_points)
-            )
+            with torch.autocast(self.landmark_predictor.device.type, enabled=False):
+                identity = of_image("identity", i)
+                points.append(steer(self.landmark_predictor, identity, image_steering, height, width, key_points))
         return torch.cat(points)
 
     def landmark_picture(self, landmarks: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -296,32 +301,46 @@ class FaceConditioner:
         embeds: torch.Tensor | None,
         landmarks: torch.Tensor | None,
     ) -> FaceIdentity:
-        config, image, key_points = self.config, None, None
-        face_encoder_id = config.face_encoder_id
+        config, image = self.config, None
         if embeds is None:
-            face = find_face(photo, self.analyzer, face_index, name)
-            image, landmarks, embeds = face.image, torch.from_numpy(face.landmarks), torch.from_numpy(face.embedding)
-            key_points = None if face.key_points is None else torch.from_numpy(face.key_points)
-            face_encoder_id = face.encoder
-        elif photo is not None and landmarks is not None:
+            return self.identity_of(find_face(photo, self.analyzer, face_index, name))
+        if photo is not None and landmarks is not None:
             image = load_photo(photo, name)
         elif config.image_encoder_id is not None:
             raise InputError(f"this adapter looks at CLIP features too: pass {name}= and landmarks= beside embedding=")
+        return self._identity(image, landmarks, embeds)
 
-        shape = states = None
+    def identity_of(self, face: Face) -> FaceIdentity:
+        """The identity of a face that the adapter's analyzer found."""
+        landmarks, embeds = torch.from_numpy(face.landmarks), torch.from_numpy(face.embedding)
+        key_points = None if face.key_points is None else torch.from_numpy(face.key_points)
+        return self._identity(face.image, landmarks, embeds, key_points, face.encoder)
+
+    @torch.no_grad()
+    def _identity(
+        self,
+        image: np.ndarray | None,
+        landmarks: torch.Tensor | None,
+        embeds: torch.Tensor,
+        key_points: torch.Tensor | None = None,
+        face_encoder_id: str | None = None,
+    ) -> FaceIdentity:
+        config, shape, states = self.config, None, None
         if landmarks is not None:
             predictor = self.landmark_predictor
-            shape = predictor.encode(landmarks[None].to(predictor.device, torch.float32)).shape[0].float().cpu()
+            # a caller's autocast is for the diffusion model: the predictor solves in float32
+            with torch.autocast(predictor.device.type, enabled=False):
+                shape = predictor.encode(landmarks[None].to(predictor.device, torch.float32)).shape[0].float().cpu()
         if image is not None and self.image_encoder is not None:
             assert self.image_processor is not None and landmarks is not None
             # recognizers align by the detector's own points
-            by_detector = config.image_crop == "arcface" and key_points is not None
-            crop = self.image_crop(image, key_points.numpy() if by_detector else landmarks.numpy())
+            aligned = key_points if config.image_crop == "arcface" and key_points is not None else landmarks
+            crop = self.image_crop(image, aligned.numpy())
             encoded = self.image_states(self.image_processor(crop, return_tensors="pt").pixel_values)
             states = encoded[0].float().cpu() if encoded is not None else None
         return FaceIdentity(
             face_embeds=embeds,
-            face_encoder_id=face_encoder_id,
+            face_encoder_id=face_encoder_id or config.face_encoder_id,
             landmarks=landmarks,
             key_points=key_points,
             shape=shape,

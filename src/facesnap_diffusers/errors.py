@@ -30,6 +30,10 @@ class FaceEncoderMismatchError(AdapterError):
     """Face embeddings come from another face encoder than the adapter was trained with."""
 
 
+class TrainingError(FaceSnapError, RuntimeError):
+    """Training cannot go on: its weights diverge, or a checkpoint cannot be written."""
+
+
 class MissingDependencyError(FaceSnapError, ImportError):
     """An optional dependency is needed and not installed."""
 
@@ -38,6 +42,10 @@ def check_path(name: str, value: Any) -> None:
     """Raises [`InputError`] unless `value` can name a file or folder."""
     if not isinstance(value, (str, Path)):
         raise InputError(f"{name} must be a str or Path, got {type(value).__name__}")
+    try:
+        Path(value).exists()
+    except (OSError, ValueError) as error:  # too long, a null byte, a folder that must not be looked into
+        raise InputError(f"{name} {str(value)[:100]!r} cannot be a path ({one_line(error)}); give another") from None
 
 
 def check_text(name: str, value: Any) -> None:

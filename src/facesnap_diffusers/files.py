@@ -2,26 +2,24 @@
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 
 @contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """
     Gives a temporary path beside `path` to write to. When the block ends, that file is synced to disk and takes the place
-    of `path`; after an error it is removed, and `path` is as it was.
+    of `path`; after an error it is removed, and `path` is as it was. It gets the permissions of any new file.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = _beside(path)
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
         _sync(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
         _sync(path.parent)
     finally:
@@ -35,43 +33,54 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     place of `path`, also where that is a folder already; after an error it is removed, and `path` is as it was.
     """
     path = Path(path)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary = _beside(path)
+    temporary.mkdir()
     try:
         yield temporary
         for item in temporary.rglob("*"):
             _sync(item)
-        os.chmod(temporary, 0o777 & ~_umask())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            os.replace(path, old / path.name)
-            try:
-                os.replace(temporary, path)
-            except BaseException:
-                os.replace(old / path.name, path)
-                raise
-            finally:
-                shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(temporary, path)
+        _sync(temporary)
+        _take_place(temporary, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
-    try:
-        handle = os.open(path, os.O_RDONLY)
-    except OSError:  # folders cannot be opened everywhere
+def _beside(path: Path) -> Path:
+    """A hidden name that nothing else has, on the same disk."""
+    return path.with_name(f".{path.name}.{uuid4().hex}{path.suffix}")
+
+
+def _take_place(folder: Path, path: Path) -> None:
+    """Moves a folder to `path`; what was there goes aside first, and comes back after an error."""
+    if not path.exists():
+        os.replace(folder, path)
         return
+    old = _beside(path)
+    os.replace(path, old)
+    try:
+        os.replace(folder, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    """
+    Has the disk write what was written to a file or folder. Raises `OSError` where a file's content did not reach it, as
+    on a full disk.
+    """
+    if path.is_dir():
+        with suppress(OSError):  # not every system can open or sync folders
+            _fsync(path, os.O_RDONLY)
+    else:
+        _fsync(path, os.O_RDWR)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    handle = os.open(path, flags)
     try:
         os.fsync(handle)
-    except OSError:  # nor synced
-        pass
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    value = os.umask(0)
-    os.umask(value)
-    return value

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import FaceEncoderMismatchError, InputError, check_path, check_text
+from .errors import FaceEncoderMismatchError, InputError, check_path, check_text, one_line
+from .faces.drawing import draw_landmarks
+from .files import atomic_file
+from .models.landmark_predictor import load_landmark_predictor
 
 
 FORMAT_VERSION = "1"
 
 
-@dataclass(frozen=True)
+# tensors have no single answer to ==
+@dataclass(frozen=True, eq=False, repr=False)
 class FaceIdentity:
     r"""
     What one or several photos say about a person: made once with `pipe.encode_face(...)`, saved, and used again.
@@ -28,7 +34,7 @@ class FaceIdentity:
         face_embeds (`torch.Tensor` of shape `(face_embed_dim,)`): The recognizer's embedding; the mean over the photos.
         face_encoder_id (`str`): The recognizer that made it, e.g. `"insightface/w600k_r50"`.
         landmarks (`torch.Tensor` of shape `(68 | 72, 2 | 3)`, *optional*): The face in the first photo, in pixels of
-            it: x to the right, y down, z towards the camera.
+            it: x to the right, y down, z toward the camera.
         key_points (`torch.Tensor` of shape `(5, 2)`, *optional*): The five points that the detector itself found in the
             first photo, in pixels of it: right eye, left eye, nose, right and left corner of the mouth.
         shape (`torch.Tensor` of shape `(n,)`, *optional*): Shape coefficients of the landmark predictor; the mean over
@@ -56,10 +62,17 @@ class FaceIdentity:
             tensor = getattr(self, name)
             if tensor is None:
                 continue
-            if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-                raise InputError(f"{name} must be a floating point torch.Tensor, got {type(tensor).__name__}")
-            if not torch.isfinite(tensor).all():
+            if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
+                kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+                raise InputError(f"{name} must be a floating point torch.Tensor, got {kind}")
+            if tensor.device.type == "meta" or not torch.isfinite(tensor).all():
                 raise InputError(f"{name} has values that are not finite; encode the face again")
+            if tensor.numel() == 0 or tensor.abs().max() > _MAX_VALUES[name]:
+                raise InputError(
+                    f"{name} must have values from {-_MAX_VALUES[name]:g} to {_MAX_VALUES[name]:g}; encode the face again"
+                )
+        if self.face_embeds is None:
+            raise InputError("face_embeds must be a floating point torch.Tensor, got NoneType")
         if self.face_embeds.ndim != 1 or not self.face_embeds.any():
             raise InputError(
                 f"face_embeds must have shape (dim,) and not be all zero, got shape {tuple(self.face_embeds.shape)}"
@@ -92,6 +105,31 @@ class FaceIdentity:
         if not isinstance(self.face_encoder_id, str):
             raise InputError(f"face_encoder_id must be a str, got {type(self.face_encoder_id).__name__}")
         check_text("image_encoder_id", self.image_encoder_id)
+
+    def __repr__(self) -> str:
+        # without the numbers: they identify a person
+        photos = 1 if self.photo_embeds is None else len(self.photo_embeds)
+        parts = [f"{len(self.face_embeds)} numbers of {self.face_encoder_id}"]
+        if self.image_hidden_states is not None:
+            parts.append(f"{'×'.join(map(str, self.image_hidden_states.shape))} of {self.image_encoder_id}")
+        if self.landmarks is not None:
+            parts.append(f"{len(self.landmarks)} landmarks")
+        if self.photo_size is not None:
+            parts.append(f"photo of {self.photo_size[1]}×{self.photo_size[0]} px")
+        return f"FaceIdentity({', '.join(parts)}{f', {photos} photos' if photos > 1 else ''})"
+
+    def _repr_png_(self) -> bytes | None:
+        """In notebooks: the landmarks, looking as in the photo."""
+        if self.landmarks is None:
+            return None
+        predictor = load_landmark_predictor()
+        points = predictor.decode(predictor.encode(self.landmarks[None].float().cpu()))  # (1, 72, 2)
+        low, high = points.amin(dim=1, keepdim=True), points.amax(dim=1, keepdim=True)
+        points = (points - (low + high) / 2) * (0.7 * _PICTURE_SIDE / (high - low).max()) + _PICTURE_SIDE / 2
+        picture = draw_landmarks(points, _PICTURE_SIDE, _PICTURE_SIDE)[0].permute(1, 2, 0)
+        file = io.BytesIO()
+        PIL.Image.fromarray((picture * 255).round().byte().numpy()).save(file, "PNG")
+        return file.getvalue()
 
     @classmethod
     def fuse(cls, identities: Sequence[FaceIdentity]) -> FaceIdentity:
@@ -143,9 +181,12 @@ class FaceIdentity:
         }
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
-            save_file(tensors, str(path), metadata)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"path {path} cannot be written ({error}); name a file in a folder that exists") from None
+            with atomic_file(path) as temporary:
+                save_file(tensors, str(temporary), metadata)
+        except (OSError, SafetensorError, ValueError) as error:
+            raise InputError(
+                f"path {path} cannot be written ({one_line(error)}); name a file in a folder that exists"
+            ) from None
 
     @classmethod
     def load(cls, path: str | Path) -> FaceIdentity:
@@ -153,32 +194,50 @@ class FaceIdentity:
         check_path("path", path)
         if not Path(path).is_file():
             raise InputError(f"path {path} is not a file; save an identity with identity.save(path) first")
+        again = "save the identity again"
         try:
             with safe_open(str(path), framework="pt") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}
-        except SafetensorError as error:
-            raise InputError(
-                f"path {path} is not a readable safetensors file ({error}); save the identity again"
-            ) from None
-        if metadata.get("format") != "facesnap_identity" or metadata.get("version") != FORMAT_VERSION:
-            raise InputError(
-                f"path {path} does not hold a FaceSnap identity of version {FORMAT_VERSION}; save it again"
+                if metadata.get("format") != "facesnap_identity" or metadata.get("version") != FORMAT_VERSION:
+                    raise InputError(
+                        f"path {path} does not hold a FaceSnap identity of version {FORMAT_VERSION}; {again}"
+                    )
+                names = set(file.keys())
+                if "face_embeds" not in names or not names <= set(_TENSORS):
+                    raise InputError(f"path {path} holds other tensors than an identity has; {again}")
+                tensors = {name: file.get_tensor(name) for name in names}
+            values = {name: json.loads(metadata[name]) for name in ("image_encoder", "photo_size")}
+            photo_size = values["photo_size"]
+            return cls(
+                face_encoder_id=metadata["face_encoder"],
+                image_encoder_id=values["image_encoder"],
+                photo_size=tuple(photo_size) if isinstance(photo_size, list) else photo_size,
+                **tensors,
             )
-        if "face_embeds" not in tensors or not set(tensors) <= set(_TENSORS):
-            raise InputError(f"path {path} holds other tensors than an identity has; save it again")
-        photo_size = json.loads(metadata["photo_size"])
-        return cls(
-            face_encoder_id=metadata["face_encoder"],
-            image_encoder_id=json.loads(metadata["image_encoder"]),
-            photo_size=tuple(photo_size) if photo_size else None,
-            **tensors,
-        )
+        except InputError as error:
+            raise InputError(str(error) if str(path) in str(error) else f"path {path}: {error}") from None
+        # safetensors, JSON and torch each have errors of their own for a damaged file
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
+            raise InputError(f"path {path} is not a readable safetensors file ({one_line(error)}); {again}") from None
 
 
 def _is_size(value: Any) -> bool:
     is_pair = isinstance(value, (tuple, list)) and len(value) == 2
-    return is_pair and all(isinstance(side, int) and side > 0 for side in value)
+    return is_pair and all(
+        isinstance(side, int) and not isinstance(side, bool) and 0 < side <= _MAX_SIDE for side in value
+    )
 
 
-_TENSORS = ("face_embeds", "landmarks", "shape", "image_hidden_states", "photo_embeds", "key_points")
+# Far beyond what encoders give, and far below what overflows in half precision (landmarks are never in that).
+_MAX_VALUES = {
+    "face_embeds": 1e3,
+    "photo_embeds": 1e3,
+    "shape": 1e3,
+    "image_hidden_states": 1e4,
+    "landmarks": 1e6,
+    "key_points": 1e6,
+}
+_MAX_SIDE = 10**6
+_PICTURE_SIDE = 192
+_TENSORS = tuple(_MAX_VALUES)
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

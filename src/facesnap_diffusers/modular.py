@@ -33,7 +33,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from ._upstream import register_in_diffusers
-from .adapter.folder import ADAPTER_COMPONENTS, AdapterSource, check_fit, read_adapter
+from .adapter.folder import ADAPTER_COMPONENTS, AdapterSource, bind_to_base, check_fit, read_adapter
 from .adapter.lifecycle import conditioner_of
 from .errors import InputError
 from .models.attention import IdentityAttention
@@ -49,6 +49,7 @@ def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: A
     """As [`~FaceSnapAdapterMixin.load_facesnap_adapter`], onto any modular pipeline with FaceSnap's blocks."""
     config, modules = read_adapter(AdapterSource(*args, **kwargs), components.unet)
     check_fit(config, modules, components.unet)
+    bind_to_base(modules, components.unet)
     for module in modules.values():
         if isinstance(module, torch.nn.Module):
             module.eval().requires_grad_(False).to(components.unet.device)
@@ -73,6 +74,7 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
     def expected_components(self) -> list[ComponentSpec]:
         return [
             ComponentSpec("mixer", FacialAttributeMixer),
+            ComponentSpec("ffrnet", FFRNet),
             ComponentSpec("landmark_predictor", LandmarkPredictor),
             ComponentSpec("face_image_encoder", CLIPVisionModelWithProjection),
             ComponentSpec("face_image_processor", CLIPImageProcessor),
@@ -199,7 +201,7 @@ class FaceSnapXLBlocks(SequentialPipelineBlocks):
     """The stock SDXL blocks (text-to-image, image-to-image, inpainting) with FaceSnap's two among them."""
 
     model_name = "stable-diffusion-xl"
-    _stock = dict(zip(StableDiffusionXLAutoBlocks.block_names, StableDiffusionXLAutoBlocks.block_classes))
+    _stock = dict(zip(StableDiffusionXLAutoBlocks.block_names, StableDiffusionXLAutoBlocks.block_classes, strict=True))
     block_classes = [
         _stock["text_encoder"],
         FaceSnapXLIdentityStep,

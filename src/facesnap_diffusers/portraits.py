@@ -123,8 +123,8 @@ class PortraitMaker:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_pipe": None, "_identities": {}}
 
-    @property
-    def pipe(self) -> Any:
+    def load(self) -> Any:
+        """The pipeline, loaded once; raises [`InputError`] or [`AdapterError`] where it cannot be."""
         if self._pipe is None:
             self._pipe = load_pipeline(self.settings)
             self._pipe.set_progress_bar_config(disable=not self.progress, leave=False)
@@ -140,7 +140,7 @@ class PortraitMaker:
         from .faces.pose import HeadPose
 
         files = files or {}
-        pipe = self.pipe
+        pipe = self.load()
         names = [*request.photos, request.identity, request.pose_image]
         digests = {name: digest for name in names if name and (digest := file_digest(files.get(name, name)))}
         options = {
@@ -185,7 +185,7 @@ class PortraitMaker:
             while len(self._identities) >= _KEPT_IDENTITIES:
                 del self._identities[next(iter(self._identities))]
             try:
-                self._identities[key] = self.pipe.encode_face(paths, face_index=request.face_index)
+                self._identities[key] = self.load().encode_face(paths, face_index=request.face_index)
             except InputError as error:  # with the name that the user typed
                 message = str(error)
                 for i, path in enumerate(paths):
@@ -240,8 +240,6 @@ def _load_base(base: str, dtype: torch.dtype) -> Any:
         if "unet" in config:
             pipeline_class = FaceSnapXLPipeline if "text_encoder_2" in config else FaceSnapPipeline
             return pipeline_class.from_pretrained(base, dtype=dtype)
-    except FaceSnapError:
-        raise
     except Exception as error:
         raise InputError(
             f"base {base!r} could not be loaded ({one_line(error)}); name a Hub repo, folder or file of Stable Diffusion"
@@ -320,7 +318,7 @@ def from_record(
         names = request.photos or [request.identity or ""]
         if len(photos) != len(names):
             raise InputError(f"the image was made of {len(names)} photos, {len(photos)} are given; give as many")
-        files = dict(zip(names, photos))
+        files = dict(zip(names, photos, strict=True))
     for name, digest in record["files"].items():
         path = files.get(name, name)
         if file_digest(path) is None:
@@ -426,7 +424,7 @@ def make_table(
 def _attempt(maker: PortraitMaker, row: Row) -> tuple[Row, bytes | None, str | None]:
     """The image of one row, or what went wrong: the function of every worker."""
     assert row.request is not None
-    maker.pipe  # a model that cannot be loaded ends the run
+    maker.load()  # a model that cannot be loaded ends the run
     try:
         return row, maker(row.request), None
     except Exception as error:

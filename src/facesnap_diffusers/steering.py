@@ -30,7 +30,7 @@ class Steering:
     How a caller steers the face, for all images of a batch or, with lists, for each. What is `None` follows the identity.
 
     Attributes:
-        pose_image (photo or list of photos, *optional*): A photo of anyone whose pose, expression and place are taken.
+        pose_image (photo, [`Face`] or list, *optional*): A photo of anyone whose pose, expression and place are taken.
         pose ([`HeadPose`] or list, *optional*): Yaw, pitch and roll in degrees.
         expression (`str`, `dict`, [`Expression`] or list, *optional*): A preset such as `"smile"`, or ARKit weights.
         face_box (`tuple` or list of them, *optional*): Left, top, right, bottom as shares of the image.
@@ -79,7 +79,9 @@ def steer(
     Returns:
         `torch.Tensor` of shape `(1, 72, 2)` or `(1, 5, 2)`: in pixels of the image.
     """
-    own = _own_coefficients(predictor, identity)
+    seen = None if identity.landmarks is None else _on_device_of(predictor, identity.landmarks[None])
+    fitted = _neutral_coefficients(predictor) if seen is None else predictor.encode(seen)
+    own = _with_shape_of(identity, fitted)  # that of several photos is their mean
     coefficients, photo_size = own, identity.photo_size
     driving_face = steering.driving_face
     if driving_face is not None:
@@ -93,13 +95,12 @@ def steer(
         coefficients = replace(coefficients, expression=weights[None].to(coefficients.expression))
 
     seen_points = None
-    if identity.landmarks is None:
+    if seen is None:
         landmarks = predictor.decode(coefficients)  # (1, 72, 2)
     else:
         if key_points and identity.key_points is not None:
             seen_points = _on_device_of(predictor, identity.key_points[None])
-        seen = _on_device_of(predictor, identity.landmarks[None])
-        landmarks = retarget(predictor, seen, own, coefficients, seen_points)  # (1, 72, 2) or (1, 77, 2)
+        landmarks = retarget(predictor, seen, fitted, coefficients, seen_points)  # (1, 72, 2) or (1, 77, 2)
 
     def points(placed: torch.Tensor) -> torch.Tensor:
         if not key_points:
@@ -260,7 +261,7 @@ def as_boxes(value: Any) -> list[torch.Tensor]:
 
 
 def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.Tensor:
-    """Landmarks that a caller gives, as a tensor of shape `(batch, points, 2 | 3)`."""
+    """Landmarks in pixels that a caller gives, as a tensor of shape `(batch, points, 2 | 3)`."""
     try:
         points = torch.as_tensor(value, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError):
@@ -277,10 +278,7 @@ def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.
     return points
 
 
-def _own_coefficients(predictor: LandmarkPredictor, identity: FaceIdentity) -> FaceCoefficients:
-    if identity.landmarks is None:
-        return _neutral_coefficients(predictor)
-    coefficients = predictor.encode(_on_device_of(predictor, identity.landmarks[None]))
+def _with_shape_of(identity: FaceIdentity, coefficients: FaceCoefficients) -> FaceCoefficients:
     if identity.shape is None:
         return coefficients
     own_shape = coefficients.shape

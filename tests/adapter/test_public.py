@@ -5,11 +5,11 @@ import json
 import logging
 from pathlib import Path
 
-import foreign
 import pytest
+import third_party
 import tiny
 import torch
-from running import command
+from command_line import command
 from safetensors.torch import save
 
 from facesnap_diffusers import AdapterError, FaceSnapPipeline, load_nano_pipeline
@@ -37,16 +37,16 @@ def pipelines():
 def publish(hub, adapter, unet, tmp_path):
     """The repository of a line of the table, with the image encoder that its file may need."""
     name = Path(adapter.file).stem
-    content = foreign.VARIANTS.get(name.replace("-v11", ""), foreign.instantid)(unet)
+    content = third_party.VARIANTS.get(name.replace("-v11", ""), third_party.instantid)(unet)
     if adapter.file.endswith(".bin"):
         buffer = io.BytesIO()
         torch.save(content, buffer)
         data = buffer.getvalue()
     else:
-        data = save(foreign.flat(content))
+        data = save(third_party.flat(content))
     hub.add_commit(adapter.repo, {adapter.file: data})
     if adapter.controlnet is not None:
-        foreign.instantid_controlnet(unet).save_pretrained(tmp_path / "net")
+        third_party.instantid_controlnet(unet).save_pretrained(tmp_path / "net")
         files = {f"{adapter.controlnet}/{path.name}": path.read_bytes() for path in (tmp_path / "net").iterdir()}
         hub.add_commit(adapter.repo, files)
     tiny.image_encoder().save_pretrained(tmp_path / "clip")
@@ -126,7 +126,7 @@ def test_on_the_nano_model_the_default_is_what_ships(caplog):
 def test_recommended_scales_hold_until_others_are_set_and_survive(hub, tmp_path, pipelines):
     """Saved, shown, and back; a caller's own scales go before."""
     pipe = tiny.facesnap(tiny.xl_pipeline())
-    checkpoint, net = foreign.instantid(pipe.unet), foreign.instantid_controlnet(pipe.unet)
+    checkpoint, net = third_party.instantid(pipe.unet), third_party.instantid_controlnet(pipe.unet)
     pipe.load_facesnap_adapter(checkpoint, controlnet=net)
     recommended = {"identity_scale": 0.8, "landmark_scale": 0.8}
     assert pipe.facesnap_scale == recommended

@@ -18,6 +18,9 @@ from facesnap_diffusers.cli import app, main
 from facesnap_diffusers.nano import model as nano_model
 
 
+pytestmark = pytest.mark.slow
+
+
 PICTURES = [*(f"prompt-{n}" for n in range(1, 5)), *(f"yaw{yaw:+d}" for yaw in (-35, -18, 0, 18, 35))]
 PICTURES += ["smile", "laugh", "surprise", "sad"]
 

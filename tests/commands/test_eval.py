@@ -14,6 +14,9 @@ from facesnap_diffusers.evaluation.methods import make_method
 from facesnap_diffusers.settings import parse_settings, read_yaml
 
 
+pytestmark = pytest.mark.slow
+
+
 class TestCommand:
     def invoke(self, *arguments):
         return CliRunner().invoke(app, ["eval", *map(str, arguments)])

@@ -17,7 +17,7 @@ class TestDuplicates:
         finder, found = DuplicateFinder(bits), []
         for number, value in enumerate(hashes):
             found.append(finder.find(value) is not None)
-            finder.add(value, str(number))
+            finder.add(value, number)
         expected = [
             any((value ^ other).bit_count() <= bits for other in hashes[:number])
             for number, value in enumerate(hashes)

@@ -6,10 +6,9 @@ import numpy as np
 import PIL.Image
 import pytest
 from tiny_preparation import (
-    PHOTOS,
     jpeg,
-    needs_photos,
     photo,
+    portrait,
 )
 
 from facesnap_diffusers.data.photo_preparation import PhotoPreparer, perceptual_hash
@@ -26,10 +25,10 @@ def test_hash_survives_scaling_and_compression():
     assert (perceptual_hash(np.array(photo(1))) ^ perceptual_hash(np.array(photo(2)))).bit_count() > 10
 
 
-@needs_photos
-def test_rolled_photo_is_upright_in_the_shard():
+def test_rolled_photo_is_upright_in_the_shard(tmp_path):
     pytest.importorskip("dlib")
-    config = PrepareConfig(face_encoder_id="dlib/face_recognition_resnet_model_v1")
-    record, face = PhotoPreparer(config)(Item("a", str(PHOTOS / "man_rotated_90.jpg")))
+    config = PrepareConfig(face_encoder_id="dlib/face_recognition_resnet_model_v1", resolution=256, min_face=32)
+    portrait(1).rotate(90).save(tmp_path / "lying.jpg")
+    record, face = PhotoPreparer(config)(Item("a", str(tmp_path / "lying.jpg")))
     assert record.kept
     assert face.landmarks[36:48, 1].mean() < face.landmarks[48:68, 1].mean()  # eyes above the mouth

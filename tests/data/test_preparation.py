@@ -1,12 +1,17 @@
 """Preparing an input: nothing lost, nothing done twice, whatever stops the run."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import shutil
 import sys
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import pytest
 from tiny_preparation import (
     CONFIG,
@@ -14,6 +19,7 @@ from tiny_preparation import (
     SIZE,
     MarkedFaces,
     contents,
+    frontal_points,
     killed,
     photo,
     run_silently,
@@ -21,11 +27,17 @@ from tiny_preparation import (
     write_photos,
 )
 
+from facesnap_diffusers import load_landmark_predictor
+from facesnap_diffusers.data import photo_preparation, preparation
+from facesnap_diffusers.data.photo_preparation import PhotoPreparer, mirrored_hash, perceptual_hash
 from facesnap_diffusers.data.preparation import prepare, statistics
 from facesnap_diffusers.data.shard_settings import PrepareConfig
-from facesnap_diffusers.data.shards import MANIFEST
+from facesnap_diffusers.data.shards import MANIFEST, PhotoRecord, PreparedFaces, ShardWriter
 from facesnap_diffusers.data.sources import Item, open_source
 from facesnap_diffusers.errors import InputError
+
+
+pytestmark = pytest.mark.slow
 
 
 TESTS = str(Path(__file__).parents[1])
@@ -54,9 +66,12 @@ class TestRun:
         }
         reasons = {source: record.reason for source, record in records.items()}
         assert reasons == {
-            "000.png": "kept", "dark.png": "no face", "fine.png": "kept", "larger.jpg": "duplicate", "small.png": "small face",
+            "000.png": "kept", "dark.png": "no face", "fine.png": "kept", "larger.jpg": "duplicate", "small.png": "small photo",
         }  # fmt: skip
         assert records["larger.jpg"].detail == "of 000.png"
+        far = PrepareConfig(**{**LENIENT, "min_face": 80}, min_sharpness=0)
+        (record,) = run_silently([Item("a", str(folder / "fine.png"))], tmp_path / "far", far)
+        assert record.reason == "small face" and "of a training picture of 100" in record.detail
         strict = PrepareConfig(**LENIENT, min_sharpness=1000)
         assert {f.reason for f in run_silently([Item("a", str(folder / "fine.png"))], tmp_path / "b", strict)} == {
             "blurred"
@@ -107,7 +122,8 @@ class TestRun:
 
         class Counted(MarkedFaces):
             def analyze(self, image):
-                seen.append(image)
+                if image.std() > 0:  # the first one only tells whether the analyzer works
+                    seen.append(image)
                 return super().analyze(image)
 
         prepare(items, tmp_path / "twice", CONFIG, shard_bytes=150_000, analyzer=Counted, progress=False)
@@ -153,3 +169,143 @@ class TestRun:
             ray.shutdown()
         run_silently(open_source(str(tmp_path / "in")), tmp_path / "one", CONFIG)
         assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+
+
+def broken_environment():
+    raise InputError("model='buffalo_l' is neither a folder nor downloadable; unpack the pack")
+
+
+class Stubborn(MarkedFaces):
+    """Fails on photos, but not on the gray picture with which it is tried."""
+
+    def analyze(self, image):
+        if image.std() > 0:
+            raise RuntimeError("CUDA error: out of memory")
+        return super().analyze(image)
+
+
+class TestEnvironment:
+    @pytest.mark.parametrize("processes", [1, 2])
+    def test_what_is_wrong_with_it_is_not_blamed_on_photos(self, tmp_path, processes):
+        write_photos(tmp_path / "in", 3)
+        items = list(open_source(str(tmp_path / "in")))
+        with pytest.raises(InputError, match="is neither a folder nor downloadable"):
+            run_silently(items, tmp_path / "out", CONFIG, analyzer=broken_environment, processes=processes)
+        assert not (tmp_path / "out").exists()
+        misspelt = PrepareConfig(**{**LENIENT, "face_encoder_id": "insightface/w600k_r5"})
+        with pytest.raises(InputError, match="is not one of"):
+            prepare(items, tmp_path / "out", misspelt, progress=False)
+        assert [record.reason for record in run_silently(items, tmp_path / "out", CONFIG)] == ["kept"] * 3
+
+    def test_the_same_failure_of_all_photos_ends_the_run_and_they_can_be_tried_again(self, tmp_path):
+        write_photos(tmp_path / "in", 25)
+        items = list(open_source(str(tmp_path / "in")))
+        with pytest.raises(InputError, match="20 photos in a row failed with .*CUDA error.* --retry failed"):
+            run_silently(items, tmp_path / "out", CONFIG, analyzer=Stubborn)
+        assert statistics(tmp_path / "out")["reasons"] == {"failed": 20}
+        records = run_silently(items, tmp_path / "out", CONFIG)
+        assert [record.reason for record in records] == ["failed"] * 20 + ["kept"] * 5
+        records = run_silently(items, tmp_path / "out", CONFIG, retry=["failed"])
+        assert len(records) == 25 and {record.reason for record in records} == {"kept"}
+        faces = PreparedFaces([str(tmp_path / "out")])
+        assert sorted(faces[index].info["source"] for index in range(25)) == [item.source for item in items]
+
+    def test_two_at_a_time_are_refused(self, tmp_path):
+        write_photos(tmp_path / "in", 1)
+        refused = pytest.raises(InputError, match=f"is written to by process {os.getpid()}")
+        with ShardWriter(tmp_path / "out", CONFIG.shard_settings()), refused:
+            run_silently(open_source(str(tmp_path / "in")), tmp_path / "out", CONFIG)
+        run_silently(open_source(str(tmp_path / "in")), tmp_path / "out", CONFIG)
+
+    def test_processes_take_turns_on_devices(self):
+        class Count:
+            value = 0
+
+            def get_lock(self):
+                return contextlib.nullcontext()
+
+        started, found = Count(), []
+        for _ in range(4):
+            preparer = PhotoPreparer(CONFIG, MarkedFaces)
+            preparation._start_process(preparer, [5, 7], started)
+            found.append(preparer.device_id)
+        assert found == [5, 7, 5, 7]
+
+    def test_providers_and_device_reach_the_analyzer(self, monkeypatch):
+        seen = {}
+        monkeypatch.setattr(photo_preparation, "InsightFaceAnalyzer", lambda pack, **options: seen.update(options))
+        config = PrepareConfig()
+        providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+        _ = PhotoPreparer(config, providers=providers, device_id=3).analyzer
+        assert seen["providers"] == [("CUDAExecutionProvider", {"device_id": 3}), "CPUExecutionProvider"]
+        with pytest.raises(InputError, match="does not run on ONNX Runtime"):
+            _ = PhotoPreparer(PrepareConfig("dlib/face_recognition_resnet_model_v1"), device_id=3).analyzer
+
+    def test_memory_for_a_photo_is_bounded(self, tmp_path):
+        """Records of photos already prepared stay on the disk: under 300 bytes of memory for each."""
+        count = 20_000
+        run_silently([], tmp_path, CONFIG)
+        random = np.random.default_rng(0)
+        with open(tmp_path / MANIFEST, "w") as file:
+            for number, values in enumerate(random.integers(0, 2**63, (count, 2)).tolist()):
+                place = {"key": f"{number:09d}", "shard": "shard-000000.tar", "start": number, "end": number + 1}
+                record = PhotoRecord(
+                    f"some/longer/folder/{number}.jpg", True, "kept", "", *place.values(), None, *values
+                )
+                file.write(record.to_line())
+        tracemalloc.start()
+        writer = ShardWriter(tmp_path, CONFIG.shard_settings())
+        duplicates = preparation._Duplicates(3, tmp_path)
+        used = tracemalloc.get_traced_memory()[0]
+        tracemalloc.stop()
+        assert f"some/longer/folder/{count - 1}.jpg" in writer and duplicates._photos.find(values[0]) is not None
+        writer.close()
+        # the buckets of the finders are themselves some 10 MB, however many photos there are
+        assert (used - 12e6) / count < 300
+
+
+class TestCopies:
+    def test_mirrored_and_cropped_ones(self, tmp_path):
+        """The face stays the same, the border and the side do not."""
+        folder = tmp_path / "in"
+        folder.mkdir()
+        for number in range(4):
+            whole = photo(number, (300, 240)).resize((300, 240), PIL.Image.Resampling.BILINEAR)
+            whole.save(folder / f"{number}-a.png")
+            PIL.ImageOps.mirror(whole).save(folder / f"{number}-b.png")
+            whole.crop((14, 8, 296, 236)).save(folder / f"{number}-c.png")
+
+        class Exact(MarkedFaces):
+            """Finds the face where it is in the picture, whatever the border, and gives nearly the same embedding."""
+
+            def analyze(self, image):
+                (face,) = super().analyze(image)
+                if image.shape[1] == 282:  # the cropped one
+                    moved = frontal_points() * 2.4 - [14, 8]
+                    face = dataclasses.replace(face, landmarks=moved, embedding=face.embedding * 1.02)
+                elif image.shape[1] == 300:
+                    face = dataclasses.replace(face, landmarks=centered(image))
+                return [face]
+
+        def centered(image):
+            points = frontal_points() * 2.4
+            mirrored = any(
+                np.array_equal(image[:, ::-1], np.array(PIL.Image.open(folder / f"{number}-a.png")))
+                for number in range(4)
+            )
+            if not mirrored:
+                return points
+            turned = points[load_landmark_predictor().config.mirror[:68]]
+            return np.column_stack([image.shape[1] - 1 - turned[:, 0], turned[:, 1]])
+
+        records = run_silently(open_source(str(folder)), tmp_path / "out", CONFIG, analyzer=Exact)
+        assert [record.reason for record in records] == ["kept", "duplicate", "duplicate"] * 4
+        assert [record.detail for record in records if not record.kept] == [
+            f"of {number}-a.png" for number in range(4) for _ in range(2)
+        ]
+
+    def test_hash_of_a_mirrored_photo(self):
+        for seed in range(5):
+            image = np.array(photo(seed, (270, 240)))
+            mirrored = perceptual_hash(np.ascontiguousarray(image[:, ::-1]))
+            assert (mirrored_hash(perceptual_hash(image)) ^ mirrored).bit_count() <= 1

@@ -4,7 +4,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
-from tiny_preparation import PHOTOS, needs_photos
+from tiny_preparation import portrait
 
 from facesnap_diffusers.data.recognition_crop import align_faces
 from facesnap_diffusers.faces.key_points import five_points
@@ -17,8 +17,8 @@ def faces():
     from facesnap_diffusers import DlibFaceAnalyzer
 
     analyzer = DlibFaceAnalyzer()
-    names = ["man_a_smiling", "woman_older", "woman_rolled_head", "man_happy"]
-    found = [analyzer.analyze(np.array(PIL.Image.open(PHOTOS / f"{name}.jpg").convert("RGB")))[0] for name in names]
+    photos = [portrait(1), portrait(2, "amateur_selfie"), portrait(2).rotate(15), portrait(3)]
+    found = [face for photo in photos for face in analyzer.analyze(np.array(photo))]
     assert len(found) == 4
     return found
 
@@ -28,7 +28,6 @@ def as_batch(face):
     return pixels, torch.from_numpy(face.landmarks)[None]
 
 
-@needs_photos
 class TestAlignment:
     def test_equals_norm_crop_of_insightface(self, faces):
         from insightface.utils.face_align import norm_crop

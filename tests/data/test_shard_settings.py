@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_preparation import MarkedFaces, write_photos
+from tiny_preparation import MarkedFaces, photo
 from typer.testing import CliRunner
 
 from facesnap_diffusers.cli import app
@@ -94,7 +94,9 @@ class TestCommand:
         return made
 
     def run(self, tmp_path, *options):
-        write_photos(tmp_path / "in", 2)
+        (tmp_path / "in").mkdir()
+        for seed in range(2):
+            photo(seed, (560, 540)).save(tmp_path / "in" / f"{seed}.png")
         arguments = ["prepare", str(tmp_path / "in"), str(tmp_path / "out"), *options]
         result = CliRunner().invoke(app, arguments)
         assert result.exit_code == 0, result.exception

@@ -1,5 +1,7 @@
 """Shards on disk: WebDatasets, read at random, with a manifest and settings."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from tiny_preparation import (
 
 from facesnap_diffusers import load_landmark_predictor
 from facesnap_diffusers.data.shard_settings import ShardSettings
-from facesnap_diffusers.data.shards import END_OF_TAR, PreparedFaces, ShardWriter, read_records
+from facesnap_diffusers.data.shards import END_OF_TAR, MANIFEST, PreparedFaces, ShardWriter, read_records
 from facesnap_diffusers.data.sources import open_source
 from facesnap_diffusers.errors import InputError
 
@@ -34,7 +36,7 @@ class TestShards:
         assert [sample["__key__"] for sample in samples] == [record.key for record in kept]
         for sample, record in zip(samples, kept):
             assert sample["json"]["identity"] == record.identity and sample["json"]["source"] == record.source
-            assert max(sample["image.jpg"].size) <= 200
+            assert min(sample["image.jpg"].size) <= 130  # 1.3 times the training pictures
             assert sample["clip_crop.jpg"].size == (336, 336) and sample["recognition_crop.png"].size == (112, 112)
         assert samples[0]["json"]["caption"] == "a caption" and samples[1]["json"]["caption"] is None
 
@@ -70,3 +72,33 @@ class TestShards:
             PreparedFaces([str(tmp_path / "empty")])
         with pytest.raises(InputError, match="facesnap prepare"):
             PreparedFaces([str(tmp_path)])
+
+    def test_a_damaged_photo_is_named(self, prepared):
+        faces = PreparedFaces([str(prepared)])
+        _, start, end = faces.places[2]
+        path = prepared / "shard-000000.tar"
+        content = bytearray(path.read_bytes())
+        content[start + 100 : start + 300] = bytes(200)
+        path.write_bytes(content)
+        assert faces[1].info["source"] and faces[3].info["source"]
+        with pytest.raises(InputError, match=rf"shard-000000.tar: the photo in bytes {start} to {end} cannot be read"):
+            faces[2]
+        path.unlink()
+        with pytest.raises(InputError, match="shard-000000.tar: the photo in bytes 0 to .* cannot be read"):
+            faces[0]
+
+    @pytest.mark.parametrize("shard", ["../secret.tar", "/etc/passwd", "a\\b.tar", ".."])
+    def test_a_manifest_that_points_elsewhere_is_refused(self, prepared, shard):
+        lines = (prepared / MANIFEST).read_text().splitlines()
+        lines[0] = json.dumps({**json.loads(lines[0]), "shard": shard})
+        (prepared / MANIFEST).write_text("\n".join(lines) + "\n")
+        with pytest.raises(InputError, match="outside of its folder"):
+            PreparedFaces([str(prepared)])
+
+    def test_a_damaged_manifest_is_refused_in_one_line(self, prepared):
+        content = (prepared / MANIFEST).read_text()
+        for line in ('{"source": 1', '{"unknown": 1}', '{"source": "a", "kept": true, "reason": "kept"}'):
+            (prepared / MANIFEST).write_text(line + "\n" + content)
+            with pytest.raises(InputError, match="manifest.jsonl (has a damaged line|does not say where)") as error:
+                PreparedFaces([str(prepared)])
+            assert "\n" not in str(error.value)

@@ -26,6 +26,29 @@ class TestSources:
         ]  # fmt: skip
         assert count(str(tmp_path)) == 4
 
+    def test_what_else_is_in_a_folder(self, tmp_path):
+        """Captions beside `UP.JPG`, notes, tables, archives, thumbnails; a file without a suffix may be a photo."""
+        write_photos(tmp_path / "anna", 1)
+        (tmp_path / "anna/000.png").rename(tmp_path / "anna/UP.JPG")
+        (tmp_path / "anna/UP.txt").write_text("looking up\n")
+        (tmp_path / "anna/000123").write_bytes((tmp_path / "anna/UP.JPG").read_bytes())
+        for name in ("README.md", "README", "LICENSE", "notes.txt", "labels.csv", "Thumbs.db", "video.MP4", "a.json"):
+            (tmp_path / "anna" / name).write_text("text")
+        write_photos(tmp_path / "anna/thumbnails", 2)
+        write_photos(tmp_path / "@eaDir", 1)
+        items = {item.source: item.caption for item in open_source(str(tmp_path))}
+        assert items == {"anna/UP.JPG": "looking up", "anna/000123": None}
+        assert count(str(tmp_path)) == 2
+
+    def test_a_thumbnail_does_not_take_the_place_of_its_photo(self, tmp_path):
+        photo(1, (60, 40)).save(tmp_path / "a_thumb.png")
+        photo(1, (600, 400)).save(tmp_path / "b.png")
+        records = run_silently(open_source(str(tmp_path)), tmp_path / "out", CONFIG)
+        assert [(record.source, record.reason) for record in records] == [
+            ("a_thumb.png", "small photo"),
+            ("b.png", "kept"),
+        ]
+
     @pytest.mark.parametrize("kind", ["csv", "jsonl", "txt"])
     def test_lists(self, tmp_path, kind):
         write_photos(tmp_path, 2)

@@ -12,6 +12,9 @@ from evaluation_fixtures import DLIB, SAMPLING, all_kinds, run, scores
 from facesnap_diffusers import FaceSnapPipeline, InputError
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_metrics_and_reports(all_methods):
     results, output, _, _ = all_methods
     assert scores(results, "text", "clip_i_text")["mean"] == pytest.approx(1, abs=1e-6)

@@ -19,6 +19,9 @@ from facesnap_diffusers.evaluation.methods import make_method
 from facesnap_diffusers.faces.key_points import five_points
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_all_make_images_of_their_own(all_methods):
     results, output, _, _ = all_methods
     names = list(results["methods"])

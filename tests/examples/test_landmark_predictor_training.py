@@ -14,6 +14,9 @@ from facesnap_diffusers.faces.layout import MIRROR, OUTER_EYE_CORNERS
 from facesnap_diffusers.models.landmark_predictor import rotation_matrix
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ("landmark_model", "pack", "synthetic", "posterior", "train")
 

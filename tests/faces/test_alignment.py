@@ -77,7 +77,7 @@ class TestSimilarityTransform:
         assert np.linalg.det(similarity_transform(source, source * [1, -1])[:, :2]) > 0
 
     @pytest.mark.parametrize(
-        "source, target",
+        ("source", "target"),
         [
             (np.zeros((3, 2)), np.ones((3, 2))),
             (np.ones((1, 2)), np.ones((1, 2))),

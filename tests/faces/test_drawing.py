@@ -41,7 +41,7 @@ def test_matches_the_stored_picture(landmarks):
 
 
 @pytest.mark.parametrize(
-    "index, color",
+    ("index", "color"),
     [(8, "white"), (17, "cyan"), (26, "blue"), (30, "lime"), (68, "magenta"), (71, "yellow"), (60, "red")],
 )
 def test_each_part_has_the_color_of_the_paper(index, color):
@@ -74,7 +74,7 @@ def test_faces_of_a_batch_do_not_mix(landmarks):
     for points, image in zip(batch, images):
         torch.testing.assert_close(draw_landmarks(points[None], 96, 128, radius=None)[0], image)
     assert images[2].abs().sum() == 0
-    assert 0 <= images.min() and images.max() <= 1
+    assert images.min() >= 0 and images.max() <= 1
 
 
 def test_points_outside_are_cut_off(landmarks):

@@ -15,7 +15,7 @@ def test_pose_defaults_and_sequence():
 
 
 @pytest.mark.parametrize(
-    "angles, name",
+    ("angles", "name"),
     [({"yaw": 91}, "yaw"), ({"pitch": -90.5}, "pitch"), ({"roll": 181}, "roll"), ({"yaw": math.nan}, "yaw"),
      ({"pitch": math.inf}, "pitch"), ({"roll": "left"}, "roll"), ({"yaw": None}, "yaw")],
 )  # fmt: skip

@@ -22,6 +22,9 @@ from facesnap_diffusers.faces.photo import load_photo
 from facesnap_diffusers.faces.placing import check_face_box
 
 
+pytestmark = pytest.mark.slow
+
+
 class Hostile:
     """Answers nothing that is asked of it."""
 

@@ -1,18 +1,26 @@
 """Other people's checkpoints to our format, our adapters to a stock IP-Adapter, and back to the same images."""
 
-import foreign
 import pytest
+import third_party
 import tiny
 import torch
-from foreign import VARIANTS
-from running import command, generate
+from command_line import command
+from third_party import VARIANTS
 
 from facesnap_diffusers import AdapterError, FaceSnapConfig, InputError
 from facesnap_diffusers.base_models import empty_unet
 from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
 
 
+pytestmark = pytest.mark.slow
+
+
+CALL = {**tiny.CALL, "num_inference_steps": 3, "guidance_scale": 5.0}
 BASES = {"sd": tiny.sd_pipeline, "xl": tiny.xl_pipeline}
+
+
+def generate(pipe, **kwargs):
+    return tiny.generate(pipe, **CALL, **kwargs)
 
 
 @pytest.mark.parametrize("name", [*VARIANTS, "ip-adapter"])
@@ -21,15 +29,15 @@ def test_convert_load_generate(name, tmp_path):
     base.save_pretrained(tmp_path / "base")
     arguments = ["--base", tmp_path / "base"]
     encoder = {}
-    make = VARIANTS.get(name, foreign.instantid)
-    identity = foreign.person_for(name)
-    if make in foreign.WITH_IMAGE_FEATURES:
+    make = VARIANTS.get(name, third_party.instantid)
+    identity = third_party.person_for(name)
+    if make in third_party.WITH_IMAGE_FEATURES:
         encoder = {"image_encoder": tiny.image_encoder()}
         tiny.image_encoder().save_pretrained(tmp_path / "clip")
         arguments += ["--image-encoder", tmp_path / "clip"]
     if name == "ip-adapter":
-        identity = foreign.instantid_person()
-        foreign.instantid_controlnet(base.unet).save_pretrained(tmp_path / "ControlNetModel")
+        identity = third_party.instantid_person()
+        third_party.instantid_controlnet(base.unet).save_pretrained(tmp_path / "ControlNetModel")
     torch.save(make(base.unet), tmp_path / f"{name}.bin")
 
     pipe = tiny.facesnap(base)
@@ -62,12 +70,12 @@ def test_export_to_stock_diffusers(family, suffix, tmp_path):
     tiny.assert_same_image(image, original, atol=1e-5)
 
 
-@pytest.mark.parametrize("make", [foreign.faceid, foreign.instantid])
+@pytest.mark.parametrize("make", [third_party.faceid, third_party.instantid])
 def test_export_of_an_imported_adapter(make, tmp_path):
     stock = tiny.sd_pipeline()
     pipe = tiny.facesnap(stock)
     pipe.load_facesnap_adapter(make(stock.unet), parts=["mixer", "identity_attention"])
-    identity = foreign.faceid_person() if make is foreign.faceid else foreign.instantid_person()
+    identity = third_party.faceid_person() if make is third_party.faceid else third_party.instantid_person()
     original = generate(pipe, identity=identity)
     export_ip_adapter(pipe, tmp_path / "exported.safetensors")
     embeds = ip_adapter_image_embeds(pipe, identity)
@@ -102,11 +110,11 @@ def test_errors_are_typed(tmp_path):
     with pytest.raises(InputError, match="must end in"):
         export_ip_adapter(pipe, tmp_path / "x.pt")
     pipe.load_facesnap_adapter(
-        foreign.faceid_plus(pipe.unet), faceid_plus_v2=False, image_encoder=tiny.image_encoder()
+        third_party.faceid_plus(pipe.unet), faceid_plus_v2=False, image_encoder=tiny.image_encoder()
     )
     with pytest.raises(AdapterError, match="FaceID-Plus"):
         export_ip_adapter(pipe, tmp_path / "x.safetensors")
-    torch.save(foreign.faceid(pipe.unet), tmp_path / "x.bin")
+    torch.save(third_party.faceid(pipe.unet), tmp_path / "x.bin")
     with pytest.raises(InputError, match="--base"):
         command("convert", tmp_path / "x.bin", tmp_path / "out")
     with pytest.raises(InputError, match="unet/config.json"):
@@ -117,7 +125,7 @@ def test_errors_are_typed(tmp_path):
 
 def test_widths_say_the_family_in_full_size(tmp_path):
     """A checkpoint in the real shapes of SD 1.5."""
-    shapes = foreign.faceid(empty_unet("sd1"), lora_rank=0)
+    shapes = third_party.faceid(empty_unet("sd1"), lora_rank=0)
     content = {k: {n: torch.zeros(t.shape, dtype=torch.float16) for n, t in v.items()} for k, v in shapes.items()}
     torch.save(content, tmp_path / "x.bin")
     command("convert", tmp_path / "x.bin", tmp_path / "out")

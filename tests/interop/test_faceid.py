@@ -2,49 +2,49 @@
 
 import os
 
-import foreign
 import numpy as np
 import PIL.Image
 import pytest
+import third_party
 import tiny
 import torch
-from foreign import VARIANTS, portrait
 from insightface.utils.face_align import norm_crop
 from safetensors.torch import save_file
+from third_party import VARIANTS
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from facesnap_diffusers import AdapterError, FaceEncoderMismatchError, FaceIdentity, InputError
 from facesnap_diffusers.base_models import empty_unet
 from facesnap_diffusers.faces.alignment import align_for_clip
 from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
-from facesnap_diffusers.interop.checkpoint import Checkpoint, recognise
+from facesnap_diffusers.interop.checkpoint import Checkpoint, recognize
 from facesnap_diffusers.interop.conversion import convert_checkpoint
 
 
-CALL = {"num_inference_steps": 3, "output_type": "pt", "height": 64, "width": 64, "guidance_scale": 5.0}
+CALL = {**tiny.CALL, "num_inference_steps": 3, "guidance_scale": 5.0}
 
 
 #: public file name: its size in bytes, how it is made in full size, bytes a number of image_proj and ip_adapter
 PUBLIC_FILES = {
-    "ip-adapter-faceid_sd15": (96_740_574, "sd1", foreign.faceid, {"lora_rank": 128}, (2, 2)),
+    "ip-adapter-faceid_sd15": (96_740_574, "sd1", third_party.faceid, {"lora_rank": 128}, (2, 2)),
     "ip-adapter-faceid-plusv2_sd15": (
         156_558_509,
         "sd1",
-        foreign.faceid_plus,
+        third_party.faceid_plus,
         {"lora_rank": 128, "clip_width": 1280},
         (2, 2),
     ),
     "ip-adapter-faceid-plusv2_sdxl": (
         1_487_555_181,
         "sdxl",
-        foreign.faceid_plus,
+        third_party.faceid_plus,
         {"lora_rank": 128, "clip_width": 1280},
         (2, 2),
     ),
-    "ip-adapter-faceid-portrait-v11_sd15": (64_586_623, "sd1", portrait, {}, (2, 2)),
-    "ip-adapter-faceid-portrait_sdxl": (749_822_515, "sdxl", portrait, {}, (2, 2)),
-    "ip-adapter-faceid-portrait_sdxl_unnorm": (1_009_523_411, "sdxl", foreign.instantid, {"hidden": 1280}, (4, 2)),
-    "InstantID/ip-adapter": (1_691_134_141, "sdxl", foreign.instantid, {"hidden": 1280}, (4, 4)),
+    "ip-adapter-faceid-portrait-v11_sd15": (64_586_623, "sd1", third_party.portrait, {}, (2, 2)),
+    "ip-adapter-faceid-portrait_sdxl": (749_822_515, "sdxl", third_party.portrait, {}, (2, 2)),
+    "ip-adapter-faceid-portrait_sdxl_unnorm": (1_009_523_411, "sdxl", third_party.instantid, {"hidden": 1280}, (4, 2)),
+    "InstantID/ip-adapter": (1_691_134_141, "sdxl", third_party.instantid, {"hidden": 1280}, (4, 4)),
 }
 
 
@@ -59,7 +59,7 @@ def test_the_layouts_have_the_size_of_the_public_files(name):
     assert 100 * tensors < around < 400 * tensors
     # and every tensor has its place in the base model
     with torch.device("meta"):
-        checkpoint = Checkpoint(recognise(groups["image_proj"], name), **groups, source=name)
+        checkpoint = Checkpoint(recognize(groups["image_proj"], name), **groups, source=name)
         config, modules = convert_checkpoint(checkpoint, empty_unet(family))
     assert (config.base_family, list(modules)) == (family, ["mixer", "identity_attention"])
     assert sum(p.numel() for part in modules.values() for p in part.parameters()) == sum(numbers)
@@ -73,7 +73,7 @@ def write(folder, name, checkpoint, suffix):
     if suffix == ".bin":
         torch.save(checkpoint, folder / (name + suffix))
     else:
-        save_file(foreign.flat(checkpoint), folder / (name + suffix))
+        save_file(third_party.flat(checkpoint), folder / (name + suffix))
     return name + suffix
 
 
@@ -101,12 +101,12 @@ def stock_image(base, folder, weight_name, identity, scale):
     ("suffix", "name"), [(suffix, name) for name in VARIANTS for suffix in (".bin", ".safetensors")]
 )
 def test_equals_stock_diffusers(name, suffix, tmp_path):
-    make = VARIANTS[name]
+    make = third_party.VARIANTS[name]
     base = base_for(name)
     plain = base("a cat", generator=tiny.seeded(), **CALL).images
-    plus = make in foreign.WITH_IMAGE_FEATURES
+    plus = make in third_party.WITH_IMAGE_FEATURES
     weight_name = write(tmp_path, name, make(base.unet), suffix)
-    identity = foreign.person_for(name)
+    identity = third_party.person_for(name)
 
     pipe = tiny.facesnap(base)
     encoder = {"image_encoder": tiny.image_encoder()} if plus else {}
@@ -128,7 +128,7 @@ PER_PHOTO = ["faceid-portrait_sd15", "faceid-portrait_sdxl", "faceid-portrait_sd
 def test_portrait_sees_each_of_several_photos(name, tmp_path):
     base = base_for(name)
     weight_name = write(tmp_path, name, VARIANTS[name](base.unet), ".bin")
-    photos = [foreign.person_for(name, seed=seed) for seed in range(5)]
+    photos = [third_party.person_for(name, seed=seed) for seed in range(5)]
     identity = FaceIdentity.fuse(photos)
     identity.save(tmp_path / "identity.safetensors")
     pipe = tiny.facesnap(base)
@@ -157,12 +157,12 @@ def test_portrait_sees_each_of_several_photos(name, tmp_path):
     tiny.assert_same_image(again, expected, atol=1e-5)
 
 
-def test_lora_works_while_a_face_is_in_play_and_only_then():
+def test_lora_works_in_calls_with_a_face_only():
     base = tiny.sd_pipeline()
     plain = base("a cat", generator=tiny.seeded(), **CALL).images
-    checkpoint = foreign.faceid(base.unet)
+    checkpoint = third_party.faceid(base.unet)
     pipe = tiny.facesnap(base)
-    identity = foreign.faceid_person()
+    identity = third_party.faceid_person()
 
     def image():
         return pipe("a cat", identity=identity, generator=tiny.seeded(), **CALL).images
@@ -181,34 +181,34 @@ def test_lora_works_while_a_face_is_in_play_and_only_then():
 def test_embeddings_of_any_length_are_the_same_person():
     base = tiny.sd_pipeline()
     pipe = tiny.facesnap(base)
-    pipe.load_facesnap_adapter(foreign.faceid(base.unet))
-    people = [foreign.faceid_person(length=length) for length in (1.0, 20.0)]
+    pipe.load_facesnap_adapter(third_party.faceid(base.unet))
+    people = [third_party.faceid_person(length=length) for length in (1.0, 20.0)]
     images = [pipe("a cat", identity=who, generator=tiny.seeded(), **CALL).images for who in people]
     tiny.assert_same_image(*images, atol=1e-5)
 
 
 def test_unnorm_embeddings_need_their_length(tmp_path):
-    """The one of the family that is trained with embeddings as the recogniser gives them; only its name says so."""
+    """The one of the family that is trained with embeddings as the recognizer gives them; only its name says so."""
     base = tiny.xl_pipeline()
     pipe = tiny.facesnap(base)
     name = "ip-adapter-faceid-portrait_sdxl_unnorm.bin"
-    torch.save(foreign.instantid(base.unet), tmp_path / name)
+    torch.save(third_party.instantid(base.unet), tmp_path / name)
     pipe.load_facesnap_adapter(tmp_path, weight_name=name)
     assert pipe.facesnap_config.parts == ["mixer", "identity_attention"]
     with pytest.raises(FaceEncoderMismatchError, match="normalize=False"):
-        pipe("a cat", identity=foreign.faceid_person(), **CALL)
+        pipe("a cat", identity=third_party.faceid_person(), **CALL)
 
 
 def test_survives_saving_as_an_adapter_of_our_own(tmp_path):
     base = tiny.sd_pipeline()
     pipe = tiny.facesnap(base)
-    weight_name = write(tmp_path, "ip-adapter-faceid-plusv2_sd15", foreign.faceid_plus(base.unet), ".safetensors")
+    weight_name = write(tmp_path, "ip-adapter-faceid-plusv2_sd15", third_party.faceid_plus(base.unet), ".safetensors")
     pipe.load_facesnap_adapter(tmp_path, weight_name=weight_name, image_encoder=tiny.image_encoder())
-    image = pipe("a cat", identity=foreign.faceid_person(True), generator=tiny.seeded(), **CALL).images
+    image = pipe("a cat", identity=third_party.faceid_person(True), generator=tiny.seeded(), **CALL).images
     pipe.save_facesnap_adapter(tmp_path / "ours")
     again = tiny.facesnap(tiny.sd_pipeline())
     again.load_facesnap_adapter(tmp_path / "ours", image_encoder=tiny.image_encoder())
-    after = again("a cat", identity=foreign.faceid_person(True), generator=tiny.seeded(), **CALL).images
+    after = again("a cat", identity=third_party.faceid_person(True), generator=tiny.seeded(), **CALL).images
     assert torch.equal(after, image)
 
 
@@ -216,7 +216,7 @@ def spoiled(key_part, change):
     """A FaceID checkpoint with one tensor changed, or left out."""
 
     def make(unet):
-        checkpoint = foreign.faceid(unet)
+        checkpoint = third_party.faceid(unet)
         for tensors in checkpoint.values():
             for key in [key for key in tensors if key_part in key][:1]:
                 tensor = change(tensors.pop(key))
@@ -233,13 +233,13 @@ def kolors_unet():
 
 def mixed(unet):
     return {
-        "image_proj": foreign.faceid(unet)["image_proj"],
-        "ip_adapter": foreign.faceid(tiny.xl_unet())["ip_adapter"],
+        "image_proj": third_party.faceid(unet)["image_proj"],
+        "ip_adapter": third_party.faceid(tiny.xl_unet())["ip_adapter"],
     }
 
 
 def one_layer_without_lora(unet):
-    checkpoint = foreign.faceid(unet)
+    checkpoint = third_party.faceid(unet)
     attention = {key: value for key, value in checkpoint["ip_adapter"].items() if not key.startswith("2.")}
     return {**checkpoint, "ip_adapter": attention}
 
@@ -268,16 +268,19 @@ WRONG = {
         lambda unet: {name: {"a": torch.ones(1)} for name in ("faceid_proj", "faceid_adapter")},
         "a UniPortrait file, not supported, because",
     ),
-    "Kolors": (lambda unet: foreign.plus_face(kolors_unet(), clip_width=1024), "for Kolors, not supported, because"),
+    "Kolors": (
+        lambda unet: third_party.plus_face(kolors_unet(), clip_width=1024),
+        "for Kolors, not supported, because",
+    ),
     "picture adapter": (
-        lambda unet: {**foreign.faceid(unet), "image_proj": {"proj.weight": torch.ones(4, 4)}},
+        lambda unet: {**third_party.faceid(unet), "image_proj": {"proj.weight": torch.ones(4, 4)}},
         "load_ip_adapter",
     ),
-    "renamed": (foreign.faceid_plus, "version 1 or 2.*faceid_plus_v2=True or False"),
-    "other family": (lambda unet: foreign.faceid(tiny.xl_unet()), "use a file made for"),
+    "renamed": (third_party.faceid_plus, "version 1 or 2.*faceid_plus_v2=True or False"),
+    "other family": (lambda unet: third_party.faceid(tiny.xl_unet()), "use a file made for"),
     "mixed": (mixed, "use a file made for|which this base model does not contain"),
     "InstantID with FaceID": (
-        lambda unet: {**foreign.faceid(unet), "image_proj": foreign.instantid(unet)["image_proj"]},
+        lambda unet: {**third_party.faceid(unet), "image_proj": third_party.instantid(unet)["image_proj"]},
         "mixes InstantID's",
     ),
     "a layer without LoRA": (one_layer_without_lora, "has no 2.to_q_lora"),
@@ -296,13 +299,13 @@ def test_a_wrong_file_gives_one_clear_line_and_changes_nothing(case, tmp_path, c
     make, message = WRONG[case]
     base = tiny.sd_pipeline()
     pipe = tiny.facesnap(base)
-    pipe.load_facesnap_adapter(foreign.faceid(base.unet))
-    before = pipe("a cat", identity=foreign.faceid_person(), generator=tiny.seeded(), **CALL).images
+    pipe.load_facesnap_adapter(third_party.faceid(base.unet))
+    before = pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images
     torch.save(make(base.unet), tmp_path / "my adapter.bin")
     with pytest.raises(AdapterError, match=message) as caught:
         pipe.load_facesnap_adapter(tmp_path, weight_name="my adapter.bin")
     assert "\n" not in str(caught.value)
-    after = pipe("a cat", identity=foreign.faceid_person(), generator=tiny.seeded(), **CALL).images
+    after = pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images
     assert torch.equal(after, before)
     assert "must not run" not in capfd.readouterr().out
 
@@ -325,23 +328,23 @@ def test_a_missing_file_gives_one_clear_line(tmp_path):
 def test_version_2_of_plus_can_be_said(tmp_path):
     base = tiny.sd_pipeline()
     pipe = tiny.facesnap(base)
-    checkpoint = foreign.faceid_plus(base.unet)
+    checkpoint = third_party.faceid_plus(base.unet)
     images = []
     for v2 in (False, True):
         pipe.load_facesnap_adapter(checkpoint, faceid_plus_v2=v2, image_encoder=tiny.image_encoder())
-        images.append(pipe("a cat", identity=foreign.faceid_person(True), generator=tiny.seeded(), **CALL).images)
+        images.append(pipe("a cat", identity=third_party.faceid_person(True), generator=tiny.seeded(), **CALL).images)
     assert (images[0] - images[1]).abs().max() > 1e-4
 
 
 def test_from_the_hub(hub, tmp_path):
     base = tiny.sd_pipeline()
-    name = write(tmp_path, "ip-adapter-faceid_sd15", foreign.faceid(base.unet), ".bin")
+    name = write(tmp_path, "ip-adapter-faceid_sd15", third_party.faceid(base.unet), ".bin")
     hub.add_commit("h94/IP-Adapter-FaceID", {name: (tmp_path / name).read_bytes()})
     images = []
     for source, options in [(tmp_path / name, {}), ("h94/IP-Adapter-FaceID", {"weight_name": name})]:
         pipe = tiny.facesnap(base)
         pipe.load_facesnap_adapter(source, cache_dir=str(tmp_path / "cache"), **options)
-        images.append(pipe("a cat", identity=foreign.faceid_person(), generator=tiny.seeded(), **CALL).images)
+        images.append(pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images)
     assert torch.equal(*images)
     with pytest.raises(
         AdapterError, match="could not be loaded from the Hub.*its files are ip-adapter-faceid_sd15"
@@ -369,16 +372,16 @@ def test_a_repository_without_the_name_of_a_file(hub, tmp_path):
 
 def test_a_checkpoint_of_the_training_script(tmp_path):
     base = tiny.sd_pipeline()
-    checkpoint = foreign.faceid(base.unet)
-    torch.save(foreign.trained(checkpoint), tmp_path / "pytorch_model.bin")
+    checkpoint = third_party.faceid(base.unet)
+    torch.save(third_party.trained(checkpoint), tmp_path / "pytorch_model.bin")
     images = []
     for source in (checkpoint, tmp_path / "pytorch_model.bin"):
         pipe = tiny.facesnap(base)
         pipe.load_facesnap_adapter(source)
-        images.append(pipe("a cat", identity=foreign.faceid_person(), generator=tiny.seeded(), **CALL).images)
+        images.append(pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images)
     assert torch.equal(*images)
     expected = stock_image(
-        base, *write_in(tmp_path, "ip-adapter-faceid_sd15", checkpoint), foreign.faceid_person(), 1.0
+        base, *write_in(tmp_path, "ip-adapter-faceid_sd15", checkpoint), third_party.faceid_person(), 1.0
     )
     tiny.assert_same_image(images[1], expected, atol=1e-5)
 
@@ -394,12 +397,12 @@ def write_in(folder, name, checkpoint):
 def test_faceid_plus_from_a_photo_equals_the_authors_computation(name, tmp_path):
     """The crop is InsightFace's `norm_crop` of the detector's five points, the embedding the recognizer's."""
     base = base_for(name)
-    weight_name = write(tmp_path, name, foreign.faceid_plus(base.unet), ".bin")
+    weight_name = write(tmp_path, name, third_party.faceid_plus(base.unet), ".bin")
     encoder = encoder_of_arcface_crops()
-    photo, face = foreign.photo_and_face("insightface/w600k_r50")
+    photo, face = third_party.photo_and_face("insightface/w600k_r50")
     pipe = tiny.facesnap(base)
     pipe.load_facesnap_adapter(tmp_path, weight_name=weight_name, image_encoder=encoder)
-    pipe.face_analyzer = foreign.FixedAnalyzer(face)
+    pipe.face_analyzer = third_party.FixedAnalyzer(face)
     image = pipe("a cat", face_image=photo, generator=tiny.seeded(), **CALL).images
 
     crop = norm_crop(photo, face.key_points, image_size=112)
@@ -427,15 +430,15 @@ def test_models_for_faces_equal_stock_diffusers_with_the_same_crop(name, tmp_pat
     base = base_for(name)
     weight_name = write(tmp_path, name, VARIANTS[name](base.unet), ".safetensors")
     processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    photos = [foreign.photo_and_face("somebody's own recognizer", seed=seed) for seed in (0, 1)]
+    photos = [third_party.photo_and_face("somebody's own recognizer", seed=seed) for seed in (0, 1)]
     pipe = tiny.facesnap(base)
     pipe.load_facesnap_adapter(tmp_path, weight_name=weight_name, image_encoder=tiny.image_encoder())
-    pipe.face_analyzer = foreign.FixedAnalyzer(*(face for _, face in photos))
+    pipe.face_analyzer = third_party.FixedAnalyzer(*(face for _, face in photos))
     assert pipe.facesnap_config.face_embed_dim is None and pipe.facesnap_config.parts == [
         "mixer",
         "identity_attention",
     ]
-    photo, face = photos[0]
+    photo, _ = photos[0]
     image = pipe("a cat", face_image=photo, generator=tiny.seeded(), **CALL).images
     both = pipe("a cat", face_image=[photo for photo, _ in photos], generator=tiny.seeded(), **CALL).images
     assert (both - image).abs().max() > 1e-3
@@ -453,8 +456,8 @@ def test_models_for_faces_equal_stock_diffusers_with_the_same_crop(name, tmp_pat
 def test_the_weight_of_the_structure(tmp_path):
     """FaceID-Plus v2: `s_scale` of its authors, the layer's `shortcut_scale` in diffusers."""
     base = tiny.sd_pipeline()
-    name = write(tmp_path, "ip-adapter-faceid-plusv2_sd15", foreign.faceid_plus(base.unet), ".bin")
-    identity = foreign.faceid_person(True)
+    name = write(tmp_path, "ip-adapter-faceid-plusv2_sd15", third_party.faceid_plus(base.unet), ".bin")
+    identity = third_party.faceid_person(True)
     pipe = tiny.facesnap(base)
     encoder = {"image_encoder": tiny.image_encoder()}
     pipe.load_facesnap_adapter(tmp_path, weight_name=name, faceid_structure_scale=0.4, **encoder)
@@ -473,7 +476,7 @@ def test_the_weight_of_the_structure(tmp_path):
 def encoder_of_arcface_crops():
     torch.manual_seed(1)
     config = CLIPVisionConfig(
-        hidden_size=foreign.CLIP_WIDTH,
+        hidden_size=third_party.CLIP_WIDTH,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=2,

@@ -3,9 +3,9 @@
 import dataclasses
 import json
 
-import foreign
 import numpy as np
 import pytest
+import third_party
 import tiny
 import torch
 from diffusers import ControlNetModel
@@ -24,7 +24,7 @@ from facesnap_diffusers.faces.key_points import draw_key_points, five_points
 from facesnap_diffusers.steering import Steering
 
 
-CALL = {"num_inference_steps": 3, "output_type": "pt", "height": 64, "width": 64, "guidance_scale": 5.0}
+CALL = {**tiny.CALL, "num_inference_steps": 3, "guidance_scale": 5.0}
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +36,8 @@ def base():
 def repo(base, tmp_path_factory):
     """Laid out as InstantX/InstantID: a `.bin` and a ControlNet that takes the pooled text as it comes."""
     folder = tmp_path_factory.mktemp("instantid")
-    torch.save(foreign.instantid(base.unet), folder / "ip-adapter.bin")
-    foreign.instantid_controlnet(base.unet).save_pretrained(folder / "ControlNetModel")
+    torch.save(third_party.instantid(base.unet), folder / "ip-adapter.bin")
+    third_party.instantid_controlnet(base.unet).save_pretrained(folder / "ControlNetModel")
     return folder
 
 
@@ -151,12 +151,12 @@ def by_hand(base, repo, embedding, key_point_image, ip_scale, controlnet_scale):
 @pytest.mark.parametrize(("ip_scale", "controlnet_scale"), [(0.8, 0.8), (1.0, 0.3), (0.0, 0.5)])
 def test_equals_the_public_pipeline(base, repo, ip_scale, controlnet_scale):
     """From a photo on both sides, of which the analyzer's answer is fixed."""
-    photo, face = foreign.photo_and_face("insightface/glintr100")
+    photo, face = third_party.photo_and_face("insightface/glintr100")
     pipe = instantid(base, repo)
     assert pipe.facesnap_scale == {"identity_scale": 0.8, "landmark_scale": 0.8}  # those of its authors
     if (ip_scale, controlnet_scale) != (0.8, 0.8):
         pipe.set_facesnap_scale(identity_scale=ip_scale, landmark_scale=controlnet_scale)
-    pipe.face_analyzer = foreign.FixedAnalyzer(face)
+    pipe.face_analyzer = third_party.FixedAnalyzer(face)
     image = pipe("a cat", face_image=photo, generator=tiny.seeded(), **CALL).images
 
     drawn = authors_drawing((64, 64), face.key_points)
@@ -169,9 +169,9 @@ def test_equals_the_public_pipeline(base, repo, ip_scale, controlnet_scale):
 
 def test_the_picture_of_key_points_is_the_authors_to_the_bit(base, repo):
     """Unsteered from the detector's own points; in 64 poses from those that follow; given by the caller as they are."""
-    photo, face = foreign.photo_and_face("insightface/glintr100", size=512)
+    photo, face = third_party.photo_and_face("insightface/glintr100", size=512)
     pipe = instantid(base, repo)
-    pipe.face_analyzer = foreign.FixedAnalyzer(face)
+    pipe.face_analyzer = third_party.FixedAnalyzer(face)
     conditioner = pipe.face_conditioner()
     identity = pipe.encode_face(photo)
     own = conditioner.drawn_points([identity], Steering(), 1024, 1024)
@@ -198,9 +198,9 @@ def test_the_picture_of_key_points_is_the_authors_to_the_bit(base, repo):
 
 def test_what_the_detector_saw_follows_the_face(base, repo):
     """The key points differ from the landmarks' five by the same vector, turned with the head."""
-    photo, face = foreign.photo_and_face("insightface/glintr100", size=512)
+    photo, face = third_party.photo_and_face("insightface/glintr100", size=512)
     pipe = instantid(base, repo)
-    pipe.face_analyzer = foreign.FixedAnalyzer(face)
+    pipe.face_analyzer = third_party.FixedAnalyzer(face)
     identity = pipe.encode_face(photo)
     predictor = load_landmark_predictor()
     own = predictor.encode(identity.landmarks[None])
@@ -223,9 +223,9 @@ def test_what_the_detector_saw_follows_the_face(base, repo):
 
 
 def test_key_points_are_saved_with_an_identity(base, repo, tmp_path):
-    photo, face = foreign.photo_and_face("insightface/glintr100")
+    photo, face = third_party.photo_and_face("insightface/glintr100")
     pipe = instantid(base, repo)
-    pipe.face_analyzer = foreign.FixedAnalyzer(face)
+    pipe.face_analyzer = third_party.FixedAnalyzer(face)
     pipe.encode_face(photo).save(tmp_path / "identity.safetensors")
     loaded = FaceIdentity.load(tmp_path / "identity.safetensors")
     assert np.array_equal(loaded.key_points.numpy(), face.key_points)
@@ -233,7 +233,7 @@ def test_key_points_are_saved_with_an_identity(base, repo, tmp_path):
 
 def test_pose_is_steered_and_the_proportions_stay_the_references(base, repo):
     pipe = instantid(base, repo)
-    mean = foreign.instantid_person()
+    mean = third_party.instantid_person()
     center = mean.landmarks.mean(0)
     wide = dataclasses.replace(mean, landmarks=(mean.landmarks - center) * torch.tensor([1.15, 1.0]) + center)
     call = {"face_box": (0.2, 0.2, 0.8, 0.8), "height": 512, "width": 512}
@@ -246,7 +246,7 @@ def test_pose_is_steered_and_the_proportions_stay_the_references(base, repo):
         assert width_to_height(wide, pose) > 1.05 * width_to_height(mean, pose)
     assert width_to_height(mean, HeadPose(yaw=25)) < 0.97 * width_to_height(mean, HeadPose())
     images = [
-        pipe("a cat", identity=foreign.instantid_person(), pose=pose, generator=tiny.seeded(), **CALL).images
+        pipe("a cat", identity=third_party.instantid_person(), pose=pose, generator=tiny.seeded(), **CALL).images
         for pose in (HeadPose(), HeadPose(yaw=40))
     ]
     assert (images[0] - images[1]).abs().max() > 1e-3
@@ -278,13 +278,13 @@ def test_key_points_look_as_instantid_draws_them():
 def test_embeddings_need_their_length(base, repo):
     pipe = instantid(base, repo)
     with pytest.raises(FaceEncoderMismatchError, match="normalize=False"):
-        pipe("a cat", identity=foreign.instantid_person(length=1.0), generator=tiny.seeded(), **CALL)
+        pipe("a cat", identity=third_party.instantid_person(length=1.0), generator=tiny.seeded(), **CALL)
 
 
 def test_several_people(base, repo):
     pipe = instantid(base, repo)
     boxes = [(0.05, 0.2, 0.45, 0.8), (0.55, 0.2, 0.95, 0.8)]
-    one, other = foreign.instantid_person(), foreign.instantid_person(seed=6)
+    one, other = third_party.instantid_person(), third_party.instantid_person(seed=6)
 
     def image(*who):
         people = [Person(identity, box) for identity, box in zip(who, boxes)]
@@ -304,12 +304,12 @@ def test_without_its_controlnet(base, repo, tmp_path):
     with pytest.raises(AdapterError, match="ControlNetModel"):
         pipe.load_facesnap_adapter(tmp_path)
     pipe.load_facesnap_adapter(tmp_path, parts=["mixer", "identity_attention"])
-    image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
+    image = pipe("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images
     expected = instantid(base, repo)
     expected.set_facesnap_scale(landmark_scale=0)
     torch.testing.assert_close(
         image,
-        expected("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images,
+        expected("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images,
         atol=1e-6,
         rtol=0,
     )
@@ -335,9 +335,9 @@ def test_its_controlnet_as_people_have_it(form, base, repo, tmp_path):
     with pytest.raises(AdapterError, match="pass it as controlnet="):
         pipe.load_facesnap_adapter(tmp_path / "adapter", **options)
     pipe.load_facesnap_adapter(tmp_path / "adapter", controlnet=controlnet.get(form, folder), **options)
-    image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
+    image = pipe("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images
     expected = instantid(base, repo)(
-        "a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL
+        "a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL
     ).images
     tiny.assert_same_image(image, expected, atol=2e-3 if form == "fp16" else 1e-6)
     assert (pipe.ffrnet.dtype, pipe.facesnap_config.landmark_style) == (torch.float32, "instantid5")
@@ -351,7 +351,7 @@ def test_not_on_another_base_model(repo):
 
 def test_survives_saving_as_an_adapter_of_our_own(base, repo, tmp_path):
     pipe = instantid(base, repo)
-    image = pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images
+    image = pipe("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images
     pipe.save_facesnap_adapter(tmp_path / "ours")
     config = json.loads((tmp_path / "ours" / "facesnap_config.json").read_text())
     assert (config["landmark_style"], config["normalized_embeds"]) == ("instantid5", False)
@@ -359,7 +359,7 @@ def test_survives_saving_as_an_adapter_of_our_own(base, repo, tmp_path):
     again.load_facesnap_adapter(tmp_path / "ours")
     assert type(again.ffrnet) is ControlNetModel
     torch.testing.assert_close(
-        again("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images,
+        again("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images,
         image,
         atol=1e-6,
         rtol=0,
@@ -371,10 +371,10 @@ def test_from_the_hub(base, repo, hub, tmp_path):
     pipe = tiny.facesnap(base)
     pipe.load_facesnap_adapter("InstantX/InstantID", cache_dir=tmp_path)
     expected = instantid(base, repo)(
-        "a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL
+        "a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL
     ).images
     torch.testing.assert_close(
-        pipe("a cat", identity=foreign.instantid_person(), generator=tiny.seeded(), **CALL).images,
+        pipe("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images,
         expected,
         atol=1e-6,
         rtol=0,

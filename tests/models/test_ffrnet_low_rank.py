@@ -435,7 +435,7 @@ class TestCutting:
         full = self.full(unet)
         small, loss = FFRNet.from_controlnet(full, unet, 4)
         lost = whole = 0.0
-        for name, layer in shared_layers(small):
+        for name, _ in shared_layers(small):
             difference = full.get_submodule(name).weight.detach() - unet.get_submodule(name).weight
             s = np.linalg.svd(difference.flatten(1).double().numpy(), compute_uv=False)
             rest = np.square(s[4:]).sum()

@@ -10,15 +10,18 @@ import torch
 pytest.importorskip("dlib")
 pytest.importorskip("cv2")
 
-from embed_faces import chip  # noqa: E402
-from people.captions import HAIR_STYLES, SKIN_TONES  # noqa: E402
-from prepare_shards import scene_caption  # noqa: E402
-from start_adapter import whiten_face_projection  # noqa: E402
-from train_image_encoder import contrast  # noqa: E402
+from embed_faces import chip
+from people.captions import HAIR_STYLES, SKIN_TONES
+from prepare_shards import scene_caption
+from start_adapter import whiten_face_projection
+from train_image_encoder import contrast
 
-from facesnap_diffusers.data.recognition_crop import align_faces  # noqa: E402
-from facesnap_diffusers.faces.alignment import align_face  # noqa: E402
-from facesnap_diffusers.models.mixer import FacialAttributeMixer  # noqa: E402
+from facesnap_diffusers.data.recognition_crop import align_faces
+from facesnap_diffusers.faces.alignment import align_face
+from facesnap_diffusers.models.mixer import FacialAttributeMixer
+
+
+pytestmark = pytest.mark.slow
 
 
 def smooth_picture(side: int = 128) -> np.ndarray:

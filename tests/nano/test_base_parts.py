@@ -13,12 +13,15 @@ from transformers import CLIPTokenizer
 pytest.importorskip("scipy", reason="the captions' words come with the renderer, which needs scipy")
 pytest.importorskip("cv2", reason="the training script needs opencv")
 
-from autoencoder_start import start_from_components  # noqa: E402
-from base_model import TEXT_LENGTH, create_scheduler, create_text_encoder, create_tokenizer, create_unet  # noqa: E402
-from people.captions import vocabulary  # noqa: E402
-from restore import renumber_tokens  # noqa: E402
+from autoencoder_start import start_from_components
+from base_model import TEXT_LENGTH, create_scheduler, create_text_encoder, create_tokenizer, create_unet
+from people.captions import vocabulary
+from restore import renumber_tokens
 
-from facesnap_diffusers.nano.autoencoder import AutoencoderPatch  # noqa: E402
+from facesnap_diffusers.nano.autoencoder import AutoencoderPatch
+
+
+pytestmark = pytest.mark.slow
 
 
 def test_every_caption_word_is_one_token(tmp_path):

@@ -13,12 +13,15 @@ pytest.importorskip("scipy", reason="the renderer needs scipy")
 pytest.importorskip("cv2", reason="the renderer needs opencv")
 pytest.importorskip("moderngl", reason="the renderer needs moderngl")
 
-import bundle  # noqa: E402
-from dataset import SEED  # noqa: E402
-from eval_set import landmarks, scenes  # noqa: E402
-from people.sampling import sample_person  # noqa: E402
+import bundle
+from dataset import SEED
+from eval_set import landmarks, scenes
+from people.sampling import sample_person
 
-from facesnap_diffusers import load_nano_pipeline, nano_people  # noqa: E402
+from facesnap_diffusers import load_nano_pipeline, nano_people
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

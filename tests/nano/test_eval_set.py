@@ -12,16 +12,19 @@ pytest.importorskip("scipy", reason="the renderer needs scipy")
 pytest.importorskip("cv2", reason="the renderer needs opencv")
 pytest.importorskip("moderngl", reason="the renderer needs moderngl")
 
-from dataset import SEED  # noqa: E402
-from eval_set import face_box, head_pose, write_eval_set  # noqa: E402
-from people.captions import person_clauses  # noqa: E402
-from people.sampling import sample_person, sample_scene  # noqa: E402
+from dataset import SEED
+from eval_set import face_box, head_pose, write_eval_set
+from people.captions import person_clauses
+from people.sampling import sample_person, sample_scene
 
-from facesnap_diffusers import DlibFaceAnalyzer, HeadPose, load_landmark_predictor  # noqa: E402
-from facesnap_diffusers.evaluation.benchmarks import load_benchmark  # noqa: E402
-from facesnap_diffusers.models.landmark_predictor import FaceCoefficients  # noqa: E402
-from facesnap_diffusers.nano.portrait_box import portrait_box  # noqa: E402
-from facesnap_diffusers.steering import as_boxes, fit_into_box  # noqa: E402
+from facesnap_diffusers import DlibFaceAnalyzer, HeadPose, load_landmark_predictor
+from facesnap_diffusers.evaluation.benchmarks import load_benchmark
+from facesnap_diffusers.models.landmark_predictor import FaceCoefficients
+from facesnap_diffusers.nano.portrait_box import portrait_box
+from facesnap_diffusers.steering import as_boxes, fit_into_box
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

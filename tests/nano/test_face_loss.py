@@ -12,13 +12,16 @@ pytest.importorskip("dlib")
 pytest.importorskip("cv2")
 pytest.importorskip("scipy")
 
-from face_loss import LEAST_SIGNAL, PATCH, FaceLoss, drawn_faces_loss, edge_strength, sample_loss  # noqa: E402
-from train_autoencoder import to_tensor  # noqa: E402
-from train_base import BaseModel  # noqa: E402
+from face_loss import LEAST_SIGNAL, PATCH, FaceLoss, drawn_faces_loss, edge_strength, sample_loss
+from train_autoencoder import to_tensor
+from train_base import BaseModel
 
-from facesnap_diffusers import load_nano_pipeline, nano_people  # noqa: E402
-from facesnap_diffusers.training.objective import Objective  # noqa: E402
-from facesnap_diffusers.training.training_config import IdentityLossConfig, LossConfig  # noqa: E402
+from facesnap_diffusers import load_nano_pipeline, nano_people
+from facesnap_diffusers.training.objective import Objective
+from facesnap_diffusers.training.training_config import IdentityLossConfig, LossConfig
+
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

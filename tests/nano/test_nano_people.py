@@ -8,10 +8,13 @@ pytest.importorskip("scipy", reason="the renderer needs scipy")
 pytest.importorskip("cv2", reason="the renderer needs opencv")
 pytest.importorskip("moderngl", reason="the renderer needs moderngl")
 
-from people.captions import DIRECTIONS, caption, scene_clauses, vocabulary  # noqa: E402
-from people.face_model import rotation_matrix  # noqa: E402
-from people.renderer import CAMERA_DISTANCE  # noqa: E402
-from people.sampling import EXPRESSIONS, HAIR_STYLES, sample_person, sample_scene  # noqa: E402
+from people.captions import DIRECTIONS, caption, scene_clauses, vocabulary
+from people.face_model import rotation_matrix
+from people.renderer import CAMERA_DISTANCE
+from people.sampling import EXPRESSIONS, HAIR_STYLES, sample_person, sample_scene
+
+
+pytestmark = pytest.mark.slow
 
 
 def render(renderer, person, view, seed=3):

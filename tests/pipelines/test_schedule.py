@@ -40,7 +40,7 @@ def rounds(pipe, **kwargs):
     projection = next(iter(pipe.identity_attention.projections.values())).to_k
     handles = [
         pipe.ffrnet.register_forward_pre_hook(
-            lambda module, args: (ffrnet.append(number), batches.add(len(args[0]))) and None
+            lambda module, args: [ffrnet.append(number), batches.add(len(args[0]))].clear()
         ),
         projection.register_forward_pre_hook(lambda module, args: identity.append(number - 1)),
         pipe.unet.register_forward_pre_hook(before_unet),
@@ -93,7 +93,7 @@ def test_with_a_further_controlnet(pipe):
     calls = []
     handle = controlnet.register_forward_pre_hook(lambda module, args: calls.append(1))
     call = {"image": torch.rand(1, 3, 64, 64, generator=tiny.seeded()), "num_inference_steps": 25}
-    ffrnet, identity, batches = rounds(both, facesnap_schedule="fast", control_guidance_end=0.4, **call)
+    ffrnet, *_ = rounds(both, facesnap_schedule="fast", control_guidance_end=0.4, **call)
     handle.remove()
     assert ffrnet == FAST_STEPS and len(calls) == 10
     # what is used again must not have the other's residuals added: at scale 0 it is as if there were none

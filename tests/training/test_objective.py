@@ -125,17 +125,17 @@ class TestObjective:
         objective, batch = self.objective(mode="few_step", steps=2), self.batch()
         with torch.no_grad():
             sampled = objective.sample(batch["start_noise"], objective.encode_conditions(batch))
-            both, share = objective._identity_of_sample(sampled, batch)
+            both, share, _ = objective._identity_of_sample(sampled, batch)
             assert share == 1 and both > 0
             found = []
             for left_out in ("without_landmarks", "without_identity"):
                 changed = {**batch, left_out: torch.tensor([True, False])}
-                loss, share = objective._identity_of_sample(sampled, changed)
+                loss, share, _ = objective._identity_of_sample(sampled, changed)
                 assert share == 0.5 and 0 < loss < both
                 found.append(loss)
             assert found[0] == found[1]
             nobody = {**batch, "without_landmarks": torch.tensor([True, True])}
-            assert objective._identity_of_sample(sampled, nobody) == (0, 0)
+            assert objective._identity_of_sample(sampled, nobody) == (0, 0, 0)
 
     def test_few_steps_need_ffrnet(self):
         objective = self.objective()
@@ -152,7 +152,7 @@ class TestObjective:
         objective.recognizer.center = torch.linspace(-1, 1, 16, dtype=torch.float64)
         objective.identity_loss = dataclasses.replace(config, reference="embedding")
         everybody = torch.ones(2, dtype=torch.bool)
-        found = objective._distance(clean, batch, everybody)
+        found = 1 - nn.functional.cosine_similarity(*objective._embeds(clean, batch, everybody))
         crops = align_faces(objective.decode_latents(clean), batch["detected"], "arcface", 32)
         raw = objective.recognizer.network(crops * 2 - 1)
         center = objective.recognizer.center
@@ -165,9 +165,57 @@ class TestObjective:
             objective = self.objective(mode="few_step", steps=3, gradient_steps=gradient_steps)
             counted = []
             predict = objective.predict
-            objective.predict = lambda *inputs, predict=predict: (
+            objective.predict = lambda *inputs, predict=predict, counted=counted: (
                 counted.append(torch.is_grad_enabled()) or predict(*inputs)
             )
             objective.sample(batch["start_noise"], objective.encode_conditions(batch))
             found.append(counted)
         assert found == [[False, False, True], [True, True, True]]
+
+
+class TestTarget:
+    """The identity loss against the target, and InfoNCE with embeddings of other people."""
+
+    def test_a_perfect_reconstruction_costs_next_to_nothing(self):
+        """Against another photo it does cost something, which no training can take away."""
+        objective, batch = TestObjective.objective(), TestObjective.batch()
+        clean, everybody = batch["latents"], torch.ones(2, dtype=torch.bool)
+        with torch.no_grad():
+            images = objective.decode_latents(clean)
+        batch["target_recognition_crop"] = align_faces(images, batch["detected"], "arcface", 32)
+        losses = {}
+        for reference in ("photo", "target"):
+            objective.identity_loss = dataclasses.replace(objective.identity_loss, reference=reference)
+            losses[reference] = objective._identity(clean, batch, everybody, clean)[0].item()
+        assert losses["target"] < 1e-6 < 0.01 < losses["photo"]
+
+    def test_contrastive_part(self):
+        """Against cross entropy over cosines, without the negatives that are the sample's own person."""
+        objective = TestObjective.objective(contrastive=0.3, temperature=0.2)
+        assert objective.extras == {"recognition_crop", "person"}
+        batch = {**TestObjective.batch(), "person": torch.tensor([7, 9])}
+        crops = torch.rand(5, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        people = torch.tensor([1, 7, 3, 9, 9])
+        objective.set_negatives(crops, torch.zeros(5, 1), people)
+        everybody = torch.ones(2, dtype=torch.bool)
+        found = objective._identity(batch["latents"], batch, everybody, batch["latents"])[2]
+        embeds, reference = objective._embeds(batch["latents"], batch, everybody)
+        others = objective.recognizer.embed(crops)
+        expected = []
+        for number in range(2):
+            wrong = others[people != batch["person"][number]]
+            cosines = torch.cat([reference[number][None], wrong]) @ embeds[number] / 0.2
+            expected.append(nn.functional.cross_entropy(cosines[None], torch.tensor([0])))
+        assert torch.allclose(found, sum(expected) / 2, atol=1e-6) and found > 0
+
+        losses = objective(batch)
+        weight = objective.identity_loss.weight
+        total = losses["diffusion"] + weight * losses["identity"] + 0.3 * weight * losses["contrastive"]
+        assert torch.allclose(losses["loss"], total) and losses["contrastive"] > 0
+
+    def test_stored_embeddings_as_negatives(self):
+        objective = TestObjective.objective(contrastive=1.0)
+        objective.identity_loss = dataclasses.replace(objective.identity_loss, reference="embedding")
+        embeds = torch.randn(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        objective.set_negatives(None, embeds, torch.arange(3))
+        assert torch.allclose(objective._negatives[0], nn.functional.normalize(embeds, dim=-1))

@@ -1,12 +1,11 @@
 """Recognition networks as torch modules, from functions, files and ONNX."""
 
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from onnx_files import write_iresnet
 from smooth_recognizer import SmoothRecognizer
 from torch import nn
 
@@ -67,33 +66,13 @@ class TestRecognizer:
         (gradient,) = torch.autograd.grad(embeds[0, 0], crops)
         assert gradient[0].any() and not gradient[1:].any()
 
-    def test_from_onnx(self, tmp_path, monkeypatch):
-        """The layers of InsightFace's ArcFace networks, against ONNX Runtime."""
-        runtime = pytest.importorskip("onnxruntime")
-        try:
-            import torchvision  # noqa: F401
-        except ImportError:
-            # onnx2torch imports it for two detection operators that no recognizer has
-            ops = types.ModuleType("torchvision.ops")
-            ops.roi_align = None
-            module = types.ModuleType("torchvision")
-            module.ops = ops
-            monkeypatch.setitem(sys.modules, "torchvision", module)
-            monkeypatch.setitem(sys.modules, "torchvision.ops", ops)
-        pytest.importorskip("onnx2torch", reason="needs onnx2torch")
-        path = tmp_path / "arcface.onnx"
-        write_arcface_onnx(path)
-
-        crops = torch.rand(2, 3, 32, 32, requires_grad=True)
-        network = load_network(str(path))
-        embeds = network(crops)
-        (expected,) = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
-            None, {"input.1": crops.detach().numpy()}
-        )
-        assert embeds.shape == (2, 16)
-        assert np.abs(embeds.detach().numpy() - expected).max() < 1e-4
-        (gradient,) = torch.autograd.grad(embeds.square().sum(), crops)
-        assert torch.isfinite(gradient).all() and gradient.any()
+    def test_an_onnx_file_is_a_recognizer(self, tmp_path):
+        write_iresnet(tmp_path / "network.onnx")
+        recognizer = FaceRecognizer(load_network(str(tmp_path / "network.onnx")), size=32)
+        crops = torch.rand(2, 3, 32, 32)
+        expected = nn.functional.normalize(load_network(str(tmp_path / "network.onnx"))(crops * 2 - 1), dim=-1)
+        assert torch.allclose(recognizer.embed(crops), expected, atol=1e-6)
+        assert not any(parameter.requires_grad for parameter in recognizer.parameters())
 
     @pytest.mark.parametrize(
         ("name", "reason"),
@@ -111,44 +90,3 @@ class TestRecognizer:
             Path(file).write_bytes(b"nonsense")
         with pytest.raises(InputError, match=reason):
             load_network(name)
-
-
-def write_arcface_onnx(path):
-    """A residual block with the operators of ArcFace's IResNet, as ONNX."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    generator = np.random.default_rng(0)
-    weights = {
-        "conv1": 0.2 * generator.standard_normal((8, 3, 3, 3)),
-        "bias1": generator.standard_normal(8),
-        "slope": generator.uniform(0.1, 0.4, (8, 1, 1)),
-        "gamma": generator.uniform(0.5, 1.5, 8),
-        "beta": generator.standard_normal(8),
-        "mean": generator.standard_normal(8),
-        "var": generator.uniform(0.5, 1.5, 8),
-        "conv2": 0.2 * generator.standard_normal((8, 8, 3, 3)),
-        "bias2": generator.standard_normal(8),
-        "fc": 0.05 * generator.standard_normal((16, 8 * 16 * 16)),
-        "fc_bias": generator.standard_normal(16),
-    }
-    nodes = [
-        helper.make_node(
-            "Conv", ["input.1", "conv1", "bias1"], ["a"], kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4
-        ),
-        helper.make_node("PRelu", ["a", "slope"], ["b"]),
-        helper.make_node("BatchNormalization", ["b", "gamma", "beta", "mean", "var"], ["c"]),
-        helper.make_node("Conv", ["c", "conv2", "bias2"], ["d"], kernel_shape=[3, 3], pads=[1] * 4),
-        helper.make_node("Add", ["d", "b"], ["e"]),
-        helper.make_node("Flatten", ["e"], ["f"]),
-        helper.make_node("Gemm", ["f", "fc", "fc_bias"], ["683"], transB=1),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "arcface",
-        [helper.make_tensor_value_info("input.1", TensorProto.FLOAT, ["batch", 3, 32, 32])],
-        [helper.make_tensor_value_info("683", TensorProto.FLOAT, ["batch", 16])],
-        [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
-    onnx.save(model, str(path))

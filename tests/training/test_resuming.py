@@ -17,6 +17,9 @@ from tiny_training import assert_same, train
 from facesnap_diffusers.training.trainer import Trainer
 
 
+pytestmark = pytest.mark.slow
+
+
 def checkpoint(folder):
     """All that a checkpoint of one process holds: weights, optimizer, step, schedule, EMA, random state."""
     found = {path.name: load_file(path) for path in Path(folder).glob("*.safetensors")}

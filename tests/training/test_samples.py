@@ -8,7 +8,8 @@ import tiny_training
 import torch
 from tiny_training import assert_same, reset_accelerate
 
-from facesnap_diffusers.training.samples import ResumableBatchSampler
+from facesnap_diffusers.errors import InputError
+from facesnap_diffusers.training.samples import Crop, ResumableBatchSampler, _random_crop
 from facesnap_diffusers.training.trainer import Trainer
 
 
@@ -38,29 +39,29 @@ class TestSamples:
     def test_every_photo_comes_once_in_an_epoch(self, samples):
         count = len(samples.faces)
         for epoch in range(2):
-            order = [samples._index(epoch * count + place) for place in range(count)]
+            order = [samples.photo(epoch * count + place) for place in range(count)]
             assert sorted(order) == list(range(count))
-        assert order != [samples._index(place) for place in range(count)]
+        assert order != [samples.photo(place) for place in range(count)]
 
     def test_reference_is_another_photo_of_the_same_person(self, samples):
         faces = samples.faces
         embeddings = np.stack([faces[index].embedding for index in range(len(faces))])
         for position in range(24):
-            index = samples._index(position)
+            index = samples.photo(position)
             reference = np.abs(embeddings - samples[position]["face_embeds"].numpy()).max(axis=1).argmin()
             assert reference != index and faces.person[reference] == faces.person[index]
 
     def test_without_labels_the_reference_is_the_photo_itself(self, samples, monkeypatch):
         monkeypatch.setattr(samples.faces, "person", [None] * len(samples.faces))
         for position in range(6):
-            own = samples.faces[samples._index(position)].embedding
+            own = samples.faces[samples.photo(position)].embedding
             assert np.array_equal(samples[position]["face_embeds"].numpy(), own)
 
     def test_landmarks_follow_crop_and_mirror(self, samples, monkeypatch):
         """The face's color, which nothing else in the image has, stands at the nose."""
         mirror = samples.predictor.config.mirror
         for position in range(12):
-            face = samples.faces[samples._index(position)]
+            face = samples.faces[samples.photo(position)]
             color = np.random.default_rng(int(face.info["identity"].removeprefix("person"))).integers(0, 255, (3, 3))[
                 0
             ]
@@ -77,6 +78,23 @@ class TestSamples:
                 assert torch.allclose(turned[:, 0], tiny_training.SIZE - 1 - points[mirror, 0], atol=1e-4)
                 assert torch.allclose(turned[:, 1], points[mirror, 1])
                 assert turned[36, 0] < turned[45, 0]  # right stays left in the image
+
+    def test_sizes_are_the_files(self, samples):
+        """What SDXL is told: the file's size however large the picture is stored, and the crop in the scaled photo."""
+        crop = Crop((1024, 682), (4000, 2667), 171.0, 0.0, 682.0, mirrored=False)
+        assert crop.sizes(1024).tolist() == [2667, 4000, 0, round(171 * 1024 / 682), 1024, 1024]
+        mirrored = dataclasses.replace(crop, left=0.0, mirrored=True)
+        assert mirrored.sizes(1024).tolist()[2:4] == [0, round((1024 - 682) * 1024 / 682)]
+        face = samples.faces[0]
+        stored = dataclasses.replace(face, info={**face.info, "file_size": [400, 300]})
+        found = _random_crop(stored, samples.config, np.random.default_rng(0))
+        assert found.file_size == (400, 300) and found.size == (tiny_training.SIZE, tiny_training.SIZE)
+
+    def test_a_damaged_picture_is_named(self, samples, monkeypatch):
+        broken = dataclasses.replace(samples.faces[0], image=b"nonsense", info={"identity": "x"})
+        monkeypatch.setattr(type(samples.faces), "__getitem__", lambda faces, index: broken)
+        with pytest.raises(InputError, match=r"shard-000000.tar: the photo in bytes \d+ to \d+ cannot be read"):
+            samples[0]
 
     def test_shares_of_what_is_left_out(self, samples):
         random = np.random.default_rng(0)

@@ -1,5 +1,7 @@
 """`facesnap train`, from a file to the Hub."""
 
+import pytest
+import tiny
 import tiny_training
 import yaml
 from safetensors.torch import load_file
@@ -10,6 +12,9 @@ from facesnap_diffusers import FaceSnapPipeline
 from facesnap_diffusers.cli import app
 from facesnap_diffusers.settings import parse_settings
 from facesnap_diffusers.training.training_config import TrainingConfig
+
+
+pytestmark = pytest.mark.slow
 
 
 def test_command_publishes_the_adapter(base, faces, hub, tmp_path, monkeypatch):
@@ -24,8 +29,13 @@ def test_command_publishes_the_adapter(base, faces, hub, tmp_path, monkeypatch):
 
     files = hub.files("someone/faces", hub.resolve("someone/faces", "main"))
     card = files["README.md"].decode()
-    for text in ("Coloured shapes, of nobody.", "12 photos of 4 labeled people; 2 steps", "| validation/identity |"):
+    for text in (
+        "Coloured shapes, of nobody.", "| data | 12 photos of 4 labeled people |", "| steps | 2 |", "| samples | 4 |",
+        "| hardware | 1 × CPU, 0.0 hours |", "| validation/identity |", f"| face encoder | {tiny.FACE_ENCODER} |",
+    ):  # fmt: skip
         assert text in card
+    # nothing of the machine that it ran on, nothing of a recognizer that the adapter does not have
+    assert str(tmp_path.parent) not in card and str(base) not in card and "insightface" not in card
     # the config in the card is the run's
     assert (
         parse_settings(TrainingConfig, yaml.safe_load(card.split("```yaml\n")[1].split("```")[0]), "card").steps == 2

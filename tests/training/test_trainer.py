@@ -13,6 +13,9 @@ from facesnap_diffusers import FaceSnapPipeline
 from facesnap_diffusers.training.trainer import Trainer
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_only_the_trained_parts_change(base, faces, tmp_path):
     trainer = Trainer(tiny_training.config(base, faces, tmp_path, batch_size=4))
     frozen = {
@@ -96,6 +99,7 @@ class TestOptions:
                 "loss": {"extra": "test_trainer:extra_loss"},
             },
             {"identity_loss": {"reference": "photo"}},
+            {"identity_loss": {"reference": "target", "contrastive": 0.1, "negatives": 3}},
             {"identity_loss": {"weight": 0.0, "recognizer": None}},
             {"gradient_checkpointing": True},
             {"mixed_precision": "bf16"},
@@ -161,8 +165,8 @@ class TestOptions:
         assert 0 < trainer.results["validation/mse"] < 3
         assert (tmp_path / "validation/step-0000004.png").is_file()
         card = (tmp_path / "adapter/README.md").read_text()
-        assert "Colours." in card and "12 photos of 4 labeled people; 4 steps" in card
-        assert "validation/mse" in card and "min_snr_gamma: 5.0" in card
+        assert "Colours." in card and "| data | 12 photos of 4 labeled people |" in card and "| steps | 4 |" in card
+        assert "validation/mse" in card and "min_snr_gamma: 5.0" in card and str(base) not in card
         pipe = FaceSnapPipeline.from_pretrained(base, safety_checker=None)
         pipe.load_facesnap_adapter(tmp_path / "adapter")
         averaged = dict(zip((name for name, _ in trainer.objective.named_parameters()), trainer.ema.shadow_params))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-from collections.abc import Mapping, Sequence
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,13 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.modeling_utils import ModelMixin
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from safetensors import SafetensorError
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
+from .._upstream import saved_class_name
 from ..base_models import family_of
 from ..errors import AdapterError, InputError, as_number, check_path, check_text, one_line
+from ..files import atomic_folder
 from ..interop.loading import ControlNetSource, bind_image_encoder, candidates, is_third_party, load_third_party
 from ..interop.mixers import FaceIDMixer, FaceIDPlusMixer, FullFaceMixer, InstantIDMixer, PlusFaceMixer
 from ..models.attention import IdentityAttention
@@ -27,6 +33,7 @@ from .config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, PARTS, FaceSnapConfig, ch
 from .hub import resolve_adapter_folder
 from .model_card import write_model_card
 from .public import default_adapter, described, find_public_adapter
+from .weights import check_files, check_loaded, check_sizes, read_json
 
 
 logger = logging.getLogger(__name__)
@@ -48,6 +55,11 @@ PART_CLASSES: dict[str, tuple[type[ModelMixin], ...]] = {
 
 #: What an adapter adds to a pipeline. The landmark predictor is there with any adapter, all else may be absent.
 ADAPTER_COMPONENTS = [*PARTS, "face_image_encoder", "face_image_processor"]
+
+
+def config_of_mixer(mixer: Any) -> dict[str, Any] | None:
+    """The config of the adapter that a mixer was installed with: so `Pipeline(**pipe.components)` has it too."""
+    return getattr(mixer, "_facesnap_config", None)
 
 
 @dataclass(frozen=True)
@@ -174,20 +186,69 @@ def save_adapter_folder(
     repo_id: str,
     variant: str | None = None,
 ) -> None:
-    """Writes an adapter's parts as the folder that [`FaceSnapAdapterMixin.load_facesnap_adapter`] reads."""
+    """
+    Writes an adapter's parts as the folder that [`FaceSnapAdapterMixin.load_facesnap_adapter`] reads: whole or, after an
+    error, not at all. Other variants, an existing model card and all other files of the folder are kept.
+    """
+    folder = folder.absolute()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "it is a file")
     except OSError as error:
         raise InputError(f"save_directory {folder} cannot be made ({error.strerror}); name another folder") from None
-    for part in config.parts:
-        modules[part].save_pretrained(folder / part, variant=variant)
-    if config.image_encoder_id == IMAGE_ENCODER_FOLDER:
-        modules["face_image_encoder"].save_pretrained(folder / IMAGE_ENCODER_FOLDER, variant=variant)
-        modules["face_image_processor"].save_pretrained(folder / IMAGE_ENCODER_FOLDER)
-    config.save(folder)
-    card = folder / "README.md"
-    if not card.exists():
-        write_model_card(card, config, pipeline, repo_id)
+    encoder = modules.get("face_image_encoder")
+    config = _without_local_paths(config, has_encoder=encoder is not None)
+    try:
+        with atomic_folder(folder) as new:
+            if folder.is_dir():
+                shutil.copytree(folder, new, dirs_exist_ok=True, symlinks=True, ignore=_weights_of(variant))
+            for part in config.parts:
+                modules[part].save_pretrained(new / part, variant=variant)
+                _drop_local_paths(new / part / "config.json")
+            if config.image_encoder_id == IMAGE_ENCODER_FOLDER:
+                modules["face_image_encoder"].save_pretrained(new / IMAGE_ENCODER_FOLDER, variant=variant)
+                modules["face_image_processor"].save_pretrained(new / IMAGE_ENCODER_FOLDER)
+                _drop_local_paths(new / IMAGE_ENCODER_FOLDER / "config.json")
+            config.save(new)
+            card = new / "README.md"
+            if not card.exists():
+                write_model_card(card, config, pipeline, repo_id)
+    except (OSError, SafetensorError, RuntimeError, shutil.Error) as error:
+        raise AdapterError(
+            f"the adapter could not be saved in {folder} ({one_line(error)}), which is as it was; make room, or name"
+            " another folder"
+        ) from None
+
+
+def _weights_of(variant: str | None) -> Callable[[str, list[str]], set[str]]:
+    """For `shutil.copytree`: the weights of a variant, which are not to be copied because they are written anew."""
+    suffix = re.escape(f".{variant}") if variant else ""
+    weights = re.compile(
+        rf"(diffusion_pytorch_model|model){suffix}(-\d+-of-\d+)?\.safetensors|"
+        rf"(diffusion_pytorch_model|model)\.safetensors\.index{suffix}\.json"
+    )
+    own = (*PARTS, IMAGE_ENCODER_FOLDER)
+    return lambda folder, names: {name for name in names if Path(folder).name in own and weights.fullmatch(name)}
+
+
+def _without_local_paths(config: FaceSnapConfig, has_encoder: bool) -> FaceSnapConfig:
+    """The config as others can use it: an image encoder of a folder becomes a part of the adapter."""
+    if has_encoder and config.image_encoder_id is not None and _is_local(config.image_encoder_id):
+        config = config.replace(image_encoder_id=IMAGE_ENCODER_FOLDER)
+    if config.base_model is not None and _is_local(config.base_model):
+        config = config.replace(base_model=None)
+    return config
+
+
+def _drop_local_paths(path: Path) -> None:
+    values = read_json(path)
+    if values.pop("_name_or_path", None) is not None:
+        path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _is_local(name: str) -> bool:
+    return name != IMAGE_ENCODER_FOLDER and (Path(name).expanduser().is_absolute() or Path(name).exists())
 
 
 def load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) -> ModelMixin:
@@ -195,28 +256,24 @@ def load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) 
     if not (folder / "config.json").is_file():
         raise AdapterError(f"{folder} has no config.json although the adapter lists {part}; download or save it again")
     try:
-        class_name = json.loads((folder / "config.json").read_text()).get("_class_name")
+        values = read_json(folder / "config.json")
+        class_name = saved_class_name(values)
         part_class = next((cls for cls in PART_CLASSES[part] if cls.__name__ == class_name), PART_CLASSES[part][0])
+        files = check_files(folder, "diffusion_pytorch_model", variant)
+        check_sizes(values, files, lambda: part_class.from_config(values))
         module, info = part_class.from_pretrained(
             folder,
             variant=variant,
             dtype=dtype,
             use_safetensors=True,
+            local_files_only=True,
             output_loading_info=True,
         )
     except Exception as error:
         raise AdapterError(
             f"{part} could not be loaded from {folder} ({one_line(error)}); download or save it again"
         ) from error
-    wrong = [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]
-    if wrong:
-        raise AdapterError(
-            f"{part} in {folder} has {len(wrong)} missing, unknown or misshapen tensors, e.g. {wrong[0]};"
-            " download or save it again"
-        )
-    for name, parameter in module.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise AdapterError(f"{part} in {folder} has values that are not finite in {name}; download it again")
+    check_loaded(part, folder, module, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])
     return module
 
 
@@ -236,21 +293,56 @@ def load_image_encoder(
         raise InputError(f"image_encoder must be a CLIPVisionModelWithProjection, got {type(image_encoder).__name__}")
     bundled = config.image_encoder_id == IMAGE_ENCODER_FOLDER
     source = str(folder / IMAGE_ENCODER_FOLDER) if bundled else config.image_encoder_id
+    if image_encoder is None:
+        # revision and force_download are about the adapter's own repo
+        reach = {
+            name: hub_arguments[name] for name in ("token", "cache_dir", "local_files_only") if name in hub_arguments
+        }
+        image_encoder = _load_image_encoder(source, variant if bundled else None, dtype, bundled, reach)
+    if image_processor is None and bundled:
+        try:
+            image_processor = CLIPImageProcessor.from_pretrained(source, local_files_only=True)
+        except Exception as error:
+            raise AdapterError(
+                f"the image processor in {source} could not be loaded ({one_line(error)}); download the adapter again"
+            ) from error
+    elif image_processor is None:
+        image_processor = default_image_processor(image_encoder)
+    return {"face_image_encoder": image_encoder, "face_image_processor": image_processor}
+
+
+def _load_image_encoder(
+    source: str, variant: str | None, dtype: torch.dtype, bundled: bool, hub_arguments: Mapping[str, Any]
+) -> CLIPVisionModelWithProjection:
+    """An image encoder, complete and finite; of the adapter's own folder (`bundled`) without any other tensor either."""
     try:
-        if image_encoder is None:
-            image_encoder = CLIPVisionModelWithProjection.from_pretrained(
-                source, dtype=dtype, variant=variant if bundled else None, **({} if bundled else hub_arguments)
-            )
-        if image_processor is None and bundled:
-            image_processor = CLIPImageProcessor.from_pretrained(source)
-        elif image_processor is None:
-            image_processor = default_image_processor(image_encoder)
+        if bundled:
+            folder = Path(source)
+            values = read_json(folder / "config.json")
+            # an attention kernel that a config names would be downloaded and run
+            config = CLIPVisionConfig.from_dict({k: v for k, v in values.items() if "attn_implementation" not in k})
+            config._attn_implementation = "sdpa"
+            check_sizes(values, check_files(folder, "model", variant), lambda: CLIPVisionModelWithProjection(config))
+            hub_arguments = {"local_files_only": True, "config": config}
+        image_encoder, info = CLIPVisionModelWithProjection.from_pretrained(
+            source,
+            dtype=dtype,
+            variant=variant,
+            use_safetensors=True,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            **hub_arguments,
+        )
     except Exception as error:
         raise AdapterError(
             f"the adapter's image encoder {source!r} could not be loaded ({one_line(error)});"
             " pass it as image_encoder=, or make it reachable"
         ) from error
-    return {"face_image_encoder": image_encoder, "face_image_processor": image_processor}
+    # checkpoints of the whole CLIP model have a text encoder too
+    unknown = info["unexpected_keys"] if bundled else []
+    wrong = [*info["missing_keys"], *info["mismatched_keys"], *unknown]
+    check_loaded("image encoder", Path(source), image_encoder, sorted(map(str, wrong)))
+    return image_encoder
 
 
 def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DConditionModel) -> None:
@@ -286,6 +378,16 @@ def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DCo
                 raise AdapterError(
                     f"ffrnet has {name}={own}, this base model {expected}; use an adapter made for this base model"
                 )
+
+
+def bind_to_base(modules: Mapping[str, Any], unet: UNet2DConditionModel) -> None:
+    """Lets an FFRNet of low rank share the layers of the base model; raises [`AdapterError`] if it cannot."""
+    ffrnet = modules.get("ffrnet")
+    if isinstance(ffrnet, FFRNet):
+        try:
+            ffrnet.bind(unet)
+        except InputError as error:
+            raise AdapterError(str(error)) from None
 
 
 def _as_lists(value: Any) -> Any:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from .._upstream import without_offloading
+from .._upstream import execution_device, resolve_dtype, without_offloading
 from ..base_models import family_of
 from ..conditioner import FaceConditioner
 from ..errors import AdapterError, InputError, check_path, check_text, one_line
@@ -25,6 +25,7 @@ from .config import DEFAULT_SCALES, PARTS, FaceSnapConfig
 from .folder import (
     ADAPTER_COMPONENTS,
     AdapterSource,
+    bind_to_base,
     check_fit,
     load_image_encoder,
     read_adapter,
@@ -61,6 +62,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         force_download: bool = False,
         local_files_only: bool = False,
         dtype: torch.dtype | None = None,
+        torch_dtype: torch.dtype | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         faceid_plus_v2: bool | None = None,
         faceid_structure_scale: float = 1.0,
@@ -85,6 +87,7 @@ class FaceSnapAdapterMixin(_Pipeline):
             variant (`str`, *optional*): E.g. `"fp16"`.
             revision, token, cache_dir, force_download, local_files_only: As in `DiffusionPipeline.from_pretrained`.
             dtype (`torch.dtype`, *optional*): That of the UNet by default.
+            torch_dtype (`torch.dtype`, *optional*): The deprecated name of `dtype`.
             image_encoder (`CLIPVisionModelWithProjection`, *optional*): The image encoder that the adapter was trained
                 with, if you have it already; otherwise it is loaded too.
             faceid_plus_v2 (`bool`, *optional*): Whether a FaceID-Plus file is of version 2, which its content does not
@@ -109,7 +112,7 @@ class FaceSnapAdapterMixin(_Pipeline):
             cache_dir=cache_dir,
             force_download=force_download,
             local_files_only=local_files_only,
-            dtype=dtype,
+            dtype=resolve_dtype(dtype, torch_dtype),
             image_encoder=image_encoder,
             faceid_plus_v2=faceid_plus_v2,
             faceid_structure_scale=faceid_structure_scale,
@@ -122,6 +125,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         config: FaceSnapConfig | None = None,
         *,
         mixer: Mapping[str, Any] | None = None,
+        ffrnet_rank: int | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         image_processor: CLIPImageProcessor | None = None,
     ) -> None:
@@ -132,6 +136,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         Args:
             config ([`FaceSnapConfig`], *optional*): Which encoders, how many tokens, which parts.
             mixer (`dict`, *optional*): Sizes of the [`FacialAttributeMixer`] that differ from its defaults.
+            ffrnet_rank (`int`, *optional*): Makes a small FFRNet of this rank, which shares the UNet's layers; see
+                [`FFRNet.from_unet`]. A full one by default.
             image_encoder (`CLIPVisionModelWithProjection`, *optional*): The image encoder, if you have it already;
                 otherwise `config.image_encoder_id` is loaded. With `config.image_encoder_id="image_encoder"` it becomes
                 a part of the adapter.
@@ -147,8 +153,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         family = family_of(self.unet)
         if config.base_family not in (None, family):
             raise AdapterError(f"config.base_family is {config.base_family}, this base model is of family {family}")
-        if self.unet.device.type == "meta":
-            raise AdapterError("unet has no weights to copy while it is offloaded: make the adapter before offloading")
+        _check_can_be_copied(self.unet)
         modules = load_image_encoder(
             config, Path(), None, self.unet.dtype, image_encoder, {}, image_processor=image_processor
         )
@@ -174,7 +179,9 @@ class FaceSnapAdapterMixin(_Pipeline):
             # each channel count beyond the first halves the landmark image: it must come down to the latents' size
             halvings = round(math.log2(self.vae_scale_factor))
             channels = [(16, 32, 96, 256)[min(i, 3)] for i in range(halvings + 1)]
-            modules["ffrnet"] = FFRNet.from_unet(self.unet, conditioning_embedding_out_channels=channels)
+            modules["ffrnet"] = FFRNet.from_unet(
+                self.unet, rank=ffrnet_rank, conditioning_embedding_out_channels=channels
+            )
         modules["landmark_predictor"] = load_landmark_predictor()
         parts = [part for part in PARTS if part in modules]
         self._install_adapter(config.replace(parts=parts, base_family=family), modules)
@@ -238,16 +245,23 @@ class FaceSnapAdapterMixin(_Pipeline):
             landmark_scale (`float`, *optional*): Scale of FFRNet, which brings pose, expression and proportions; 0
                 switches it off.
         """
+        self._facesnap_scale = self._scales(identity_scale, landmark_scale)
+
+    def _scales(
+        self, identity_scale: float | Mapping[str, float] | None = None, landmark_scale: float | None = None
+    ) -> dict[str, Any]:
+        """The scales in force with those that are given in their place, checked."""
+        scales = self.facesnap_scale
         if isinstance(identity_scale, Mapping):
             self._check_layer_scales(identity_scale)
-            identity_scale = dict(identity_scale)
+            scales["identity_scale"] = dict(identity_scale)
         elif identity_scale is not None:
             _check_scale("identity_scale", identity_scale)
+            scales["identity_scale"] = identity_scale
         if landmark_scale is not None:
             _check_scale("landmark_scale", landmark_scale)
-            landmark_scale = float(landmark_scale)
-        new = {"identity_scale": identity_scale, "landmark_scale": landmark_scale}
-        self._facesnap_scale = {**self.facesnap_scale, **{k: value for k, value in new.items() if value is not None}}
+            scales["landmark_scale"] = float(landmark_scale)
+        return scales
 
     @property
     def facesnap_scale(self) -> dict[str, Any]:
@@ -277,15 +291,18 @@ class FaceSnapAdapterMixin(_Pipeline):
         """Checks that the parts fit the base model and one another, then exchanges all components at once."""
         if config is not None:
             check_fit(config, modules, self.unet)
+            bind_to_base(modules, self.unet)
             accept_contexts(self.unet)
         with without_offloading(self) as offloaded:
             for module in modules.values():
                 if isinstance(module, torch.nn.Module):
                     module.eval().requires_grad_(False)
                     if not offloaded:
-                        module.to(self._execution_device)
+                        module.to(execution_device(self))
             self.register_modules(**{name: modules.get(name) for name in ADAPTER_COMPONENTS})
             self.register_to_config(facesnap_config=vars(config) if config is not None else None)
+            if config is not None:
+                modules["mixer"]._facesnap_config = vars(config)
             self._facesnap_scale = None
 
     def _check_layer_scales(self, scales: Mapping[str, float]) -> None:
@@ -325,8 +342,31 @@ def conditioner_of(pipeline: Any, purpose: str, face_analyzer: FaceAnalyzer | No
         image_encoder=pipeline.face_image_encoder,
         image_processor=pipeline.face_image_processor,
         face_analyzer=face_analyzer,
-        device=pipeline._execution_device,
+        device=execution_device(pipeline),
     )
+
+
+def _check_can_be_copied(unet: UNet2DConditionModel) -> None:
+    """Raises [`AdapterError`] unless a UNet has plain weights, from which FFRNet and identity attention can start."""
+    if unet.device.type == "meta":
+        raise AdapterError("unet has no weights to copy while it is offloaded: make the adapter before offloading")
+    kinds = {parameter.dtype for parameter in unet.parameters()}
+    if getattr(unet, "is_quantized", False) or not kinds <= {
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.float64,
+    }:
+        raise AdapterError(
+            "unet is quantized, and a new adapter starts as a copy of its weights; load it in full precision"
+        )
+    if getattr(unet, "peft_config", None):
+        raise AdapterError("unet has LoRA layers, which are not part of the base model; unload_lora_weights() first")
+    if unet.config.get("time_cond_proj_dim") is not None:
+        raise AdapterError(
+            "unet is distilled to take the guidance scale as an input (LCM), which FFRNet does not; make the adapter on the"
+            " base model that it was distilled from"
+        )
 
 
 def _check_scale(name: str, value: Any) -> None:

@@ -1,5 +1,8 @@
 """The model card of an adapter."""
 
+import html
+import json
+import re
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
@@ -22,8 +25,8 @@ a prompt, in one pass, on a frozen Stable Diffusion model{base}.
 from facesnap_diffusers import {pipeline}
 from PIL import Image
 
-pipe = {pipeline}.from_pretrained("{base_model}")
-pipe.load_facesnap_adapter("{repo_id}")
+pipe = {pipeline}.from_pretrained({base_model})
+pipe.load_facesnap_adapter({repo_id})
 image = pipe("portrait of a person as an astronaut", face_image=Image.open("photo.jpg")).images[0]
 ```
 
@@ -32,8 +35,8 @@ image = pipe("portrait of a person as an astronaut", face_image=Image.open("phot
 ```py
 from diffusers import DiffusionPipeline
 
-pipe = DiffusionPipeline.from_pretrained("{base_model}", custom_pipeline="{repo_id}", trust_remote_code=True)
-pipe.load_facesnap_adapter("{repo_id}")
+pipe = DiffusionPipeline.from_pretrained({base_model}, custom_pipeline={repo_id}, trust_remote_code=True)
+pipe.load_facesnap_adapter({repo_id})
 ```
 
 | | |
@@ -52,12 +55,13 @@ pipe.load_facesnap_adapter("{repo_id}")
 
 For pictures of people who agreed to it: yourself, models, characters that you own. Do not use it to deceive, to harass,
 or to make sexual content of real people. A likeness is never exact, and training data makes it better for some people
-than for others. Respect the licence of the face recognizer: the model packs of insightface are for non-commercial
-research only.
+than for others. Respect the license of the face recognizer{recognizer_license}.
 """
 
 
 _TRAINING_HEADING = "## Training data and results"
+
+_INSIGHTFACE = ": the model packs of insightface are for non-commercial research only"
 
 _NO_TRAINING = "<!-- Say what it was trained on, for how long, and how it was measured. -->"
 
@@ -85,20 +89,28 @@ def write_model_card(
     ModelCard(
         _CARD.format(
             card_data=card_data.to_yaml(),
-            name=repo_id.split("/")[-1],
-            base=f" ({config.base_model})" if config.base_model else "",
+            name=_as_text(repo_id.split("/")[-1]),
+            base=f" ({_as_text(config.base_model)})" if config.base_model else "",
             pipeline=pipeline,
-            base_model=base_model,
-            repo_id=repo_id,
+            # JSON's strings are Python's, with whatever a name holds escaped
+            base_model=json.dumps(base_model),
+            repo_id=json.dumps(repo_id),
             parts=", ".join(config.parts),
             num_tokens=config.num_tokens,
-            face_encoder=config.face_encoder_id,
-            image_encoder=config.image_encoder_id or "none",
-            base_family=config.base_family,
+            face_encoder=_as_text(config.face_encoder_id),
+            recognizer_license=_INSIGHTFACE if config.face_encoder_id.startswith("insightface/") else "",
+            image_encoder=_as_text(config.image_encoder_id or "none"),
+            base_family=_as_text(str(config.base_family)),
             training_heading=_TRAINING_HEADING,
             training=training or _NO_TRAINING,
         )
     ).save(path)
+
+
+def _as_text(value: str) -> str:
+    """A name as plain text of Markdown: in one line, without HTML, links, code or cells."""
+    text = html.escape(" ".join(value.split()))
+    return re.sub(r"([\\`*\[\]|!#~])", r"\\\1", text)
 
 
 def read_training_section(path: Path) -> str | None:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 _CONVERTED = (
-    "Converted from `{origin}`. Its training data, results and licence are those of its authors: see their model card."
+    "Converted from `{origin}`. Its training data, results and license are those of its authors: see their model card."
 )
 
 

@@ -39,7 +39,7 @@ def package_hub_repo(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder, as save_facesnap_adapter writes it.")],
     repo_id: Annotated[str, typer.Option(help="Name of the repo on the Hub, owner/name.")],
     base_model: Annotated[str | None, typer.Option(help="Base model on the Hub that it was trained on.")] = None,
-    license: Annotated[str | None, typer.Option(help="Licence of the weights, e.g. apache-2.0.")] = None,
+    license: Annotated[str | None, typer.Option(help="License of the weights, e.g. apache-2.0.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub; may be given several times.")] = None,
 ) -> None:
     """Make an adapter folder a complete Hub repo: pipeline.py, for SDXL block.py, and a new model card."""

@@ -50,11 +50,18 @@ def prepare(
     recognition_crop_size: Annotated[
         int | None, typer.Option(help="Side of that crop, in pixels. Default: 112 for arcface, 150 for dlib.")
     ] = None,
-    max_side: Annotated[int, typer.Option(help="Photos are scaled down to it, in pixels.")] = DEFAULT.max_side,
+    resolution: Annotated[
+        int, typer.Option(help="Side of the training pictures, in pixels: 512 for SD 1.5, 1024 for SDXL.")
+    ] = DEFAULT.resolution,
     image_format: Annotated[ImageFormat, typer.Option(help="Of the photos in the shards.")] = ImageFormat(
         DEFAULT.image_format
     ),
-    min_face: Annotated[float, typer.Option(help="Least width of a face, in pixels.")] = DEFAULT.min_face,
+    min_side: Annotated[
+        float, typer.Option(help="Least length of a photo's shorter side, in sides of the training picture.")
+    ] = DEFAULT.min_side,
+    min_face: Annotated[
+        float, typer.Option(help="Least width of a face, in pixels of the training picture.")
+    ] = DEFAULT.min_face,
     min_sharpness: Annotated[
         float, typer.Option(help="Least sharpness; photos in focus have 3 and more.")
     ] = DEFAULT.min_sharpness,
@@ -71,11 +78,32 @@ def prepare(
     duplicate_bits: Annotated[
         int, typer.Option(help="Bits of 64 in which duplicates may differ; -1 keeps all.")
     ] = DEFAULT.duplicate_bits,
+    same_person: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest distance of two embeddings of one person; 0 believes the labels. Default: the face encoder's."
+        ),
+    ] = None,
+    validation: Annotated[
+        float, typer.Option(help="Share of the people that are set aside for validation.")
+    ] = DEFAULT.validation,
     image_column: Annotated[str, typer.Option(help="Column of the photo, in lists and data sets.")] = "image",
     identity_column: Annotated[str, typer.Option(help="Column of the person.")] = "identity",
     caption_column: Annotated[str, typer.Option(help="Column of the caption.")] = "caption",
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    devices: Annotated[
+        str | None, typer.Option(help="GPUs of which the worker processes take turns, e.g. 0,1,2,3.")
+    ] = None,
+    providers: Annotated[
+        str | None, typer.Option(help="ONNX Runtime's execution providers, e.g. CUDAExecutionProvider.")
+    ] = None,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Try photos again that were left out for this reason, e.g. failed. May be given several times."
+        ),
+    ] = None,
     ray: Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster, with so many workers.")] = False,
     shard_megabytes: Annotated[int, typer.Option(min=1, help="Size of a shard.")] = 500,
 ) -> None:
@@ -104,8 +132,9 @@ def prepare(
         clip_crop_size=clip_crop_size,
         recognition_crop=recognition_crop.value,
         recognition_crop_size=recognition_crop_size,
-        max_side=max_side,
+        resolution=resolution,
         image_format=image_format.value,
+        min_side=min_side,
         min_face=min_face,
         min_sharpness=min_sharpness,
         max_yaw=max_yaw,
@@ -113,12 +142,36 @@ def prepare(
         max_outside=max_outside,
         second_face=second_face,
         duplicate_bits=duplicate_bits,
+        same_person=same_person,
+        validation=validation,
     )
-    run(items, output, config, processes=processes, ray=ray, total=count(source), shard_bytes=shard_megabytes * 10**6)
-    _show(output)
+    run(
+        items,
+        output,
+        config,
+        processes=processes,
+        ray=ray,
+        total=count(source),
+        shard_bytes=shard_megabytes * 10**6,
+        providers=providers.split(",") if providers else None,
+        devices=_numbers(devices) if devices else None,
+        retry=retry or [],
+    )
+    if _show(output) == 0:
+        raise InputError(f"no photo of {source} was kept; the table above says why")
 
 
-def _show(folder: str) -> None:
+def _numbers(text: str) -> list[int]:
+    from ..errors import InputError
+
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError:
+        raise InputError(f"--devices is {text!r}; it must be numbers of GPUs, e.g. 0,1") from None
+
+
+def _show(folder: str) -> int:
+    """Prints a table; returns the number of photos kept."""
     from rich.console import Console
     from rich.table import Table
 
@@ -134,4 +187,9 @@ def _show(folder: str) -> None:
     table.add_section()
     table.add_row("all", f"{counts['photos']:,}", "")
     Console().print(table)
-    Console().print(f"{counts['people']:,} labeled people in {counts['shards']:,} shards; each photo: manifest.jsonl")
+    found = f" ({counts['clustered']:,} of them found by their embeddings)" if counts["clustered"] else ""
+    Console().print(
+        f"{counts['people']:,} people{found} in {counts['shards']:,} shards; {counts['validation']:,} photos set aside for"
+        " validation; each photo: manifest.jsonl and people.jsonl"
+    )
+    return int(counts["kept"])

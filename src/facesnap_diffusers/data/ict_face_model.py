@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -141,7 +142,7 @@ def _read_triangles(mesh: Path) -> tuple[np.ndarray, np.ndarray]:
     triangles, numbers = [], []
     for number, corners in enumerate(polygons):
         first, *rest = (int(corner.partition("/")[0]) - 1 for corner in corners)
-        for second, third in zip(rest, rest[1:]):
+        for second, third in pairwise(rest):
             triangles.append((first, second, third))
             numbers.append(number)
     return np.array(triangles), np.array(numbers)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import cached_property
+from typing import Any
 
 import cv2
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 import torch
 
-from ..errors import NoFaceFoundError, PhotoError, one_line
+from ..errors import InputError, MissingDependencyError, NoFaceFoundError, PhotoError, one_line
 from ..faces.alignment import align_face
-from ..faces.analyzers import FaceAnalyzer, default_analyzer
+from ..faces.analyzers import FaceAnalyzer, InsightFaceAnalyzer, default_analyzer
+from ..faces.analyzers.insightface import MODEL_PACKS
 from ..faces.detection import find_face
 from ..faces.face import Face
 from ..faces.photo import load_photo
@@ -26,44 +29,82 @@ from .sources import Item
 
 class PhotoPreparer:
     r"""
-    Prepares photos one by one. Never raises because of a photo: its record says what was wrong with it.
+    Prepares photos one by one. A photo never raises: its record says what was wrong with it. What concerns all photos does:
+    a face encoder that is unknown, a model pack or a library that is missing.
 
     Args:
         config ([`PrepareConfig`]): How.
         analyzer (function, *optional*): Makes the face analyzer; that of `config.face_encoder_id` by default. Made when it
             is first needed, so that this object can be sent to other processes.
+        providers (`list[str]`, *optional*): Execution providers of ONNX Runtime for InsightFace's models, e.g.
+            `["CUDAExecutionProvider"]`; see [`InsightFaceAnalyzer`].
+        device_id (`int`, *optional*): The GPU on which they run.
     """
 
-    def __init__(self, config: PrepareConfig, analyzer: Callable[[], FaceAnalyzer] | None = None):
+    def __init__(
+        self,
+        config: PrepareConfig,
+        analyzer: Callable[[], FaceAnalyzer] | None = None,
+        providers: list[str] | None = None,
+        device_id: int | None = None,
+    ):
         self.config = config
         self.shard_settings = config.shard_settings()
+        self.providers = providers
+        self.device_id = device_id
         self._make_analyzer = analyzer
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what each process makes for itself."""
+        return {name: value for name, value in vars(self).items() if name not in ("analyzer", "predictor")}
 
     @cached_property
     def analyzer(self) -> FaceAnalyzer:
+        encoder, normalize = self.config.face_encoder_id, bool(self.config.normalized_embeds)
         if self._make_analyzer is not None:
             return self._make_analyzer()
-        return default_analyzer(self.config.face_encoder_id, bool(self.config.normalized_embeds))
+        if self.providers is None and self.device_id is None:
+            return default_analyzer(encoder, normalize)
+        if encoder not in MODEL_PACKS:
+            raise InputError(
+                f"face_encoder_id is {encoder!r}, which does not run on ONNX Runtime; leave out providers and devices"
+            )
+        providers: list[Any] = list(self.providers or ["CUDAExecutionProvider"])
+        if self.device_id is not None:
+            on_device = {"device_id": self.device_id}
+            providers = [name if name == "CPUExecutionProvider" else (name, on_device) for name in providers]
+        return InsightFaceAnalyzer(MODEL_PACKS[encoder], providers=providers, normalize=normalize)
 
     @cached_property
     def predictor(self) -> LandmarkPredictor:
         return load_landmark_predictor()
 
+    def check(self) -> None:
+        """Makes analyzer and predictor, and analyzes a gray picture. Raises what is wrong with the environment."""
+        self.analyzer.analyze(np.full((128, 128, 3), 128, np.uint8))
+        assert self.predictor is not None
+
     def __call__(self, item: Item) -> tuple[PhotoRecord, PreparedFace | None]:
         """The record of a photo and, if it is kept, what goes into the shard."""
+        analyzer = self.analyzer  # not within what is said of the photo
         try:
-            return self._prepare(item)
+            return self._prepare(item, analyzer)
         except PhotoError as error:
             return _rejected(item, "unreadable", error)
         except NoFaceFoundError as error:
             return _rejected(item, "no face", error)
+        except (ImportError, MissingDependencyError):
+            raise
         except Exception as error:  # no photo may end the run, whatever a library raises for it
             return _rejected(item, "failed", error)
 
-    def _prepare(self, item: Item) -> tuple[PhotoRecord, PreparedFace | None]:
+    def _prepare(self, item: Item, face_analyzer: FaceAnalyzer) -> tuple[PhotoRecord, PreparedFace | None]:
         config = self.config
-        image = self._load(item)
-        analyzer = _CachedAnalyzer(self.analyzer)
+        image, file_size = self._load(item)
+        side = min(image.shape[:2])
+        if side < config.min_side * config.resolution:
+            return _rejected(item, "small photo", f"{side} pixels, for training pictures of {config.resolution}")
+        analyzer = _CachedAnalyzer(face_analyzer)
         face = find_face(image, analyzer, name="photo")
         image, landmarks = face.image, face.landmarks
         areas = sorted((one.area for one in analyzer.analyze(image)), reverse=True)
@@ -72,9 +113,9 @@ class PhotoPreparer:
                 item, "several faces", f"{len(areas)} faces, the second of {areas[1] / areas[0]:.2f} the size"
             )
         low, high = landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)
-        width = float((high - low).max())
+        width = float((high - low).max()) * config.resolution / side
         if width < config.min_face:
-            return _rejected(item, "small face", f"{width:.0f} pixels")
+            return _rejected(item, "small face", f"{width:.0f} pixels of a training picture of {config.resolution}")
         size = np.array([image.shape[1], image.shape[0]])
         outside = float(((landmarks[:, :2] < 0) | (landmarks[:, :2] >= size)).any(axis=1).mean())
         if outside > config.max_outside:
@@ -101,27 +142,35 @@ class PhotoPreparer:
                 "caption": item.caption,
                 "source": item.source,
                 "image_format": config.image_format,
+                "file_size": list(file_size),
                 "score": face.score,
                 "sharpness": round(focus, 3),
             },
-            max_side=config.max_side,
+            min_side=config.stored_side,
         )
-        record = PhotoRecord(item.source, True, "kept", identity=item.identity, phash=perceptual_hash(image))
+        record = PhotoRecord(
+            item.source,
+            True,
+            "kept",
+            identity=item.identity,
+            phash=perceptual_hash(image),
+            face_hash=perceptual_hash(align_face(image, landmarks, 112)),
+        )
         return record, sample
 
-    def _load(self, item: Item) -> np.ndarray:
+    def _load(self, item: Item) -> tuple[np.ndarray, tuple[int, int]]:
+        """The upright photo, and the width and height that its file has."""
         if item.photo is None:
             raise PhotoError("photo: the input has no image here")
-        if isinstance(item.photo, str):
-            return load_photo(item.photo, "photo")
         try:
-            image = PIL.Image.open(io.BytesIO(item.photo))
+            image = PIL.Image.open(item.photo if isinstance(item.photo, str) else io.BytesIO(item.photo))
             image.load()
         except PIL.Image.DecompressionBombError as error:
             raise PhotoError(f"photo has too many pixels ({error})") from error
         except Exception as error:  # Pillow's decoders raise many kinds for damaged bytes
-            raise PhotoError(f"photo: {len(item.photo)} bytes cannot be decoded ({type(error).__name__})") from error
-        return load_photo(image, "photo")
+            raise PhotoError(f"photo cannot be decoded ({type(error).__name__}: {one_line(error)})") from error
+        width, height = PIL.ImageOps.exif_transpose(image).size
+        return load_photo(image, "photo"), (width, height)
 
 
 class _CachedAnalyzer:
@@ -159,6 +208,12 @@ def perceptual_hash(image: np.ndarray) -> int:
     """64 bits that hardly change when a photo is scaled or compressed: whether each cell of 8 × 9 is brighter than the next."""
     cells = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (9, 8), interpolation=cv2.INTER_AREA).astype(int)
     return int.from_bytes(np.packbits(cells[:, 1:] > cells[:, :-1]).tobytes(), "big")
+
+
+def mirrored_hash(phash: int) -> int:
+    """The [`perceptual_hash`] of the mirrored photo: each row of comparisons in reverse, with the opposite results."""
+    bits = np.unpackbits(np.frombuffer(phash.to_bytes(8, "big"), np.uint8)).reshape(8, 8)
+    return int.from_bytes(np.packbits(1 - bits[:, ::-1]).tobytes(), "big")
 
 
 def _rejected(item: Item, reason: str, detail: str | Exception) -> tuple[PhotoRecord, None]:

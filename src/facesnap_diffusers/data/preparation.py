@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm.auto import tqdm
 
-from ..errors import MissingDependencyError
+from ..errors import InputError, MissingDependencyError
 from ..faces.analyzers import FaceAnalyzer
 from .duplicates import DuplicateFinder
-from .photo_preparation import PhotoPreparer
+from .people import divide_people
+from .photo_preparation import PhotoPreparer, mirrored_hash
 from .prepared_face import PreparedFace
 from .shard_settings import PrepareConfig
-from .shards import PhotoRecord, ShardWriter, read_records
+from .shards import PhotoRecord, ShardWriter, forget, read_people, read_record, read_records, records_with_starts
 from .sources import Item
 
 
 Result = tuple[Item, PhotoRecord, PreparedFace | None]
+
+_FAILURES_IN_A_ROW = 20
+# Of 75 photos with dlib, 72 had a face hash within 7 bits of their own cropped or mirrored copies', and an embedding within
+# 0.21 of its length; the nearest other person's face hash was 8 bits away.
+_MORE_BITS = 3
+_SAME_PHOTO = 0.25
 
 
 def prepare(
@@ -36,11 +45,15 @@ def prepare(
     total: int | None = None,
     shard_bytes: int = 500_000_000,
     analyzer: Callable[[], FaceAnalyzer] | None = None,
+    providers: list[str] | None = None,
+    devices: list[int] | None = None,
+    retry: Collection[str] = (),
     progress: bool = True,
-) -> list[PhotoRecord]:
+) -> None:
     r"""
-    Prepares photos into a folder of shards. Results come in the order of the input whatever the number of processes, so
-    the same input gives the same shards. A photo that has a record in the manifest is not prepared again.
+    Prepares photos into a folder of shards; [`read_records`] says what became of each. Results come in the order of the
+    input whatever the number of processes, so the same input gives the same shards. A photo that has a record in the
+    manifest is not prepared again. At the end [`divide_people`] says who the photos show.
 
     Args:
         items (iterable of [`Item`]): The photos; see [`open_source`].
@@ -51,63 +64,129 @@ def prepare(
         total (`int`, *optional*): Number of all photos, for the remaining time.
         shard_bytes (`int`): A shard that has reached this size is closed.
         analyzer (function, *optional*): Makes the face analyzer, see [`PhotoPreparer`].
+        providers (`list[str]`, *optional*): Execution providers of ONNX Runtime, see [`PhotoPreparer`].
+        devices (`list[int]`, *optional*): GPUs; the processes take turns: with 16 processes on 8, each GPU has two.
+        retry (collection of `str`): Reasons for which photos were left out, e.g. `"failed"`: these photos are tried again.
         progress (`bool`): Shows a progress bar.
 
-    Returns:
-        `list[PhotoRecord]`: What became of each photo, those of former runs included.
-
     Raises:
-        InputError: The folder was prepared with other settings.
+        InputError: The folder was prepared with other settings, another process writes into it, the face encoder is unknown
+            or its models could not be loaded, or 20 photos in a row failed with the same error.
+        MissingDependencyError: A library is not installed.
     """
     config = config or PrepareConfig()
-    preparer = PhotoPreparer(config, analyzer)
+    preparer = PhotoPreparer(config, analyzer, providers, devices[0] if devices else None)
+    preparer.check()  # a photo is not to be blamed for what is wrong with all
+    forget(output, retry)
     with ShardWriter(output, config.shard_settings(), shard_bytes) as writer:
-        duplicates = DuplicateFinder(config.duplicate_bits)
-        done = {record.source for record in writer.records}
-        for record in writer.records:
-            if record.phash is not None:
-                duplicates.add(record.phash, record.source)
-
-        todo = (item for item in items if item.source not in done)
+        duplicates = _Duplicates(config.duplicate_bits, Path(output))
+        todo = (item for item in items if item.source not in writer)
         if ray:
-            results = _with_ray(todo, preparer, processes)
+            results = _with_ray(todo, preparer, processes, devices)
         elif processes > 1:
-            results = _with_processes(todo, preparer, processes)
+            results = _with_processes(todo, preparer, processes, devices)
         else:
             results = ((item, *preparer(item)) for item in todo)
-        bar = tqdm(results, initial=len(done), total=total, unit="photo", disable=not progress, smoothing=0.05)
-        for item, record, sample in bar:
-            if record.phash is not None:
-                twin = duplicates.find(record.phash)
-                if twin is None:
-                    duplicates.add(record.phash, record.source)
-                else:
-                    record, sample = (
-                        PhotoRecord(record.source, False, "duplicate", f"of {twin}", identity=record.identity),
-                        None,
-                    )
-            writer.write(record, sample)
+        failures: list[str] = []
+        bar = tqdm(results, initial=writer.total, total=total, unit="photo", disable=not progress, smoothing=0.05)
+        for _, record, sample in bar:
+            twin = None if sample is None else duplicates.find(record, sample)
+            if twin is not None:
+                record = PhotoRecord(record.source, False, "duplicate", f"of {twin}", identity=record.identity)
+                sample = None
+            start = writer.write(record, sample)
+            if sample is not None:
+                duplicates.add(record, start)
+            failures = [*failures, record.detail] if record.reason == "failed" else []
+            if len(failures) >= _FAILURES_IN_A_ROW and len(set(failures)) == 1:
+                raise InputError(
+                    f"{len(failures)} photos in a row failed with {failures[0]!r}; mend that and prepare again with"
+                    " --retry failed"
+                )
+            failures = failures[-_FAILURES_IN_A_ROW:]
             bar.set_postfix(kept=writer.count)
-        return writer.records
+        divide_people(output, config.same_person, config.validation)
+
+
+class _Duplicates:
+    """The kept photos of a folder, as far as it takes to recognize another copy of one of them."""
+
+    def __init__(self, bits: int, folder: Path):
+        self._photos = DuplicateFinder(bits)
+        self._faces = DuplicateFinder(bits + _MORE_BITS if bits >= 0 else -1)
+        self._folder = folder
+        start = 0
+        if bits >= 0:
+            for record, start in records_with_starts(folder):
+                if record.kept:
+                    self.add(record, start)
+
+    def add(self, record: PhotoRecord, start: int) -> None:
+        for finder, value in ((self._photos, record.phash), (self._faces, record.face_hash)):
+            if value is not None:
+                finder.add(value, start)
+
+    def find(self, record: PhotoRecord, sample: PreparedFace) -> str | None:
+        """The name of a kept photo of which this is a copy: scaled, compressed, mirrored, or with another border."""
+        for value in _both_ways(record.phash):
+            start = self._photos.find(value)
+            if start is not None:
+                return read_record(self._folder, start).source
+        for value in _both_ways(record.face_hash):
+            start = self._faces.find(value)
+            if start is None:
+                continue
+            twin = read_record(self._folder, start)
+            shard, first, last = twin.place()
+            with open(self._folder / shard, "rb") as file:
+                file.seek(first)
+                embedding = PreparedFace.from_tar(file.read(last - first)).embedding
+            # of one photo; two of one person differ more
+            distance = np.linalg.norm(embedding - sample.embedding) / np.linalg.norm(embedding)
+            if distance < _SAME_PHOTO:
+                return twin.source
+        return None
+
+
+def _both_ways(phash: int | None) -> list[int]:
+    return [] if phash is None else [phash, mirrored_hash(phash)]
 
 
 def statistics(folder: str | Path) -> dict[str, Any]:
-    """Counts of a prepared folder: `photos`, `kept`, `people`, `shards`, and `reasons` with the photos left out for each."""
+    """
+    Counts of a prepared folder: `photos`, `kept`, `shards`, `reasons` with the photos left out for each; of the photos that
+    are used `people`, `clustered` (people found among photos without a label), and `validation` (photos set aside).
+    """
     reasons: dict[str, int] = {}
-    people, shards = set(), set()
+    shards: set[str | None] = set()
+    labels: set[str | None] = set()
     photos = kept = 0
     for record in read_records(folder):
         photos += 1
         if record.kept:
             kept += 1
             shards.add(record.shard)
-            people.add(record.identity)
+            labels.add(record.identity)
         else:
             reasons[record.reason] = reasons.get(record.reason, 0) + 1
+    people: set[str | None] = set()
+    validation = 0
+    divided = False
+    for member in read_people(folder):
+        divided = True
+        if member.left_out is not None:
+            kept -= 1
+            reasons[member.left_out] = reasons.get(member.left_out, 0) + 1
+            continue
+        people.add(member.person)
+        validation += member.split == "validation"
+    people = (people if divided else labels) - {None}
     return {
         "photos": photos,
         "kept": kept,
-        "people": len(people - {None}),
+        "people": len(people),
+        "clustered": len(people - labels),
+        "validation": validation,
         "shards": len(shards),
         "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1])),
     }
@@ -116,13 +195,17 @@ def statistics(folder: str | Path) -> dict[str, Any]:
 _preparer: PhotoPreparer | None = None
 
 
-def _start_process(preparer: PhotoPreparer) -> None:
+def _start_process(preparer: PhotoPreparer, devices: list[int] | None = None, started: Any = None) -> None:
     global _preparer
     import torch
 
     # one process per core is fastest; more threads would compete for the cores
     torch.set_num_threads(1)
     _preparer = preparer
+    if devices and started is not None:
+        with started.get_lock():
+            number, started.value = started.value, started.value + 1
+        preparer.device_id = devices[number % len(devices)]
 
 
 def _prepare_in_process(item: Item) -> tuple[PhotoRecord, PreparedFace | None]:
@@ -130,12 +213,15 @@ def _prepare_in_process(item: Item) -> tuple[PhotoRecord, PreparedFace | None]:
     return _preparer(item)
 
 
-def _with_processes(items: Iterable[Item], preparer: PhotoPreparer, processes: int) -> Iterator[Result]:
+def _with_processes(
+    items: Iterable[Item], preparer: PhotoPreparer, processes: int, devices: list[int] | None = None
+) -> Iterator[Result]:
     """In order, with a bounded number of photos underway. A photo that kills its process is identified and recorded."""
 
     def start(count: int) -> ProcessPoolExecutor:
         context = get_context("spawn")  # CUDA, ONNX Runtime and threads do not survive a fork
-        return ProcessPoolExecutor(count, context, initializer=_start_process, initargs=(preparer,))
+        arguments = (preparer, devices, context.Value("i", 0))
+        return ProcessPoolExecutor(count, context, initializer=_start_process, initargs=arguments)
 
     items = iter(items)
     pool = start(processes)
@@ -178,15 +264,20 @@ def _with_processes(items: Iterable[Item], preparer: PhotoPreparer, processes: i
 class _RayWorker:
     """One worker of Ray Data: the same function as in a process."""
 
-    def __init__(self, preparer: PhotoPreparer):
+    def __init__(self, preparer: PhotoPreparer, devices: list[int] | None):
         _start_process(preparer)
+        if devices:
+            # which of the cluster's workers this is only Ray knows; the process number spreads them as well
+            preparer.device_id = devices[os.getpid() % len(devices)]
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         item = Item(**pickle.loads(row["item"]))
         return {"result": pickle.dumps((item, *_prepare_in_process(item)))}
 
 
-def _with_ray(items: Iterable[Item], preparer: PhotoPreparer, workers: int) -> Iterator[Result]:
+def _with_ray(
+    items: Iterable[Item], preparer: PhotoPreparer, workers: int, devices: list[int] | None = None
+) -> Iterator[Result]:
     """In order, over the workers of a cluster. Only this process writes."""
     try:
         import ray
@@ -197,7 +288,7 @@ def _with_ray(items: Iterable[Item], preparer: PhotoPreparer, workers: int) -> I
         rows = [{"item": pickle.dumps(vars(item))} for item in chunk]
         blocks = min(len(rows), 8 * workers)
         data = ray.data.from_items(rows, override_num_blocks=blocks)
-        data = data.map(_RayWorker, fn_constructor_args=(preparer,), concurrency=workers)
+        data = data.map(_RayWorker, fn_constructor_args=(preparer, devices), concurrency=workers)
         for row in data.iter_rows():
             yield pickle.loads(row["result"])
 

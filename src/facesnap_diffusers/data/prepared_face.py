@@ -48,7 +48,8 @@ class PreparedFace:
         shape, expression, rotation, scale, translation (`np.ndarray`): [`FaceCoefficients`] in pixels of `image`,
             without the batch dimension.
         info (`dict`): `identity` (`str` or `None`), `caption` (`str` or `None`), `image_format` (`"jpg"` by default),
-            and whatever else JSON can hold.
+            `file_size` (width and height of the photo before it was scaled down), `size` (its width and height here), and
+            whatever else JSON can hold.
     """
 
     image: bytes
@@ -129,7 +130,7 @@ def make_face(
     *,
     coefficients: FaceCoefficients | None = None,
     info: dict[str, Any] | None = None,
-    max_side: int | None = None,
+    min_side: int | None = None,
 ) -> PreparedFace:
     r"""
     Prepares a picture whose landmarks are known: found by an analyzer, or exact, as those of a rendered face are.
@@ -137,14 +138,14 @@ def make_face(
     Args:
         image (`np.ndarray`): `(height, width, 3)`, `uint8`, RGB.
         landmarks (`np.ndarray`): `(68 or 72, 2 or 3)`, in pixels of `image`, the center of the top left one at (0, 0); depth, if
-            there is one, in pixels towards the camera. The eyelid points that 68 landmarks lack are the morphable model's.
+            there is one, in pixels toward the camera. The eyelid points that 68 landmarks lack are the morphable model's.
         embedding (`np.ndarray`): `(dim,)`, of the face encoder.
         predictor ([`LandmarkPredictor`]): Gives the coefficients; see [`load_landmark_predictor`].
         settings ([`ShardSettings`]): Of the shards that it is for: which crops it has, and how long its embedding is.
         coefficients ([`FaceCoefficients`], *optional*): A batch of one, of this predictor, in pixels of `image`; by default
             the predictor's for `landmarks`, as in the pipelines.
         info (`dict`, *optional*): As in [`PreparedFace`]. `image_format` decides whether `image` becomes a `"jpg"` or `"png"`.
-        max_side (`int`, *optional*): A larger picture is scaled down to it, in pixels.
+        min_side (`int`, *optional*): A picture whose shorter side is longer is scaled down to it, in pixels.
 
     Raises:
         InputError: A wrong shape or format, or an embedding that does not have unit length where `settings` say that it has.
@@ -173,7 +174,7 @@ def make_face(
         points = torch.cat([points, predictor.decode(coefficients)[:, 68:]], dim=1)  # (1, 72, 2)
 
     height, width = image.shape[:2]
-    scale = min(1.0, max_side / max(height, width)) if max_side else 1.0
+    scale = min(1.0, min_side / min(height, width)) if min_side else 1.0
     photo = PIL.Image.fromarray(image)
     if scale < 1:
         photo = photo.resize((round(width * scale), round(height * scale)), PIL.Image.Resampling.LANCZOS)
@@ -190,7 +191,7 @@ def make_face(
         rotation=rotation,
         scale=size * scale,
         translation=translation,
-        info={**info, "size": [photo.width, photo.height]},
+        info={"file_size": [width, height], **info, "size": [photo.width, photo.height]},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ RecognitionCrop = Literal["arcface", "dlib"]
 #: The usual side of each recognition crop, in pixels.
 RECOGNITION_CROP_SIZES: dict[str, int] = {"arcface": 112, "dlib": 150}
 CropSize = Annotated[int, Field(ge=8, le=4096)]
+MOST_ZOOM = 1.3  # of a training run's crops, by default
 CLIP_CROP_SIZE = 336  # the largest that public CLIP encoders take
 
 
@@ -68,16 +70,24 @@ class PrepareConfig:
             pixels.
         recognition_crop (`str`), recognition_crop_size (`int`, *optional*): Crop for the recognizer of the identity loss,
             `"arcface"` or `"dlib"`, and its side in pixels.
-        max_side (`int`): Photos are scaled down to it, in pixels.
+        resolution (`int`): Side of the training pictures, in pixels. Photos are scaled down as far as pictures of up to
+            1.3 times zoom ([`DataConfig.zoom`]) need no enlarging.
         image_format (`str`): Of the photos in the shards: `"jpg"` or `"png"`.
-        min_face (`float`): Least width of a face's landmarks, in pixels of the photo.
+        min_side (`float`): Least length of a photo's shorter side, in sides of the training picture: from less than 1, the
+            picture is an enlarged one.
+        min_face (`float`): Least width of a face's landmarks, in pixels of a training picture that shows all of the photo's
+            shorter side.
         min_sharpness (`float`): Least [`sharpness`] of the face; photos in focus have 3 and more.
         max_yaw (`float`), max_pitch (`float`): Most that a head may be turned, in degrees.
         max_outside (`float`): Most of the landmarks that may lie outside of the photo, as a share.
         second_face (`float`): A photo in which the second largest face has more than this share of the largest one's
             area shows several people.
-        duplicate_bits (`int`): Photos whose perceptual hashes differ in at most so many of 64 bits are duplicates; -1
-            keeps all.
+        duplicate_bits (`int`): Photos are duplicates where the perceptual hashes of the photos differ in at most so many of
+            64 bits, or those of the aligned faces in at most three more and the embeddings are nearly the same; mirrored or
+            not. -1 keeps all.
+        same_person (`float`, *optional*): Largest distance of two embeddings of one person; see [`same_person_distance`].
+            By default the face encoder's, where it is known. 0: labels are believed, and photos without one stay so.
+        validation (`float`): Share of the people that are set aside for validation, at most 500.
     """
 
     face_encoder_id: str = "insightface/w600k_r50"
@@ -86,15 +96,23 @@ class PrepareConfig:
     clip_crop_size: CropSize = CLIP_CROP_SIZE
     recognition_crop: RecognitionCrop = "arcface"
     recognition_crop_size: CropSize | None = None
-    max_side: Annotated[int, Field(ge=16)] = 1024
+    resolution: Annotated[int, Field(ge=8)] = 512
     image_format: Literal["jpg", "png"] = "jpg"
+    min_side: Annotated[float, Field(ge=0)] = 1.0
     min_face: Annotated[float, Field(ge=0)] = 64.0
     min_sharpness: Annotated[float, Field(ge=0)] = 2.4
     max_yaw: Annotated[float, Field(ge=0)] = 60.0
     max_pitch: Annotated[float, Field(ge=0)] = 45.0
     max_outside: Annotated[float, Field(ge=0, le=1)] = 0.1
     second_face: Annotated[float, Field(ge=0, le=1)] = 0.3
-    duplicate_bits: Annotated[int, Field(ge=-1, le=15)] = 3
+    duplicate_bits: Annotated[int, Field(ge=-1, le=12)] = 3
+    same_person: Annotated[float, Field(ge=0)] | None = None
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.02
+
+    @property
+    def stored_side(self) -> int:
+        """Length to which a photo's shorter side is scaled down, in pixels."""
+        return math.ceil(MOST_ZOOM * self.resolution)
 
     def __post_init__(self) -> None:
         if self.normalized_embeds is None:
@@ -106,5 +124,7 @@ class PrepareConfig:
         """What a folder that is prepared so gives, with how its photos were chosen."""
         values = dataclasses.asdict(self)
         given = {item.name for item in dataclasses.fields(ShardSettings)} & set(values)
-        preparation = {name: value for name, value in values.items() if name not in given}
+        # what is done with the photos afterwards may change from run to run
+        later = {"same_person", "validation"}
+        preparation = {name: value for name, value in values.items() if name not in given | later}
         return ShardSettings(**{name: values[name] for name in given}, preparation=preparation)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path, PurePath
+from typing import Any, Literal
 
 from ..errors import InputError, one_line
 from ..files import atomic_file
 from ..settings import dump_settings, parse_settings
+from .folder_lock import FolderLock
 from .prepared_face import TAR_BLOCK, PreparedFace
 from .shard_settings import ShardSettings
 
 
 MANIFEST = "manifest.jsonl"
 SETTINGS = "prepare.json"
+PEOPLE = "people.jsonl"
 END_OF_TAR = b"\0" * (2 * TAR_BLOCK)
 
 
@@ -33,7 +36,8 @@ class PhotoRecord:
         key (`str`, *optional*), shard (`str`, *optional*), start (`int`, *optional*), end (`int`, *optional*): Where
             it is: its key, the shard's file name, and its bytes there.
         identity (`str`, *optional*): Who it shows.
-        phash (`int`, *optional*): Perceptual hash, 64 bits.
+        phash (`int`, *optional*): Perceptual hash of the photo, 64 bits.
+        face_hash (`int`, *optional*): The same of the aligned face.
     """
 
     source: str
@@ -46,11 +50,30 @@ class PhotoRecord:
     end: int | None = None
     identity: str | None = None
     phash: int | None = None
+    face_hash: int | None = None
 
     def place(self) -> tuple[str, int, int]:
         """Shard, first byte and end of a kept photo."""
         assert self.shard is not None and self.start is not None and self.end is not None
         return self.shard, self.start, self.end
+
+    @classmethod
+    def from_line(cls, line: str | bytes, manifest: str | Path) -> PhotoRecord:
+        """Raises [`InputError`] where a line of `manifest` is no record, or names a shard outside of its folder."""
+        try:
+            values = json.loads(line)
+            record = cls(**values)
+        except (ValueError, TypeError) as error:
+            raise InputError(f"{manifest} has a damaged line ({one_line(error)}); prepare the folder again") from None
+        if record.kept:
+            whole = isinstance(record.shard, str) and isinstance(record.start, int) and isinstance(record.end, int)
+            if not whole or not 0 <= record.start < record.end:  # type: ignore[operator]
+                raise InputError(f"{manifest} does not say where {record.source!r} is; prepare the folder again")
+            if PurePath(record.shard).name != record.shard or record.shard == ".." or "\\" in record.shard:  # type: ignore[arg-type,operator]
+                raise InputError(
+                    f"{manifest} has {record.source!r} in {record.shard!r}, outside of its folder; prepare it again"
+                )
+        return record
 
     def to_line(self) -> str:
         return json.dumps({name: value for name, value in asdict(self).items() if value not in (None, "")}) + "\n"
@@ -59,7 +82,8 @@ class PhotoRecord:
 class ShardWriter:
     r"""
     Appends photos and their records to a folder of shards. The manifest's line follows the shard's bytes; on opening, what
-    has no complete line yet is cut off, so that a killed run continues where it was.
+    has no complete line yet is cut off, so that a killed run continues where it was. `source in writer` says whether a photo
+    has a record; it takes some 70 bytes a photo.
 
     Args:
         folder (`str` or `Path`): Created if it does not exist.
@@ -67,19 +91,19 @@ class ShardWriter:
         shard_bytes (`int`): A shard that has reached this size is closed.
 
     Attributes:
-        records (`list[PhotoRecord]`): What became of the photos so far, those that were in the folder before included.
+        total (`int`), count (`int`): Photos that have a record, and those of them that are kept, those that were in the
+            folder before included.
 
     Raises:
-        InputError: The folder was prepared with other settings.
+        InputError: The folder was prepared with other settings, or another process writes into it.
 
     Example:
 
     ```python
     settings = ShardSettings("insightface/w600k_r50", recognition_crop="arcface")
     with ShardWriter("data/train", settings) as writer:
-        done = {record.source for record in writer.records}
         for name, image, landmarks, embedding, person in pictures():
-            if name not in done:
+            if name not in writer:
                 face = make_face(image, landmarks, embedding, predictor, settings, info={"identity": person})
                 writer.add(face, name)
     ```
@@ -90,29 +114,55 @@ class ShardWriter:
         self.settings = settings
         self.shard_bytes = shard_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._write_settings()
+        self._lock = FolderLock(self.folder)
+        self._lock.acquire()
+        try:
+            self._write_settings()
+            self._continue()
+        except BaseException:
+            self._lock.release()
+            raise
 
-        manifest = self.folder / MANIFEST
-        content = manifest.read_bytes() if manifest.exists() else b""
-        complete = content.rfind(b"\n") + 1
-        self.records = [PhotoRecord(**json.loads(line)) for line in content[:complete].splitlines()]
+    def _continue(self) -> None:
+        """Opens manifest and shard at their last complete line."""
+        path = self.folder / MANIFEST
+        self._sources: set[int] = set()
+        self.total = self.count = complete = 0
         ends: dict[str, int] = {}
-        for record in self.records:
-            if record.kept:
-                shard, _, end = record.place()
-                ends[shard] = end
+        with open(path, "ab+") as file:
+            file.seek(0)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                complete += len(line)
+                record = PhotoRecord.from_line(line, path)
+                self._note(record)
+                if record.kept:
+                    shard, _, end = record.place()
+                    ends[shard] = end
         self.number = max(0, len(ends) - 1)
-        self.count = sum(record.kept for record in self.records)
-        self._manifest = open(manifest, "ab")
+        self._manifest = open(path, "ab")  # noqa: SIM115  (closed by `close`)
         self._manifest.truncate(complete)
+        self._manifest.seek(complete)
         self._open_shard(ends.get(self._name(), 0))
+
+    def _note(self, record: PhotoRecord) -> None:
+        self._sources.add(_short(record.source))
+        self.total += 1
+        self.count += record.kept
+
+    def __contains__(self, source: str) -> bool:
+        return _short(source) in self._sources
 
     def add(self, face: PreparedFace, source: str) -> None:
         """Appends a photo. `source` is its name, which no other photo of the folder has."""
         self.write(PhotoRecord(source, True, "kept", identity=face.info.get("identity")), face)
 
-    def write(self, record: PhotoRecord, face: PreparedFace | None = None) -> None:
-        """Appends a record and, if the photo is kept, the photo; notes in the record where it is."""
+    def write(self, record: PhotoRecord, face: PreparedFace | None = None) -> int:
+        """
+        Appends a record and, if the photo is kept, the photo; notes in the record where it is. Returns where the record
+        begins in the manifest, in bytes; see [`read_record`].
+        """
         if face is not None:
             if (face.recognition_crop is None) != (self.settings.recognition_crop is None):
                 raise InputError(
@@ -129,14 +179,16 @@ class ShardWriter:
             self._shard.write(sample)
             self._shard.flush()
             record.end = self._shard.tell()
-            self.count += 1
+        start = self._manifest.tell()
         self._manifest.write(record.to_line().encode())
         self._manifest.flush()
-        self.records.append(record)
+        self._note(record)
+        return start
 
     def close(self) -> None:
         self._close_shard()
         self._manifest.close()
+        self._lock.release()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -162,7 +214,7 @@ class ShardWriter:
 
     def _open_shard(self, end: int) -> None:
         path = self.folder / self._name()
-        self._shard = open(path, "r+b" if path.exists() else "w+b")
+        self._shard = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         self._shard.truncate(end)
         self._shard.seek(end)
 
@@ -183,9 +235,52 @@ def read_records(folder: str | Path) -> Iterator[PhotoRecord]:
         with fsspec.open(f"{folder}/{MANIFEST}", "rt") as file:
             for line in file:
                 if line.endswith("\n"):
-                    yield PhotoRecord(**json.loads(line))
+                    yield PhotoRecord.from_line(line, f"{folder}/{MANIFEST}")
     except FileNotFoundError:
         raise InputError(f"{folder} has no {MANIFEST}; make it with facesnap prepare") from None
+
+
+def records_with_starts(folder: str | Path) -> Iterator[tuple[PhotoRecord, int]]:
+    """The complete lines of the manifest in a local folder, each with the byte at which it begins; see [`read_record`]."""
+    path, start = Path(folder) / MANIFEST, 0
+    with open(path, "rb") as file:
+        for line in file:
+            if line.endswith(b"\n"):
+                yield PhotoRecord.from_line(line, path), start
+            start += len(line)
+
+
+def read_record(folder: str | Path, start: int) -> PhotoRecord:
+    """The record that begins at byte `start` of the manifest in a local folder."""
+    path = Path(folder) / MANIFEST
+    with open(path, "rb") as file:
+        file.seek(start)
+        return PhotoRecord.from_line(file.readline(), path)
+
+
+def forget(folder: str | Path, reasons: Collection[str]) -> int:
+    r"""
+    Removes the records of photos that were left out for one of these reasons from the manifest of a local folder, so that
+    they are prepared again; records that go with bytes of a shard stay.
+
+    Returns:
+        The number of records removed.
+    """
+    folder, removed = Path(folder), 0
+    if not (folder / MANIFEST).is_file():
+        return 0
+    with FolderLock(folder), atomic_file(folder / MANIFEST) as temporary, open(temporary, "wb") as file:
+        for record in read_records(folder):
+            if record.kept or record.reason not in reasons:
+                file.write(record.to_line().encode())
+            else:
+                removed += 1
+    return removed
+
+
+def _short(name: str) -> int:
+    """64 bits of a hash: two of ten million names share it with a probability of 3 in a million."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
 
 
 def read_settings(folder: str | Path) -> ShardSettings:
@@ -208,6 +303,8 @@ class PreparedFaces:
 
     Args:
         folders (`list[str]`): Folders that [`ShardWriter`] wrote, local or at any address that fsspec reads.
+        split (`str`, *optional*): `"train"` or `"validation"`: only the photos on that side, in folders whose people are
+            divided ([`divide_people`]); folders without a division are taken whole. `None`: both sides.
 
     Attributes:
         places (`list[tuple[str, int, int]]`): The shard of each photo, its first byte there and its end.
@@ -219,38 +316,112 @@ class PreparedFaces:
         InputError: A folder is not a prepared one, or none of them holds a photo.
     """
 
-    def __init__(self, folders: list[str]):
+    def __init__(self, folders: list[str], split: Literal["train", "validation"] | None = None):
         self.places: list[tuple[str, int, int]] = []
         self.people: dict[str, list[int]] = {}
         self.person: list[str | None] = []
         self.settings = [read_settings(folder) for folder in folders]
         for number, folder in enumerate(folders):
-            for record in read_records(folder):
-                if not record.kept:
+            for record, side in _with_people(folder):
+                if side is not None and split is not None and side != split:
                     continue
+                person = None
                 if record.identity is not None:
                     # the same label in two folders need not be the same person
                     person = f"{number}/{record.identity}"
                     self.people.setdefault(person, []).append(len(self.places))
-                else:
-                    person = None
                 self.person.append(person)
                 shard, start, end = record.place()
                 self.places.append((f"{folder}/{shard}", start, end))
         if not self.places:
-            raise InputError(f"{', '.join(folders)} holds no photos; see facesnap prepare --stats for why")
+            side = f" for {split}" if split else ""
+            raise InputError(f"{', '.join(folders)} holds no photos{side}; see facesnap prepare --stats for why")
 
     def __len__(self) -> int:
         return len(self.places)
 
     def __getitem__(self, index: int) -> PreparedFace:
+        """Raises [`InputError`], which names the photo's place, where it cannot be read."""
         import fsspec
 
         address, start, end = self.places[index]
         filesystem, path = fsspec.core.url_to_fs(address)
-        return PreparedFace.from_tar(filesystem.cat_file(path, start=start, end=end))
+        try:
+            return PreparedFace.from_tar(filesystem.cat_file(path, start=start, end=end))
+        except Exception as error:  # of the file system, and many kinds for damaged bytes
+            raise self.damaged(index, error) from error
+
+    def damaged(self, index: int, error: Exception) -> InputError:
+        """An error that names photo `index`, for what went wrong in reading it."""
+        address, start, end = self.places[index]
+        return InputError(
+            f"{address}: the photo in bytes {start} to {end} cannot be read ({type(error).__name__}: {one_line(error)});"
+            " restore the shard, or prepare the folder again"
+        )
+
+    def person_number(self, index: int) -> int:
+        """The number of the person in photo `index`: that of the person's first photo, which no other person has."""
+        person = self.person[index]
+        return index if person is None else self.people[person][0]
 
     def same_person(self, index: int) -> list[int]:
         """Further photos of the person in photo `index`."""
         person = self.person[index]
         return [] if person is None else [photo for photo in self.people[person] if photo != index]
+
+
+@dataclass
+class Membership:
+    r"""
+    A line of `people.jsonl`: who a kept photo shows by its embedding, after all photos of a folder are known.
+
+    Attributes:
+        key (`str`): Of the photo.
+        person (`str`, *optional*): Who it shows.
+        split (`str`): `"train"` or `"validation"`.
+        left_out (`str`, *optional*): Why the photo is not used.
+    """
+
+    key: str
+    person: str | None = None
+    split: str = "train"
+    left_out: str | None = None
+
+
+def read_people(folder: str | Path) -> Iterator[Membership]:
+    """Who the kept photos of a folder show, in the order of the manifest; nothing where they are not divided."""
+    import fsspec
+
+    names = {item.name for item in fields(Membership)}
+    try:
+        with fsspec.open(f"{folder}/{PEOPLE}", "rt") as file:
+            for line in file:
+                try:
+                    yield Membership(**{name: value for name, value in json.loads(line).items() if name in names})
+                except (ValueError, TypeError, AttributeError) as error:
+                    raise InputError(
+                        f"{folder}/{PEOPLE} has a damaged line ({one_line(error)}); prepare the folder again"
+                    ) from None
+    except FileNotFoundError:
+        return
+
+
+def _with_people(folder: str) -> Iterator[tuple[PhotoRecord, str | None]]:
+    """The kept photos that are used, each with its side; `None` where the folder's people are not divided."""
+    members = read_people(folder)
+    member = next(members, None)
+    divided = member is not None
+    for record in read_records(folder):
+        if not record.kept:
+            continue
+        if not divided:
+            yield record, None
+            continue
+        if member is None or member.key != record.key:
+            raise InputError(
+                f"{folder}/{PEOPLE} does not go with its {MANIFEST} at photo {record.key}; run facesnap prepare again"
+            )
+        record.identity = member.person
+        if member.left_out is None:
+            yield record, member.split
+        member = next(members, None)

@@ -46,8 +46,8 @@ def open_source(name: str, columns: Columns | None = None, split: str = "train")
     Args:
         name (`str`): One of
 
-            - a folder: every file in it and below. A file in a subfolder shows the person that the topmost subfolder is
-              called after; `photo.txt` beside `photo.jpg` holds its caption;
+            - a folder: every photo in it and below, but for folders of thumbnails. A file in a subfolder shows the person
+              that the topmost subfolder is called after; `photo.txt` beside `photo.jpg` holds its caption;
             - a list: `.txt` with a path a line, `.csv` with a header or `.jsonl`, with the columns of `columns`;
               paths are relative to the list;
             - WebDataset shards: `.tar`, also with braces (`data-{000..009}.tar`). The image is the first file of a sample
@@ -84,28 +84,32 @@ def count(name: str) -> int | None:
     return None
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """Files below a folder in order, a directory at a time: millions of them need not be in memory."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
+def _files(folder: Path) -> Iterator[tuple[Path, Path | None]]:
+    """
+    Photos below a folder in order, each with the file of its caption, a directory at a time: millions of them need not be in
+    memory. Files whose name says that they are something else are no photos; those with a name that says nothing may be.
+    """
+    paths = sorted(folder.iterdir())
+    captions = {path.stem: path for path in paths if path.suffix.lower() == ".txt"}
+    for path in paths:
+        name = path.name.lower()
+        if name.startswith("."):
             continue
         if path.is_dir():
-            yield from _files(path)
-        elif not (path.suffix == ".txt" and any(path.with_suffix(suffix).exists() for suffix in _IMAGE_SUFFIXES)):
-            yield path
+            if name not in _THUMBNAIL_FOLDERS:
+                yield from _files(path)
+        elif path.suffix.lower() not in _OTHER_SUFFIXES and path.stem.lower() not in _OTHER_NAMES:
+            yield path, captions.get(path.stem)
 
 
 def _folder(folder: Path) -> Iterator[Item]:
-    for path in _files(folder):
+    for path, caption in _files(folder):
         source = path.relative_to(folder)
-        caption = path.with_suffix(".txt")
         yield Item(
             source=str(source),
             photo=str(path),
             identity=source.parts[0] if len(source.parts) > 1 else None,
-            caption=caption.read_text(errors="replace").strip()
-            if path.suffix != ".txt" and caption.is_file()
-            else None,
+            caption=None if caption is None else caption.read_text(errors="replace").strip(),
         )
 
 
@@ -192,3 +196,39 @@ def _text(value: Any) -> str | None:
 
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+_OTHER_SUFFIXES = (
+    *(
+        ".txt",
+        ".md",
+        ".rst",
+        ".pdf",
+        ".html",
+        ".xml",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".tsv",
+        ".yaml",
+        ".yml",
+        ".ini",
+        ".cfg",
+    ),
+    *(
+        ".db",
+        ".log",
+        ".zip",
+        ".tar",
+        ".gz",
+        ".py",
+        ".ipynb",
+        ".npy",
+        ".npz",
+        ".pt",
+        ".safetensors",
+        ".parquet",
+        ".arrow",
+    ),
+    *(".mp4", ".mov", ".avi", ".webm", ".mkv", ".mp3", ".wav", ".xmp", ".aae"),
+)
+_OTHER_NAMES = ("readme", "license", "licence", "notice", "copying", "checksums", "md5sums", "sha256sums", "thumbs")
+_THUMBNAIL_FOLDERS = ("thumbnails", "thumbnail", "thumbs", "@eadir", "__macosx")

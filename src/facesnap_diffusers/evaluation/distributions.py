@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -139,7 +140,7 @@ class DistributionDistance:
             return None, None
         fake = self._extract(images)
         # the features are extracted already, once for both metrics
-        extracted = torch.nn.Identity()
+        extracted: Any = torch.nn.Identity()
         extracted.num_features = fake.shape[1]
         fid = FrechetInceptionDistance(feature=extracted).set_dtype(torch.float64)
         kid = KernelInceptionDistance(feature=extracted, subset_size=min(1000, len(self._real), len(fake)))

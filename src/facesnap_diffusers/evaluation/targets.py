@@ -39,7 +39,8 @@ def retargeted_landmarks(
         landmarks=torch.from_numpy(landmarks),
         photo_size=reference.size,
     )
-    (box,) = as_boxes(case.face_box) or [None]
+    boxes = as_boxes(case.face_box)
+    box = boxes[0] if boxes else None
     target = steer(predictor, identity, ImageSteering(None, case.pose, case.expression, box), height, width)
     return target[0].cpu().numpy()
 

@@ -7,6 +7,7 @@ import os
 import queue
 import socket
 import threading
+from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -94,10 +95,8 @@ class _Connections:
         with self._lock:
             self._ended = True
             for opened in self._opened:
-                try:
+                with suppress(OSError, AttributeError, ValueError):  # closed already, or not open yet
                     getattr(opened, "sock", opened).shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
-                except (OSError, AttributeError, ValueError):  # closed already, or not open yet
-                    pass
 
 
 def _get(

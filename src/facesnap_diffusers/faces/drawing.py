@@ -53,7 +53,7 @@ def draw_landmarks(landmarks: torch.Tensor, height: int, width: int, radius: flo
     if not torch.isfinite(landmarks).all():
         raise InputError("landmarks has values that are not finite; leave out faces that were not found")
     check_size(height, width)
-    if radius is not None and not 0 < as_number("radius", radius, unit=" of pixels"):
+    if radius is not None and not as_number("radius", radius, unit=" of pixels") > 0:
         raise InputError(f"radius must be a positive number of pixels, got {radius}")
     if landmarks.dtype != torch.float64:
         landmarks = landmarks.float()

@@ -123,7 +123,7 @@ class Expression:
             raise InputError(f"values must be an array of numbers, got a {type(values).__name__}") from error
         if array.shape != (len(names),):
             raise InputError(f"values must have shape ({len(names)},), one strength for each name, got {array.shape}")
-        return cls(dict(zip(names, array.tolist())))
+        return cls(dict(zip(names, array.tolist(), strict=True)))
 
     def __add__(self, other: Expression) -> Expression:
         """Both at once: strengths add up, to 1 at most."""

@@ -78,7 +78,7 @@ def draw_key_points(points: torch.Tensor, height: int, width: int) -> torch.Tens
         points = points.float()
     batch = five_points(points.detach()).clamp(-FARTHEST, FARTHEST).cpu().numpy()
     images = np.zeros((len(batch), height, width, 3), np.uint8)
-    for image, five in zip(images, batch):
+    for image, five in zip(images, batch, strict=True):
         _draw_five(image, five)
     return torch.from_numpy(images).permute(0, 3, 1, 2).to(points.device, torch.float32) / 255
 
@@ -94,7 +94,7 @@ def _draw_five(image: np.ndarray, points: np.ndarray) -> None:
     import cv2
 
     nose = points[NOSE]
-    for i, (point, color) in enumerate(zip(points, KEY_POINT_COLORS)):
+    for i, (point, color) in enumerate(zip(points, KEY_POINT_COLORS, strict=True)):
         if i == NOSE:
             continue
         x, y = point - nose
@@ -104,5 +104,5 @@ def _draw_five(image: np.ndarray, points: np.ndarray) -> None:
         outline = np.asarray(cv2.ellipse2Poly((int(middle[0]), int(middle[1])), axes, angle, 0, 360, 1))
         cv2.fillConvexPoly(image, outline, color)
     image[:] = (image * LIMB_BRIGHTNESS).astype(np.uint8)
-    for point, color in zip(points, KEY_POINT_COLORS):
+    for point, color in zip(points, KEY_POINT_COLORS, strict=True):
         cv2.circle(image, (int(point[0]), int(point[1])), POINT_RADIUS, color, -1)

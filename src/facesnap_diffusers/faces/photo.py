@@ -6,9 +6,10 @@ import base64
 import io
 import os
 import re
+import threading
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union
+from typing import IO, TYPE_CHECKING, Any, TypeAlias, Union, cast
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MAX_SIDE = 2048  # Detectors look at 640 px and crops are 224 px: more resolution costs time and shows nothing.
 MIN_SIDE = 16
+
+_reading = threading.Lock()
 
 Photo: TypeAlias = Union[PIL.Image.Image, str, os.PathLike, bytes, IO[bytes], np.ndarray, "torch.Tensor"]
 
@@ -122,7 +125,7 @@ def load_photo(photo: Photo, name: str = "face_image") -> np.ndarray:
     elif isinstance(photo, np.ndarray):
         image = _from_array(photo, policy, name)
     elif type(photo).__module__.partition(".")[0] == "torch" and hasattr(photo, "detach"):
-        image = _from_array(_channels_last(photo, policy, name), policy, name)
+        image = _from_array(_channels_last(cast("torch.Tensor", photo), policy, name), policy, name)
     else:
         image = _from_pil(_open(photo, policy, name), policy, name)
     if min(image.size) < MIN_SIDE:
@@ -261,13 +264,23 @@ def _check_pixels(width: int, height: int, policy: PhotoPolicy, what: str) -> No
         )
 
 
+def read_pixels(image: PIL.Image.Image) -> PIL.Image.Image:
+    """
+    The same image, whose pixels and EXIF data are in memory from then on. Pillow reads them from an opened file when they
+    are first needed, which fails where several threads need them at once.
+    """
+    with _reading:
+        image.load()
+        image.getexif()
+    return image
+
+
 def _from_pil(image: PIL.Image.Image, policy: PhotoPolicy, name: str) -> PIL.Image.Image:
     if min(image.size) == 0:
         raise PhotoError(f"{name} is {image.width}×{image.height} pixels: it is empty; pass a photo")
     _check_pixels(*image.size, policy, name)
     try:
-        image.load()
-        orientation = image.getexif().get(EXIF_ORIENTATION)
+        orientation = read_pixels(image).getexif().get(EXIF_ORIENTATION)
         turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
         if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
             image = _from_array(_gray_levels(image, name), policy, name)

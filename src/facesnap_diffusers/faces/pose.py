@@ -45,7 +45,9 @@ class HeadPose:
         if not isinstance(other, HeadPose):
             raise InputError(f"other must be a HeadPose, got {shown(other)}")
         weight = as_number("weight", weight, 0, 1)
-        return HeadPose(*((1 - weight) * a + weight * b for a, b in zip(self.as_tuple(), other.as_tuple())))
+        return HeadPose(
+            *((1 - weight) * a + weight * b for a, b in zip(self.as_tuple(), other.as_tuple(), strict=True))
+        )
 
     def sequence(self, other: HeadPose, count: int) -> list[HeadPose]:
         """`count` poses (at least 2) from this one to another, both included, at equal steps."""

@@ -1,4 +1,4 @@
-"""Files of third-party identity adapters: read safely, and recognised by what is in them."""
+"""Files of third-party identity adapters: read safely, and recognized by what is in them."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def read_checkpoint(source: str | Path | Mapping) -> Checkpoint:
         for key, tensor in group.items():
             if not torch.isfinite(tensor).all():
                 raise AdapterError(f"{name} has values that are not finite in {key}; download it again")
-    kind = recognise(groups["image_proj"], name)
+    kind = recognize(groups["image_proj"], name)
     if kind in ("instantid", "faceid-unnorm") and any("_lora." in key for key in groups["ip_adapter"]):
         raise AdapterError(
             f"{name} mixes InstantID's image_proj with the attention of an IP-Adapter FaceID; use a file as it was"
@@ -79,7 +79,7 @@ def read_checkpoint(source: str | Path | Mapping) -> Checkpoint:
     return Checkpoint(kind, **groups, source=name)
 
 
-def recognise(image_proj: Mapping[str, torch.Tensor], name: str) -> Kind:
+def recognize(image_proj: Mapping[str, torch.Tensor], name: str) -> Kind:
     """
     Whose projection this is, by its keys; raises [`AdapterError`] if it is not an identity adapter's. Only the
     file's name tells FaceID-Portrait "unnorm" from InstantID.

@@ -101,7 +101,7 @@ def convert_checkpoint(
     return config, modules
 
 
-def _projection(checkpoint: Checkpoint) -> torch.nn.Module:
+def _projection(checkpoint: Checkpoint) -> Any:
     """The projection as diffusers builds it."""
     try:
         return convert_image_projection(checkpoint.image_proj)
@@ -109,7 +109,7 @@ def _projection(checkpoint: Checkpoint) -> torch.nn.Module:
         raise AdapterError(f"{checkpoint.source}: image_proj is incomplete or damaged ({one_line(error)})") from None
 
 
-def _faceid_mixer(projection: torch.nn.Module) -> FaceIDMixer:
+def _faceid_mixer(projection: Any) -> FaceIDMixer:
     inner = projection.ff.net[0].proj
     return FaceIDMixer(
         cross_attention_dim=projection.cross_attention_dim,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -100,12 +100,12 @@ def _ip_adapter(identity_attention: IdentityAttention, unet: UNet2DConditionMode
     for number, processor in enumerate(unet.attn_processors):
         name = processor.removesuffix(".processor")
         if name in identity_attention.config.layers:
-            projection = identity_attention.projections[name.replace(".", "-")]
+            projection: Any = identity_attention.projections[name.replace(".", "-")]
             tensors[f"{number}.to_k_ip.weight"] = projection.to_k.weight
             tensors[f"{number}.to_v_ip.weight"] = projection.to_v.weight
         for linear in ("to_q", "to_k", "to_v", "to_out.0"):
             if f"{name}.{linear}" in lora_layers:
-                lora = identity_attention.loras[f"{name}.{linear}".replace(".", "-")]
+                lora: Any = identity_attention.loras[f"{name}.{linear}".replace(".", "-")]
                 key = f"{number}.{linear.removesuffix('.0')}_lora"
                 tensors[f"{key}.down.weight"], tensors[f"{key}.up.weight"] = lora.down.weight, lora.up.weight
     return {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}

@@ -12,6 +12,7 @@ from diffusers.models.embeddings import (
     IPAdapterPlusImageProjection,
 )
 from torch import nn
+from transformers import CLIPVisionModelWithProjection
 
 from ..errors import AdapterError, InputError
 from ..models.mixer import IdentityMixer, check_face_embeds, check_image_hidden_states
@@ -52,7 +53,7 @@ class FaceIDMixer(IdentityMixer):
 
     def forward(
         self,
-        face_embeds: torch.Tensor,
+        face_embeds: torch.Tensor | None,
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
@@ -77,8 +78,8 @@ class ImagePromptMixer(IdentityMixer):
         return self.config.image_embed_dim
 
     @torch.no_grad()
-    def set_image_encoder(self, image_encoder: torch.nn.Module) -> None:
-        """Keeps what the image encoder says of an image whose (normalised) pixels are all zero."""
+    def set_image_encoder(self, image_encoder: CLIPVisionModelWithProjection) -> None:
+        """Keeps what the image encoder says of an image whose (normalized) pixels are all zero."""
         size = image_encoder.config.image_size
         pixel_values = torch.zeros(1, 3, size, size, device=image_encoder.device, dtype=image_encoder.dtype)
         states = image_encoder(pixel_values, output_hidden_states=True).hidden_states[-2][0]
@@ -155,16 +156,16 @@ class FaceIDPlusMixer(ImagePromptMixer):
 
     def forward(
         self,
-        face_embeds: torch.Tensor,
+        face_embeds: torch.Tensor | None,
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """As [`IdentityMixer.forward`]."""
-        check_face_embeds(face_embeds, self.config.face_embed_dim)
-        check_image_hidden_states(image_hidden_states, self.config.image_embed_dim)
-        tokens = self._project(F.normalize(face_embeds, dim=-1), image_hidden_states)
+        face_embeds = check_face_embeds(face_embeds, self.config.face_embed_dim)
+        states = check_image_hidden_states(image_hidden_states, self.config.image_embed_dim)
+        tokens = self._project(F.normalize(face_embeds, dim=-1), states)
         if unconditional is not None:
-            empty = self._project(torch.zeros_like(face_embeds[:1]), self.empty_image[None].to(image_hidden_states))
+            empty = self._project(torch.zeros_like(face_embeds[:1]), self.empty_image[None].to(states))
             tokens = torch.where(unconditional[:, None, None], empty, tokens)
         return tokens
 
@@ -319,7 +320,7 @@ class InstantIDMixer(IdentityMixer):
 
     def forward(
         self,
-        face_embeds: torch.Tensor,
+        face_embeds: torch.Tensor | None,
         image_hidden_states: torch.Tensor | None = None,
         unconditional: torch.Tensor | None = None,
     ) -> torch.Tensor:

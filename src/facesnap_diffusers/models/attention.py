@@ -13,9 +13,9 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
+from .._upstream import uncompiled
 from ..errors import InputError
 from .regions import Regions
 
@@ -55,14 +55,14 @@ def accept_contexts(net: nn.Module) -> None:
     Makes the attention layers of a UNet or ControlNet take contexts. Their weights, processors and results stay as they
     are, so this is done once, for all who share the net, and never undone.
     """
-    net = _uncompiled(net)
+    net = uncompiled(net)
     if getattr(net, "_accepts_contexts", False):
         return
     for name, module in net.named_modules():
         if type(module) is Attention and name.endswith((".attn1", ".attn2")):
             module.layer_name = name
             module.__class__ = ContextAttention
-    net._accepts_contexts = True
+    net._accepts_contexts = True  # type: ignore[assignment]
 
 
 class IdentityProjection(nn.Module):
@@ -107,10 +107,10 @@ class IdentityAttention(ModelMixin, ConfigMixin):
     def __init__(self, layers: dict[str, list[int]], lora_layers: dict[str, list[int]] | None = None):
         super().__init__()
         # module names must not contain dots
-        self.projections = nn.ModuleDict(
+        self.projections: Any = nn.ModuleDict(
             {name.replace(".", "-"): IdentityProjection(context, inner) for name, (context, inner) in layers.items()}
         )
-        self.loras = nn.ModuleDict(
+        self.loras: Any = nn.ModuleDict(
             {name.replace(".", "-"): LowRankUpdate(*sizes) for name, sizes in (lora_layers or {}).items()}
         )
 
@@ -136,9 +136,7 @@ class IdentityAttention(ModelMixin, ConfigMixin):
                 f"identity attention does not fit this UNet: layer {odd} is {own.get(odd)} in the adapter and"
                 f" {expected.get(odd)} in the UNet; use an adapter of the base model's family"
             )
-        linears = {
-            name: module for name, module in _uncompiled(unet).named_modules() if hasattr(module, "in_features")
-        }
+        linears = {name: module for name, module in uncompiled(unet).named_modules() if hasattr(module, "in_features")}
         for name, (in_features, _, out_features) in (self.config.lora_layers or {}).items():
             linear = linears.get(name)
             if linear is None or (linear.in_features, linear.out_features) != (in_features, out_features):
@@ -170,15 +168,16 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         """
         accept_contexts(unet)
         active = any(scale.values()) if isinstance(scale, Mapping) else scale != 0
-        scales = {name: scale_of_layer(scale, name) for name in self.config.layers}
+        values = {name: scale_of_layer(scale, name) for name in self.config.layers}
         # as tensors, a compiled UNet need not be compiled again for another value
-        scales = {name: torch.tensor(value, device=unet.device) for name, value in scales.items() if value != 0}
+        device = unet.device  # diffusers goes through all modules for it
+        scales = {name: torch.tensor(float(value), device=device) for name, value in values.items() if value != 0}
         return IdentityContext(
             num_tokens=num_tokens,
             projections={name: self.projections[name.replace(".", "-")] for name in scales},
             scales=scales,
             updated_layers=self._updated_layers(unet) if active else {},
-            masks=None if regions is None else regions.masks(num_tokens, unet.device),
+            masks=None if regions is None else regions.masks(num_tokens, device),
         )
 
     def enable_group_offload(self, onload_device: torch.device, **kwargs: Any) -> None:
@@ -192,7 +191,7 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         for key, lora in self.loras.items():
             layer, linear = key.replace("-", ".").removesuffix(".0").rsplit(".", 1)
             updates.setdefault(layer, {})[linear] = lora
-        return {name: _updated(_uncompiled(unet).get_submodule(name), loras) for name, loras in updates.items()}
+        return {name: _updated(uncompiled(unet).get_submodule(name), loras) for name, loras in updates.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -243,22 +242,22 @@ class IdentityContext:
         stock_adapters: list[list[torch.Tensor]] = []
         if isinstance(encoder_hidden_states, tuple):  # a stock IP-Adapter is loaded too
             encoder_hidden_states, *stock_adapters = encoder_hidden_states
-        text = encoder_hidden_states[:, : -self.num_tokens]
-        tokens = encoder_hidden_states[:, -self.num_tokens :]
+        text = encoder_hidden_states[:, : -self.num_tokens]  # (batch, text tokens, width)
+        tokens = encoder_hidden_states[:, -self.num_tokens :]  # (batch, num_tokens, width)
 
         if name not in self.scales:
             text_and_images = (text, *stock_adapters) if stock_adapters else text
             return layer.stock(hidden_states, text_and_images, attention_mask, **kwargs)
         if type(layer.processor) is AttnProcessor2_0 and attention_mask is None:
             # the stock computation, with the query and the output projection shared
-            query = layer.to_q(hidden_states)
+            query = layer.to_q(hidden_states)  # (batch, queries, channels)
             attended = _attend(query, layer.to_k(text), layer.to_v(text), layer.heads)
             return layer.to_out[1](layer.to_out[0](attended + self._identity(name, query, tokens, layer.heads)))
         text_and_images = (text, *stock_adapters) if stock_adapters else text
         attended = layer.stock(hidden_states, text_and_images, attention_mask, **kwargs)
-        identity = self._identity(name, layer.to_q(hidden_states), tokens, layer.heads)
+        identity = self._identity(name, layer.to_q(hidden_states), tokens, layer.heads)  # (batch, queries, channels)
         # the output projection is linear but for its bias, which `attended` has already
-        bias = layer.to_out[0](torch.zeros_like(identity[:1, :1]))
+        bias = layer.to_out[0](torch.zeros_like(identity[:1, :1]))  # (1, 1, channels)
         return attended + (layer.to_out[0](identity) - bias)
 
     def _identity(self, name: str, query: torch.Tensor, tokens: torch.Tensor, heads: int) -> torch.Tensor:
@@ -279,7 +278,8 @@ class _UpdatedLinear(nn.Module):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         parts = self.linear(hidden_states).chunk(len(self.updates), dim=-1)
         updated = [
-            part if update is None else part + update(hidden_states) for part, update in zip(parts, self.updates)
+            part if update is None else part + update(hidden_states)
+            for part, update in zip(parts, self.updates, strict=True)
         ]
         return updated[0] if len(updated) == 1 else torch.cat(updated, dim=-1)
 
@@ -304,6 +304,7 @@ def _attend(
 ) -> torch.Tensor:
     """Multi-head attention `(batch, queries, channels)` of projected queries, keys and values."""
     query, key, value = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    # now (batch, heads, tokens, channels of a head)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
 
 
@@ -315,10 +316,6 @@ def scale_of_layer(scale: float | Mapping[str, float], name: str) -> float:
     return scale[max(fitting, key=len)] if fitting else 0.0
 
 
-def _uncompiled(net: nn.Module) -> nn.Module:
-    return net._orig_mod if is_compiled_module(net) else net
-
-
 def _sizes(attn: Attention) -> list[int]:
     return [attn.to_k.in_features, attn.to_k.out_features]
 
@@ -326,6 +323,6 @@ def _sizes(attn: Attention) -> list[int]:
 def _cross_attention_modules(unet: UNet2DConditionModel) -> dict[str, Attention]:
     return {
         name: module
-        for name, module in _uncompiled(unet).named_modules()
+        for name, module in uncompiled(unet).named_modules()
         if name.endswith(".attn2") and isinstance(module, Attention)
     }

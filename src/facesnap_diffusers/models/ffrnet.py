@@ -13,9 +13,9 @@ from diffusers.models.controlnets.controlnet import ControlNetModel, ControlNetO
 # `DiffusionPipeline.from_pretrained` looks in the component's module for the base class that says how to load it
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
+from .._upstream import offloading_group, onload_model, uncompiled
 from ..errors import InputError, one_line
 from .low_rank import Reference, share_layers, shared_layers, without_lora
 
@@ -115,7 +115,7 @@ class FFRNet(ControlNetModel):
                 config = ControlNetModel.from_unet(unet, load_weights_from_unet=False, **kwargs).config
             ffrnet = cls.from_config(config, rank=rank)
             if load_weights:
-                _copy_own_layers(ffrnet, _uncompiled(unet), ENCODER)
+                _copy_own_layers(ffrnet, uncompiled(unet), ENCODER)
             ffrnet.bind(unet)
             if unet.device.type != "meta":
                 ffrnet.to(unet.device)
@@ -182,7 +182,7 @@ class FFRNet(ControlNetModel):
         Shares the layers of `unet` from now on: needed after loading an FFRNet of low rank. A full one needs none and
         stays as it is. Raises [`InputError`] if the UNet has other layers, and warns if a LoRA is fused into them.
         """
-        root = _uncompiled(unet)
+        root = uncompiled(unet)
         layers = dict(shared_layers(self))
         try:
             bases = {name: without_lora(root.get_submodule(name)) for name in layers}
@@ -232,7 +232,7 @@ class FFRNet(ControlNetModel):
                 "text_embeds": torch.zeros_like(added_cond_kwargs["text_embeds"]),
             }
         if self._shared_parents and not torch.compiler.is_compiling():
-            _onload_model(self._shared_parents[0].module, sample.device)
+            onload_model(self._shared_parents[0].module, sample.device)
             groups = self._offloaded_blocks()
         else:
             groups = []
@@ -249,18 +249,8 @@ class FFRNet(ControlNetModel):
 
     def _offloaded_blocks(self) -> list[Any]:
         """The groups around the shared layers that group offloading brings to the device when their block runs."""
-        registries = [getattr(parent.module, "_diffusers_hook", None) for parent in self._shared_parents]
-        hooks = [registry.get_hook("group_offloading") for registry in registries if registry is not None]
-        return list(dict.fromkeys(hook.group for hook in hooks if hook is not None))
-
-
-def _onload_model(unet: nn.Module | None, device: torch.device) -> None:
-    """What model offloading does before the UNet runs, a moment earlier."""
-    if hasattr(unet, "_hf_hook"):
-        from accelerate.hooks import CpuOffload  # which has put the hook there
-
-        if isinstance(unet._hf_hook, CpuOffload) and unet.device != device:
-            unet._hf_hook.pre_forward(unet)
+        groups = [offloading_group(parent.module) for parent in self._shared_parents]
+        return list(dict.fromkeys(group for group in groups if group is not None))
 
 
 @contextmanager
@@ -314,10 +304,6 @@ def _plain(weight: torch.Tensor, name: str) -> torch.Tensor:
 def _check_rank(rank: Any) -> None:
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise InputError(f"rank must be a whole number ≥ 1, got {rank!r}")
-
-
-def _uncompiled(unet: nn.Module) -> nn.Module:
-    return unet._orig_mod if is_compiled_module(unet) else unet
 
 
 # the arguments of `ControlNetModel` and its own, for `from_config`, which asks for the signature

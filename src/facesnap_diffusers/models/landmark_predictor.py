@@ -1,3 +1,5 @@
+"""The landmark predictor: from landmarks to shape, expression and pose of a face, and back."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -36,9 +38,9 @@ class FaceCoefficients:
         rotation (`torch.Tensor` of shape `(batch, 3)`): Yaw, pitch and roll in degrees. As one sees it in the picture:
             yaw > 0 turns the nose to the right, pitch > 0 lifts it, roll > 0 tilts the head clockwise. The head turns
             about its own vertical axis (yaw), is then lifted (pitch) and then tilted in the image plane (roll).
-        scale (`torch.Tensor` of shape `(batch,)`): Pixels per centimetre.
-        translation (`torch.Tensor` of shape `(batch, 3)`): Where the head's origin, the centre of the mean face's 72
-            landmarks, lies: x right, y down, z towards the camera, in pixels. From 2-D landmarks z is 0.
+        scale (`torch.Tensor` of shape `(batch,)`): Pixels per centimeter.
+        translation (`torch.Tensor` of shape `(batch, 3)`): Where the head's origin, the center of the mean face's 72
+            landmarks, lies: x right, y down, z toward the camera, in pixels. From 2-D landmarks z is 0.
     """
 
     shape: torch.Tensor
@@ -118,7 +120,7 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
     closest fit.
 
     Moving, scaling, turning (in-plane) or mirroring the landmarks does the same to the result. Landmarks are in the
-    iBUG order with two eyelid points more an eye (72), in pixels: x right, y down, z towards the camera. Everything is
+    iBUG order with two eyelid points more an eye (72), in pixels: x right, y down, z toward the camera. Everything is
     computed in float32, or in float64 if the landmarks are. The weights are float32 and stay so: casting the predictor,
     or a pipeline that holds it, to half precision leaves them as they are.
 
@@ -254,7 +256,7 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
 
         Args:
             coefficients (`FaceCoefficients`): Of a batch of faces.
-            dimensions (`int`): 2, or 3 for depth as well (pixels, towards the camera).
+            dimensions (`int`): 2, or 3 for depth as well (pixels, toward the camera).
 
         Returns:
             `torch.Tensor` of shape `(batch, 72, dimensions)`, in pixels.
@@ -266,8 +268,8 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
             raise InputError(f"dimensions must be 2 or 3, got {dimensions}")
         self._check_coefficients(coefficients)
         coefficients = coefficients.map(_at_least_single)
-        points = self._head(coefficients.shape, coefficients.expression)
-        rotation = rotation_matrix(torch.deg2rad(coefficients.rotation))
+        points = self._head(coefficients.shape, coefficients.expression)  # (batch, 72, 3)
+        rotation = rotation_matrix(torch.deg2rad(coefficients.rotation))  # (batch, 3, 3)
         points = coefficients.scale[:, None, None] * points @ rotation.mT
         points = _flip_y(points) + coefficients.translation[:, None]
         return points[..., :dimensions]
@@ -278,7 +280,7 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
 
         Args:
             landmarks (`torch.Tensor` of shape `(batch, 68 or 72, 2 or 3)`): In pixels: x right, y down and, if given, z
-                towards the camera (its origin does not matter). In the iBUG order, with the four eyelid points last.
+                toward the camera (its origin does not matter). In the iBUG order, with the four eyelid points last.
             visibility (`torch.Tensor` of shape `(batch, 68 or 72)`, *optional*): True (or 1) for points to trust. Points
                 with False (or 0) may have any value, NaN included.
 
@@ -290,14 +292,14 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         """
         points, visible = self._check_landmarks(landmarks, visibility)
         is_3d = landmarks.shape[-1] == 3
-        points, angle, scale, origin = self._canonicalise(points, visible)
-        # The axes along which points are seen: (batch, 72, 3).
-        seen = torch.cat([visible, visible, visible * is_3d], dim=-1)
+        points, angle, scale, origin = self._canonicalize(points, visible)
+        # the axes along which points are seen
+        seen = torch.cat([visible, visible, visible * is_3d], dim=-1)  # (batch, 72, 3)
 
-        deviation = (points - _like(self.mean, points)) * seen
+        deviation = (points - _like(self.mean, points)) * seen  # (batch, 72, 3)
         basis = self._split_basis(points.dtype)
         first, *others = self.stages_3d if is_3d else self.stages_2d
-        even, odd = first(*self._start_features(deviation))
+        even, odd = first(*self._start_features(deviation))  # (batch, even coefficients), (batch, odd coefficients)
         for stage in others:
             even_correction, odd_correction = stage(*self._stage_features(points, seen, even, odd, basis))
             even, odd = even + even_correction, odd + odd_correction
@@ -321,25 +323,25 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
 
     def _head(self, shape: torch.Tensor, expression: torch.Tensor) -> torch.Tensor:
         """Landmarks in the head's own frame, in cm: x to the person's left, y up, z forward."""
-        offsets = shape @ _like(self.shape_basis, shape).flatten(1)
+        offsets = shape @ _like(self.shape_basis, shape).flatten(1)  # (batch, 216)
         offsets = offsets + expression @ _like(self.expression_basis, shape).flatten(1)
         return _like(self.mean, shape) + offsets.unflatten(-1, (NUM_LANDMARKS, 3))
 
-    def _canonicalise(
+    def _canonicalize(
         self, points: torch.Tensor, visible: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Moves, turns (in-plane) and scales points onto the mean face: `points = scale · turn(angle) · result + origin`."""
         template = _like(self.mean, points)
-        weight = visible / visible.sum(dim=1, keepdim=True)
-        centre, template_centre = (weight * points).sum(dim=1), (weight * template).sum(dim=1)
-        x, y, z = ((points - centre[:, None]) * weight.sqrt()).unbind(-1)
-        u, v, w = ((template - template_centre[:, None]) * weight.sqrt()).unbind(-1)
-        angle = torch.atan2((u * y - v * x).sum(1), (u * x + v * y).sum(1))
-        scale = torch.sqrt((x.square() + y.square()).sum(1) / (u.square() + v.square()).sum(1))
+        weight = visible / visible.sum(dim=1, keepdim=True)  # (batch, 72, 1)
+        center, template_center = (weight * points).sum(dim=1), (weight * template).sum(dim=1)  # (batch, 3) each
+        x, y, _z = ((points - center[:, None]) * weight.sqrt()).unbind(-1)
+        u, v, _w = ((template - template_center[:, None]) * weight.sqrt()).unbind(-1)
+        angle = torch.atan2((u * y - v * x).sum(1), (u * x + v * y).sum(1))  # (batch,)
+        scale = torch.sqrt((x.square() + y.square()).sum(1) / (u.square() + v.square()).sum(1))  # (batch,)
 
-        canonical = _rotate_in_plane((points - centre[:, None]) / scale[:, None, None], -angle)
-        canonical = canonical + template_centre[:, None]
-        origin = centre - scale[:, None] * _rotate_in_plane(template_centre[:, None], angle).squeeze(1)
+        canonical = _rotate_in_plane((points - center[:, None]) / scale[:, None, None], -angle)
+        canonical = canonical + template_center[:, None]  # (batch, 72, 3)
+        origin = center - scale[:, None] * _rotate_in_plane(template_center[:, None], angle).squeeze(1)
         return canonical, angle, scale, origin
 
     def _unpack(self, even: torch.Tensor, odd: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -352,8 +354,8 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
             [self.config.num_asymmetric_shape, pairs, 1, 1, 1], dim=-1
         )
         expression = torch.cat([both_sides + one_side, both_sides - one_side, single], dim=-1)
-        expression = expression.index_select(-1, self.expression_order.argsort())
-        shape = torch.cat([symmetric_shape, asymmetric_shape], dim=-1)
+        expression = expression.index_select(-1, self.expression_order.argsort())  # (batch, expressions)
+        shape = torch.cat([symmetric_shape, asymmetric_shape], dim=-1)  # (batch, shapes)
         # A third of a radian and a scale of exp(1/3) are about as usual as a unit of the others.
         rotation = torch.cat([yaw, pitch, roll], dim=-1) / 3
         return shape, expression, rotation, (log_scale / 3).exp(), torch.cat([x, y, z], dim=-1)
@@ -386,11 +388,11 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """What the coefficients leave unexplained of the points, turned into the head's frame; and the rotation."""
         head = torch.addmm(_like(self.mean, points).flatten(), even[:, :-4], basis[0])
-        head = torch.addmm(head, odd[:, :-3], basis[1]).unflatten(-1, (NUM_LANDMARKS, 3))
+        head = torch.addmm(head, odd[:, :-3], basis[1]).unflatten(-1, (NUM_LANDMARKS, 3))  # (batch, 72, 3)
         pitch, log_scale, y, z = even[:, -4:].split(1, dim=-1)
         yaw, roll, x = odd[:, -3:].split(1, dim=-1)
         rotation = torch.cat([yaw, pitch, roll], dim=-1) / 3
-        matrix = rotation_matrix(rotation)
+        matrix = rotation_matrix(rotation)  # (batch, 3, 3)
         scale, translation = (log_scale / 3).exp()[..., None], torch.cat([x, y, z], dim=-1)[:, None]
         return (points - torch.baddbmm(translation, scale * head, matrix.mT)) * seen @ matrix, rotation
 
@@ -405,7 +407,7 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         """The residual times functions of the pose, as how a coefficient moves the points depends on it."""
         residual, rotation = self._residual(points, seen, even, odd, basis)
         # A point that is far off says little: nearly all of it is an outlier.
-        residual = residual / (1 + residual.square().sum(dim=-1, keepdim=True) / OUTLIER**2)
+        residual = residual / (1 + residual.square().sum(dim=-1, keepdim=True) / OUTLIER**2)  # (batch, 72, 3)
         even_residual, odd_residual = self._split(residual, num_odd=1)
         constant = even.new_ones(even.shape[0], 1)
         even_residual = torch.cat([even_residual, constant], dim=-1)
@@ -444,16 +446,18 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         basis: tuple[torch.Tensor, torch.Tensor],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         residual, _ = self._residual(points, seen, even, odd, basis)
-        # An outlier must not drown the rest: beyond some millimetres only a residual's direction counts.
+        # An outlier must not drown the rest: beyond some millimeters only a residual's direction counts.
         bounded = residual / (torch.linalg.vector_norm(residual, dim=-1, keepdim=True) + 0.3)
-        vectors = torch.stack([deviation, 2 * residual, 2 * bounded], dim=-1).flatten(2)  # all x, all y, all z
+        vectors = torch.stack([deviation, 2 * residual, 2 * bounded], dim=-1).flatten(
+            2
+        )  # (batch, 72, 9): all x, all y, all z
         even_points, odd_points = self._split(torch.cat([vectors, visible], dim=-1), num_odd=3)
         constant = even.new_ones(even.shape[0], 1)
         even_hinges, odd_hinges = self._hinges(even, odd)
         even_features = torch.cat([even_points, even, even_hinges, constant * is_3d, constant], dim=-1)
         odd_features = torch.cat([odd_points, odd, odd_hinges], dim=-1)
 
-        even_hidden, odd_hidden = mirror_silu(*self.proj_in(even_features, odd_features))
+        even_hidden, odd_hidden = mirror_silu(*self.proj_in(even_features, odd_features))  # (batch, hidden_size) each
         for block in self.blocks:
             even_hidden, odd_hidden = block(even_hidden, odd_hidden)
         return self.proj_out(even_hidden, odd_hidden)
@@ -555,7 +559,7 @@ def _like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
 
 
 def _at_least_single(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision cannot tell neighbouring pixels apart beyond 1024."""
+    """Half precision cannot tell neighboring pixels apart beyond 1024."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 

@@ -192,41 +192,42 @@ class FacialAttributeMixer(IdentityMixer):
     def _fuse(
         self, face_embeds: torch.Tensor | None, image_hidden_states: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """The face embedding's tokens, and what the decoder attends to."""
-        face_tokens = None
-        face_embed_dim, image_embed_dim = self.config.face_embed_dim, self.config.image_embed_dim
-        if face_embed_dim is not None:
-            check_face_embeds(face_embeds, face_embed_dim)
-            face_tokens = self.face_proj(face_embeds).unflatten(-1, (self.config.num_face_tokens, -1))
-            face_tokens = self.face_norm(face_tokens)
-        if image_embed_dim is not None:
-            check_image_hidden_states(image_hidden_states, image_embed_dim)
-            image_tokens = self.image_norm(self.image_proj(image_hidden_states))
-
-        if image_embed_dim is None:
+        """The face embedding's tokens, and what the decoder attends to, each `(batch, tokens, hidden_size)`."""
+        if self.config.image_embed_dim is None:
+            face_tokens = self._face_tokens(face_embeds)
             return face_tokens, face_tokens
-        if face_embed_dim is None:
-            return face_tokens, image_tokens
-        context = torch.cat([face_tokens, image_tokens], dim=1)
+        states = check_image_hidden_states(image_hidden_states, self.config.image_embed_dim)
+        image_tokens = self.image_norm(self.image_proj(states))  # (batch, sequence, hidden_size)
+        if self.config.face_embed_dim is None:
+            return None, image_tokens
+        face_tokens = self._face_tokens(face_embeds)
+        context = torch.cat([face_tokens, image_tokens], dim=1)  # (batch, num_face_tokens + sequence, hidden_size)
         return face_tokens, self.fusion(face_tokens, encoder_hidden_states=context)
 
+    def _face_tokens(self, face_embeds: torch.Tensor | None) -> torch.Tensor:
+        projected = self.face_proj(check_face_embeds(face_embeds, self.config.face_embed_dim))
+        tokens = projected.unflatten(-1, (self.config.num_face_tokens, -1))  # (batch, num_face_tokens, hidden_size)
+        return self.face_norm(tokens)
 
-def check_face_embeds(face_embeds: torch.Tensor | None, width: int) -> None:
-    """Raises [`InputError`] unless there are face embeddings `(batch, width)`."""
+
+def check_face_embeds(face_embeds: torch.Tensor | None, width: int) -> torch.Tensor:
+    """Gives back the face embeddings; raises [`InputError`] unless they are `(batch, width)`."""
     if face_embeds is None or face_embeds.ndim != 2 or face_embeds.shape[-1] != width:
         raise InputError(
             f"face_embeds must have shape (batch, {width}), got {_shape_of(face_embeds)};"
             " pass embeddings of the recognizer that this mixer was trained with"
         )
+    return face_embeds
 
 
-def check_image_hidden_states(states: torch.Tensor | None, width: int) -> None:
-    """Raises [`InputError`] unless there are CLIP hidden states `(batch, sequence, width)`."""
+def check_image_hidden_states(states: torch.Tensor | None, width: int) -> torch.Tensor:
+    """Gives back CLIP's hidden states; raises [`InputError`] unless they are `(batch, sequence, width)`."""
     if states is None or states.ndim != 3 or states.shape[-1] != width:
         raise InputError(
             f"image_hidden_states must have shape (batch, sequence, {width}), got {_shape_of(states)};"
             " pass hidden states of the image encoder that this mixer was trained with"
         )
+    return states
 
 
 def _shape_of(tensor: torch.Tensor | None) -> str:

@@ -24,8 +24,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(self.conv2.bias)
+        for parameter in self.conv2.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.conv2(F.silu(self.conv1(F.silu(x))))
@@ -45,8 +45,8 @@ class PatchDecoder(nn.Module):
                 stages += [nn.Conv2d(width, 4 * channels[k + 1], 1), nn.PixelShuffle(2)]
         self.stages = nn.Sequential(*stages)
         self.conv_out = nn.Conv2d(channels[-1], 12, 3, padding=1)
-        nn.init.zeros_(self.conv_out.weight)
-        nn.init.zeros_(self.conv_out.bias)
+        for parameter in self.conv_out.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, latents: torch.Tensor) -> torch.Tensor:
         residual = self.conv_out(F.silu(self.stages(self.conv_in(latents))))

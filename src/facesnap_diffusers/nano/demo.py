@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import PIL.Image
 import torch
@@ -142,7 +143,7 @@ def _portraits(
 
 
 def _sample(
-    pipe: FaceSnapPipeline, shots: Sequence[Shot], seed: int, steps: int, guidance_scale: float, **face: object
+    pipe: FaceSnapPipeline, shots: Sequence[Shot], seed: int, steps: int, guidance_scale: float, **face: Any
 ) -> list[PIL.Image.Image]:
     return pipe(
         [shot.prompt for shot in shots],

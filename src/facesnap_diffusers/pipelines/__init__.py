@@ -1,0 +1,1 @@
+"""The six pipelines, and what a call of theirs carries with it."""

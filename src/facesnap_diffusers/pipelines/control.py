@@ -150,6 +150,7 @@ class ScheduledFFRNet(RoutedControlNet):
         **kwargs: Any,
     ) -> Any:
         """FFRNet's residuals: computed now, or those of before."""
+        assert self.progress is not None
         if conditioning_scale == 0:
             return super().route(sample, timestep, encoder_hidden_states, conditioning_scale, **kwargs)
         # in guess mode, the stock pipelines give the conditional half only
@@ -172,6 +173,7 @@ class ScheduledFFRNet(RoutedControlNet):
 
     def _lasts(self, timestep: torch.Tensor | float, batch: int) -> bool:
         """Whether the last residuals still serve."""
+        assert self._last is not None and self.progress is not None
         interval, (computed_at, (_, mid)) = self.schedule.landmark_interval, self._last
         if interval == 0 or self.progress.num_rounds <= FEW_STEPS or len(mid) != batch:
             return False

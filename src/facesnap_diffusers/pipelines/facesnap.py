@@ -1,3 +1,5 @@
+"""Text-to-image on Stable Diffusion 1.x and 2.x."""
+
 from diffusers import StableDiffusionControlNetPipeline, StableDiffusionPipeline
 
 from .sd import FaceSnapSDMixin

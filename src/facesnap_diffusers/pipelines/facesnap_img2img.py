@@ -1,9 +1,12 @@
+"""Image-to-image on Stable Diffusion 1.x and 2.x."""
+
 from diffusers import StableDiffusionControlNetImg2ImgPipeline, StableDiffusionImg2ImgPipeline
 
+from .picture import PictureMixin
 from .sd import FaceSnapSDMixin
 
 
-class FaceSnapImg2ImgPipeline(FaceSnapSDMixin, StableDiffusionControlNetImg2ImgPipeline):
+class FaceSnapImg2ImgPipeline(PictureMixin, FaceSnapSDMixin, StableDiffusionControlNetImg2ImgPipeline):
     r"""
     Image-to-image with the identity of a person from one photo: a stock [`StableDiffusionControlNetImg2ImgPipeline`] to which
     [`~FaceSnapAdapterMixin.load_facesnap_adapter`] adds a FaceSnap adapter.

@@ -1,9 +1,12 @@
+"""Inpainting on Stable Diffusion 1.x and 2.x."""
+
 from diffusers import StableDiffusionControlNetInpaintPipeline, StableDiffusionInpaintPipeline
 
+from .picture import InpaintMixin
 from .sd import FaceSnapSDMixin
 
 
-class FaceSnapInpaintPipeline(FaceSnapSDMixin, StableDiffusionControlNetInpaintPipeline):
+class FaceSnapInpaintPipeline(InpaintMixin, FaceSnapSDMixin, StableDiffusionControlNetInpaintPipeline):
     r"""
     Inpainting with the identity of a person from one photo: a stock [`StableDiffusionControlNetInpaintPipeline`] to which
     [`~FaceSnapAdapterMixin.load_facesnap_adapter`] adds a FaceSnap adapter.

@@ -1,3 +1,5 @@
+"""Text-to-image on Stable Diffusion XL."""
+
 from diffusers import StableDiffusionXLControlNetPipeline, StableDiffusionXLPipeline
 
 from .sdxl import FaceSnapSDXLMixin

@@ -1,9 +1,12 @@
+"""Image-to-image on Stable Diffusion XL."""
+
 from diffusers import StableDiffusionXLControlNetImg2ImgPipeline, StableDiffusionXLImg2ImgPipeline
 
+from .picture import PictureMixin
 from .sdxl import FaceSnapSDXLMixin
 
 
-class FaceSnapXLImg2ImgPipeline(FaceSnapSDXLMixin, StableDiffusionXLControlNetImg2ImgPipeline):
+class FaceSnapXLImg2ImgPipeline(PictureMixin, FaceSnapSDXLMixin, StableDiffusionXLControlNetImg2ImgPipeline):
     r"""
     Image-to-image with the identity of a person from one photo: a stock [`StableDiffusionXLControlNetImg2ImgPipeline`] to which
     [`~FaceSnapAdapterMixin.load_facesnap_adapter`] adds a FaceSnap adapter.

@@ -1,9 +1,12 @@
+"""Inpainting on Stable Diffusion XL."""
+
 from diffusers import StableDiffusionXLControlNetInpaintPipeline, StableDiffusionXLInpaintPipeline
 
+from .picture import InpaintMixin
 from .sdxl import FaceSnapSDXLMixin
 
 
-class FaceSnapXLInpaintPipeline(FaceSnapSDXLMixin, StableDiffusionXLControlNetInpaintPipeline):
+class FaceSnapXLInpaintPipeline(InpaintMixin, FaceSnapSDXLMixin, StableDiffusionXLControlNetInpaintPipeline):
     r"""
     Inpainting with the identity of a person from one photo: a stock [`StableDiffusionXLControlNetInpaintPipeline`] to which
     [`~FaceSnapAdapterMixin.load_facesnap_adapter`] adds a FaceSnap adapter.

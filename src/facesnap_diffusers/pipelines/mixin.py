@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from .._upstream import is_model_offloaded, progress_bar_config, register_in_diffusers, with_text_model
+from .._upstream import (
+    execution_device,
+    is_model_offloaded,
+    progress_bar_config,
+    register_in_diffusers,
+    resolve_dtype,
+    with_text_model,
+)
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..faces.expression import Expression
+from ..faces.photo import read_pixels
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
 from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
+from .arguments import check_prompt, check_stock_arguments
+from .bases import check_base, is_xl_components, is_xl_file, is_xl_folder
+from .call_copy import components_of_call
 from .control import RoutedControlNet, ScheduledFFRNet
-from .people import Person, check_people
+from .people import Person, check_people, with_identities
+from .picture import Crop, as_size, open_pictures, picture_size
 from .schedule import CallProgress, FaceSnapSchedule
 from .signatures import stock_arguments, with_stock_signature
 
@@ -62,11 +76,17 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     #: The name under which the stock pipeline takes the ControlNet's image.
     _control_image_argument = "control_image"
 
+    #: Whether this is the copy that a call runs on.
+    _is_of_call = False
+
     #: Identity tokens and unconditional tokens, each (batch, tokens, width): only on the copy that a call runs on.
     _identity_tokens: tuple[torch.Tensor, torch.Tensor] | None = None
 
     #: When the parts of an adapter work; see [`set_facesnap_schedule`].
     _facesnap_schedule = FaceSnapSchedule()
+
+    #: Whether a call begins with a picture, which is then its `image=`.
+    _takes_picture = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -74,6 +94,28 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             for name in ("__call__", "encode_prompt"):
                 setattr(cls, name, with_stock_signature(cls, name))
             register_in_diffusers(cls)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Any:
+        """
+        As `DiffusionPipeline.from_pretrained`. Raises [`InputError`], which names the right class, for checkpoints of another
+        family.
+        """
+        source = str(pretrained_model_name_or_path)
+        check_base(cls, is_xl_folder(pretrained_model_name_or_path, source, kwargs), source)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Any:
+        """
+        As in the stock pipelines. Raises [`InputError`], which names the right class, for checkpoints of another family.
+        """
+        try:
+            return super().from_single_file(pretrained_model_link_or_path, **kwargs)
+        except Exception:
+            # to look into it first would read every checkpoint twice
+            check_base(cls, is_xl_file(pretrained_model_link_or_path), str(pretrained_model_link_or_path))
+            raise
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
@@ -84,10 +126,15 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         Args:
             pipeline (`DiffusionPipeline`): Any pipeline of the same Stable Diffusion family.
             kwargs: Components that replace those of `pipeline`; `dtype` to convert all of them, in place.
+
+        Raises:
+            InputError: `pipeline` is of another family, or an argument is wrong.
         """
-        dtype = kwargs.pop("dtype", None)
+        dtype = resolve_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
         if not isinstance(pipeline, DiffusionPipeline):
             raise InputError(f"pipeline must be a DiffusionPipeline, got {type(pipeline).__name__}")
+        source = f"pipeline ({type(pipeline).__name__})"
+        check_base(cls, is_xl_components(pipeline.components, type(pipeline).__name__, source), source)
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise InputError(f"dtype must be a torch.dtype, got {dtype!r}")
         parameters = inspect.signature(cls.__init__).parameters
@@ -128,6 +175,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         landmarks: torch.Tensor | np.ndarray | None = None,
         people: Sequence[Person] | None = None,
         facesnap_schedule: str | FaceSnapSchedule | None = None,
+        identity_scale: float | Mapping[str, float] | None = None,
+        landmark_scale: float | None = None,
         **kwargs: Any,
     ) -> Any:
         r"""
@@ -153,6 +202,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 and, if you like, a pose and an expression; in place of all of the above but the prompt.
             facesnap_schedule (`str` or [`FaceSnapSchedule`], *optional*): When the parts of the adapter work in this
                 call: `"exact"`, `"fast"` or your own; by default as [`set_facesnap_schedule`] says.
+            identity_scale (`float` or `dict[str, float]`, *optional*), landmark_scale (`float`, *optional*): Scales of
+                this call only; by default those of [`set_facesnap_scale`].
             kwargs: All arguments of the stock pipeline, such as `negative_prompt`, `num_inference_steps`,
                 `guidance_scale`, `generator`, `height` and `width`. `controlnet_conditioning_scale` and the
                 ControlNet's images are for further ControlNets; [`set_facesnap_scale`] scales FaceSnap.
@@ -169,15 +220,25 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         steering = Steering(pose_image, pose, expression, face_box, face_index)
         schedule = self._facesnap_schedule if facesnap_schedule is None else FaceSnapSchedule.of(facesnap_schedule)
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
+        check_prompt("prompt", prompt)
+        check_stock_arguments(kwargs, self.vae_scale_factor)
+        _read_pictures(kwargs)
+        self._open_pictures(kwargs)
+        crop = None
         if people is not None:
             own = {"face_image": face_image, "identity": identity, "face_index": face_index, "landmarks": landmarks}
             given = [*(name for name, value in own.items() if value is not None), *steering.given]
             if given:
                 raise InputError(f"{given[0]}= is for one person, people= for several; give each Person its own")
+            if kwargs.get("padding_mask_crop") is not None:
+                raise InputError("padding_mask_crop= goes with one person; for people= draw one after the other")
             height, width = self._image_size(kwargs)
             conditions = self._conditions_of_people(people, height, width)
         elif face_image is None and identity is None:
             _refuse_steering_without_face(steering, landmarks)
+            if identity_scale is not None or landmark_scale is not None:
+                name = "landmark_scale" if identity_scale is None else "identity_scale"
+                raise InputError(f"{name}= scales a face; pass face_image= or identity= too")
             return self._call_without_face(prompt, kwargs)
         else:
             if face_index is not None and face_image is None and pose_image is None:
@@ -190,15 +251,23 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             num_prompts = len(prompt) if isinstance(prompt, list) else 1
             identities = conditioner.identities(face_image, identity, face_index, num_prompts)
             height, width = self._image_size(kwargs)
+            picture, mask = (kwargs.get("image"), kwargs.get("mask_image")) if self._takes_picture else (None, None)
+            crop = self._crop_to_mask(kwargs, height, width)
+            canvas = (height, width) if crop is None else (crop.image.height, crop.image.width)
             if landmarks is None:
-                points = conditioner.drawn_points(identities, steering, height, width)
+                steering = self._default_steering(conditioner, steering, picture, mask, *canvas)
+                points = conditioner.drawn_points(identities, steering, *canvas)
             else:
                 counts = (5, 72) if conditioner.config.landmark_style == "instantid5" else (72,)
                 points = as_landmarks(landmarks, "landmarks", counts)[..., :2]
+            if crop is not None:
+                points = crop.move(points)
             prompt = self._match_batch(prompt, identities, points, kwargs)
             picture = conditioner.landmark_picture(points, height, width)
             conditions = FaceConditions(*conditioner.tokens(identities), picture)
-        return self._call_with_face(prompt, conditions, schedule, kwargs)
+        scales = self._scales(identity_scale, landmark_scale)
+        output = self._call_with_face(prompt, conditions, scales, schedule, kwargs)
+        return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
     def set_facesnap_schedule(self, schedule: str | FaceSnapSchedule) -> None:
         r"""
@@ -232,6 +301,13 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """As in the stock pipeline; in a call with a face, the identity tokens follow the text."""
+        if not self._is_of_call:
+            scale = {} if kwargs.get("lora_scale") is None else {"scale": kwargs["lora_scale"]}
+            call_kwargs = {"cross_attention_kwargs": scale}
+            call = self._for_one_call(call_kwargs)
+            if scale and not call_kwargs["cross_attention_kwargs"]:  # it is in the copy's layers
+                kwargs["lora_scale"] = None
+            return call.encode_prompt(*args, **kwargs)
         prompt_embeds, negative_prompt_embeds, *pooled = super().encode_prompt(*args, **kwargs)
         if self._identity_tokens is not None:
             tokens, unconditional_tokens = self._identity_tokens
@@ -251,29 +327,58 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         expression: str | dict[str, float] | Expression | Sequence[Any] | None = None,
         face_box: Sequence[float] | Sequence[Sequence[float]] | None = None,
         face_index: int | None = None,
+        image: Any = None,
+        mask_image: Any = None,
     ) -> torch.Tensor:
         r"""
         The landmarks by which a call with the same arguments steers: the identity's proportions, with its own pose and
         expression or those that the arguments ask for.
 
-        Without `face_box` the face stands as in the pose image, else as in the reference photo, the photo scaled to
+        Without `face_box` the face stands as in the pose image. Without that, in pipelines that begin with a picture: as
+        the face in `image` (the one nearest to the middle of the mask, of those that the mask touches), which gives pose
+        and expression too, else in the box around the mask. Without all of these: as in the reference photo, scaled to
         cover the image. An identity without landmarks looks straight ahead from the middle of a portrait.
 
         Returns:
             `torch.Tensor` of shape `(batch, 72, 2)`: in pixels of the image; [`draw_landmarks`] draws them.
         """
         conditioner = self.face_conditioner("predict_landmarks")
-        for name, size in (("height", height), ("width", width)):
-            if not isinstance(size, int) or size <= 0:
-                raise InputError(f"{name} must be a positive number of pixels, got {size!r}")
+        height, width = as_size("height", height, 1), as_size("width", width, 1)
         if identity is None:
             raise InputError("identity is None; give a FaceIdentity or a list of them")
         steering = Steering(pose_image, pose, expression, face_box, face_index)
+        for name, picture in (("image", image), ("mask_image", mask_image)):
+            if picture is not None and not self._takes_picture:
+                raise InputError(f"{name}= is for pipelines that begin with a picture; leave it out")
+        image, mask_image = (
+            None if picture is None else open_pictures(picture, name)
+            for name, picture in (("image", image), ("mask_image", mask_image))
+        )
+        steering = self._default_steering(conditioner, steering, image, mask_image, height, width)
         return conditioner.landmarks(as_list(identity, "identity", FaceIdentity), steering, height, width)
+
+    # what pipelines that begin with a picture do otherwise
+
+    def _open_pictures(self, kwargs: dict[str, Any]) -> None:
+        """Opens paths and URLs among the arguments of a call."""
+
+    def _default_steering(
+        self, conditioner: FaceConditioner, steering: Steering, image: Any, mask_image: Any, height: int, width: int
+    ) -> Steering:
+        """What steers the face where the caller says nothing else."""
+        return steering
+
+    def _crop_to_mask(self, kwargs: dict[str, Any], height: int, width: int) -> Crop | None:
+        """Cuts the pictures of a call to the surroundings of the mask, if it asks for that."""
+        return None
+
+    def _blend_by_mask(self, kwargs: dict[str, Any]) -> None:
+        """Has the mask applied after each step."""
 
     def _conditions_of_people(self, people: Sequence[Person], height: int, width: int) -> FaceConditions:
         conditioner = self.face_conditioner("people=")
         people, boxes = check_people(people)
+        people = with_identities(people, conditioner.encode_face)
         points = []
         for person in people:
             conditioner.check(person.identity)
@@ -294,23 +399,28 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self,
         prompt: str | list[str] | None,
         conditions: FaceConditions,
+        scales: Mapping[str, Any],
         schedule: FaceSnapSchedule,
         kwargs: dict[str, Any],
     ) -> Any:
         """The stock pipeline with the identity: in the prompt, in the UNet's attention, in FFRNet."""
-        scale = self.facesnap_scale
-        attention_scale = scale["identity_scale"] if self.identity_attention is not None else 0.0
-        landmark_scale = scale["landmark_scale"] if self.ffrnet is not None else 0.0
+        attention_scale = scales["identity_scale"] if self.identity_attention is not None else 0.0
+        landmark_scale = scales["landmark_scale"] if self.ffrnet is not None else 0.0
         if landmark_scale == 0 and not (
             any(attention_scale.values()) if isinstance(attention_scale, Mapping) else attention_scale
         ):
             return self._call_without_face(prompt, kwargs)
-        call = self._for_one_call()
+        if self.unet.config.get("time_cond_proj_dim") is not None and self._takes_picture:
+            raise InputError(
+                "unet takes the guidance scale as an input (LCM), which the loops of image-to-image and inpainting with a"
+                " face do not pass; use the base model with an LCM LoRA"
+            )
+        call = self._for_one_call(kwargs)
         call._identity_tokens = conditions.tokens, conditions.unconditional_tokens
         num_tokens = conditions.tokens.shape[1]
         # without identity attention the tokens are only kept from the UNet
         attention = self.identity_attention if self.identity_attention is not None else IdentityAttention(layers={})
-        context = attention.context(self.unet, num_tokens, attention_scale, conditions.regions)
+        context = attention.context(call.unet, num_tokens, attention_scale, conditions.regions)
         attention_kwargs = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
         kwargs["cross_attention_kwargs"] = attention_kwargs
 
@@ -323,7 +433,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if self.ffrnet is not None:
             regions = None
             if conditions.regions is not None:
-                regions = RegionalContext(conditions.regions.masks(num_tokens, self._execution_device))
+                regions = RegionalContext(conditions.regions.masks(num_tokens, execution_device(self)))
             ffrnet = ScheduledFFRNet(
                 self.ffrnet, num_tokens, schedule, progress, lambda: call.do_classifier_free_guidance, regions
             )
@@ -338,30 +448,43 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _call_without_face(self, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
         """The stock pipeline as it is; without ControlNets, that without ControlNet where it takes all arguments."""
         if self.controlnet is not None:
-            return self._run(self._for_one_call(), prompt, kwargs)
+            crop = None
+            if kwargs.get("padding_mask_crop") is not None:
+                crop = self._crop_to_mask(kwargs, *self._image_size(kwargs))
+            output = self._run(self._for_one_call(kwargs), prompt, kwargs)
+            return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
         self._refuse_control_arguments(kwargs)
         kwargs.pop("guess_mode", None)
-        if set(kwargs) <= set(inspect.signature(self._plain_class.__call__).parameters):
-            plain = self._plain_pipeline()
+        takes_all = set(kwargs) <= set(inspect.signature(self._plain_class.__call__).parameters)
+        if takes_all and not self._mask_is_ours:
+            plain = self._plain_pipeline(kwargs)
             if kwargs.get("clip_skip") is not None:
                 plain.text_encoder = with_text_model(plain.text_encoder)
             return self._run(plain, prompt, kwargs)
         height, width = self._image_size(kwargs)
-        call = self._for_one_call()
+        crop = self._crop_to_mask(kwargs, height, width)
+        call = self._for_one_call(kwargs)
         no_settings = {**_CONTROL_SETTINGS, "controlnet_conditioning_scale": 0.0}
         call._control(None, torch.zeros(1, 3, height, width), no_settings, 0, None, kwargs)
-        return self._run(call, prompt, kwargs)
+        output = self._run(call, prompt, kwargs)
+        return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
-    def _for_one_call(self) -> Any:
+    @property
+    def _mask_is_ours(self) -> bool:
+        """Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here."""
+        return False
+
+    def _for_one_call(self, kwargs: dict[str, Any]) -> Any:
         """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
         call = copy.copy(self)
-        call.scheduler = copy.deepcopy(self.scheduler)
+        # past `DiffusionPipeline.__setattr__`, which would write the pipeline's config anew for each
+        call.__dict__.update(components_of_call(self, kwargs), _is_of_call=True)
         return call
 
-    def _plain_pipeline(self) -> DiffusionPipeline:
+    def _plain_pipeline(self, kwargs: dict[str, Any]) -> DiffusionPipeline:
         """The stock pipeline without ControlNet on the same components, for one call."""
         parameters = inspect.signature(self._plain_class.__init__).parameters
-        components = {**self.config, **self.components, "scheduler": copy.deepcopy(self.scheduler)}
+        components = {**self.config, **self.components, **components_of_call(self, kwargs)}
         arguments = {name: value for name, value in components.items() if name in parameters}
         if "requires_safety_checker" in arguments:  # it was warned of when this pipeline was made
             arguments["requires_safety_checker"] = False
@@ -373,9 +496,14 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         """The stock `__call__` of a pipeline that was made for this call."""
         try:
             if isinstance(call, FaceSnapMixin):
+                if self._mask_is_ours:
+                    call._blend_by_mask(kwargs)
                 return super(FaceSnapMixin, call).__call__(prompt, **kwargs)
             return call(prompt, **kwargs)
         finally:
+            for name in _SHOWN_AFTER_A_CALL:
+                if hasattr(call, name):
+                    setattr(self, name, getattr(call, name))
             if is_model_offloaded(self):  # the stock call has put its hooks on what the copy holds
                 self.maybe_free_model_hooks()
 
@@ -393,20 +521,17 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         settings. The first of them tells of the call's progress.
         """
         name = self._control_image_argument
-        if self.controlnet is None:
+        if self.controlnet is None:  # type: ignore[has-type]
             self._refuse_control_arguments(kwargs)
             self.controlnet = ffrnet or RoutedControlNet(
-                None, num_tokens, "text", progress=progress, device=self._execution_device, dtype=self.unet.dtype
+                None, num_tokens, "text", progress=progress, device=execution_device(self), dtype=self.unet.dtype
             )
             kwargs[name] = landmark_picture
             kwargs |= {setting: float(value) for setting, value in own_settings.items()}
             return
         is_multi = isinstance(self.controlnet, MultiControlNetModel)
         nets = list(self.controlnet.nets) if is_multi else [self.controlnet]
-        images = kwargs.get(name) if is_multi else [kwargs.get(name)]
-        if kwargs.get(name) is None or not isinstance(images, (list, tuple)) or len(images) != len(nets):
-            raise InputError(f"{name}= must have an image for each of the {len(nets)} further ControlNets")
-        images = [self.control_image_processor.preprocess(item, kwargs["height"], kwargs["width"]) for item in images]
+        images = self._control_images(kwargs.get(name), len(nets) if is_multi else None, kwargs)
         routed = [RoutedControlNet(net, num_tokens, "text") for net in nets]
         if ffrnet is None:
             routed[0].progress = progress
@@ -421,6 +546,32 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self.controlnet = MultiControlNetModel(routed)
         kwargs[name] = images
         kwargs |= {setting: [float(value) for value in values] for setting, values in settings.items()}
+
+    def _control_images(self, images: Any, count: int | None, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+        """
+        The images of further ControlNets, one batch for each of them. `count` of them take a list with an image for each, or
+        such a list for each prompt; a single one (`None`) takes an image, or one for each prompt.
+        """
+        name = self._control_image_argument
+        if images is None:
+            raise InputError(f"{name}= must have an image for each of the {count or 1} further ControlNets")
+        if count is None:
+            images = [images]
+        elif isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
+            if any(len(item) != count for item in images):
+                raise InputError(f"{name}= must have, for each prompt, an image for each of the {count} ControlNets")
+            images = [list(of_net) for of_net in zip(*images, strict=True)]
+        elif not isinstance(images, (list, tuple)) or len(images) != count:
+            raise InputError(f"{name}= must have an image for each of the {count} further ControlNets")
+        try:
+            return [
+                self.control_image_processor.preprocess(open_pictures(item, name), kwargs["height"], kwargs["width"])
+                for item in images
+            ]
+        except InputError:
+            raise
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise InputError(f"{name} could not be read ({one_line(error)}); pass PIL images or tensors") from None
 
     def _refuse_control_arguments(self, kwargs: dict[str, Any]) -> None:
         """Raises [`InputError`] for what is for further ControlNets, where there are none."""
@@ -438,7 +589,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _check_arguments(self, kwargs: dict[str, Any], with_face: bool) -> None:
         # the stock pipelines take any keyword and ignore those that they do not know
         known = stock_arguments(super().__call__)
-        plain = [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        plain: list[str] = (
+            [] if with_face or self.controlnet is not None else stock_arguments(self._plain_class.__call__)
+        )
         for name in kwargs:
             if name in known or name in plain or name in ("callback", "callback_steps"):
                 continue
@@ -447,19 +600,30 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             raise InputError(f"{type(self).__name__} takes no argument {name}=; it takes {', '.join(known)}")
 
     def _image_size(self, kwargs: dict[str, Any]) -> tuple[int, int]:
-        height, width = kwargs.get("height"), kwargs.get("width")
-        initial = kwargs.get("image") if self._control_image_argument != "image" else None
-        if initial is not None and (height is None or width is None):
-            initial = initial[0] if isinstance(initial, (list, tuple)) else initial
-            height, width = self.image_processor.get_default_height_width(initial, height, width)
-        sample_size = self.unet.config.sample_size
-        sample_height, sample_width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-        height = sample_height * self.vae_scale_factor if height is None else height
-        width = sample_width * self.vae_scale_factor if width is None else width
-        for name, size in (("height", height), ("width", width)):
-            if not isinstance(size, int) or size <= 0 or size % self.vae_scale_factor:
-                raise InputError(f"{name} must be a positive multiple of {self.vae_scale_factor}, got {size!r}")
-        kwargs["height"], kwargs["width"] = height, width
+        """
+        Height and width of the images of a call: as asked for, else those of its picture or latents, else the base
+        model's. They become arguments of the call.
+        """
+        multiple, latents = self.vae_scale_factor, kwargs.get("latents")
+        if latents is not None and (not isinstance(latents, torch.Tensor) or latents.ndim != 4):
+            raise InputError("latents must be a torch.Tensor of shape (batch, channels, height, width)")
+        if self._takes_picture:
+            sides = picture_size(kwargs["image"], self.vae.config.latent_channels, multiple)
+            default = tuple(side - side % multiple for side in sides)
+        elif latents is not None:
+            default = tuple(side * multiple for side in latents.shape[-2:])
+        else:
+            sample_size = self.unet.config.sample_size
+            sides = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+            default = tuple(side * multiple for side in sides)
+        for name, side in zip(("height", "width"), default, strict=True):
+            kwargs[name] = as_size(name, side if kwargs.get(name) is None else kwargs[name], multiple)
+        height, width = kwargs["height"], kwargs["width"]
+        if latents is not None and tuple(latents.shape[-2:]) != (height // multiple, width // multiple):
+            raise InputError(
+                f"latents of {latents.shape[-2]}×{latents.shape[-1]} are an image of {latents.shape[-2] * multiple}×"
+                f"{latents.shape[-1] * multiple} pixels, height and width are {height}×{width}; make them agree"
+            )
         return height, width
 
     def _match_batch(
@@ -470,13 +634,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         kwargs: dict[str, Any],
     ) -> str | list[str] | None:
         """One prompt serves a batch of faces; otherwise numbers must agree."""
-        if prompt is not None and not isinstance(prompt, (str, list)):
-            raise InputError(f"prompt must be a string or a list of strings, got {type(prompt).__name__}")
-        if prompt == []:
-            raise InputError("prompt is an empty list; give at least one")
         prompt_embeds = kwargs.get("prompt_embeds")
-        if prompt_embeds is not None and not isinstance(prompt_embeds, torch.Tensor):
-            raise InputError(f"prompt_embeds must be a torch.Tensor, got {type(prompt_embeds).__name__}")
         prompts = len(prompt) if isinstance(prompt, list) else 1 if prompt_embeds is None else len(prompt_embeds)
         faces = {"identity": len(identities), "landmarks": len(landmarks)}
         batch = max(prompts, *faces.values())
@@ -488,10 +646,14 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if prompt is None:
             raise InputError(f"prompt_embeds has 1 entry, there are {batch} faces; repeat it {batch} times")
         for name in ("prompt_2", "negative_prompt", "negative_prompt_2"):
-            if isinstance(kwargs.get(name), str):
-                kwargs[name] = [kwargs[name]] * batch
+            value = kwargs.get(name)
+            if isinstance(value, str) or (isinstance(value, list) and len(value) == 1):
+                kwargs[name] = (value if isinstance(value, list) else [value]) * batch
         return (prompt if isinstance(prompt, list) else [prompt]) * batch
 
+
+#: What the properties of a stock pipeline show of its last call.
+_SHOWN_AFTER_A_CALL = ("_guidance_scale", "_num_timesteps", "_clip_skip", "_interrupt")
 
 #: What a stock pipeline takes for each ControlNet, with its default.
 _CONTROL_SETTINGS = {"controlnet_conditioning_scale": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0}
@@ -508,11 +670,30 @@ def append_tokens(prompt_embeds: torch.Tensor, tokens: torch.Tensor) -> torch.Te
     return torch.cat([prompt_embeds, tokens], dim=1)
 
 
+def _with_images(output: Any, change: Callable[..., Any], *args: Any) -> Any:
+    """What a stock pipeline returns, a tuple or an object, with its images changed."""
+    if isinstance(output, tuple):
+        return (change(output[0], *args), *output[1:])
+    output.images = change(output.images, *args)
+    return output
+
+
 def _for_each(value: Any, count: int, name: str) -> list[float]:
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
     if len(values) != count or not all(isinstance(item, (int, float)) for item in values):
         raise InputError(f"{name} must be a number, or {count} for the {count} further ControlNets, got {value!r}")
     return values
+
+
+def _read_pictures(kwargs: Mapping[str, Any]) -> None:
+    """Reads the opened images among the stock pipeline's arguments, which other calls may read at the same time."""
+    for name, value in kwargs.items():
+        for item in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(item, PIL.Image.Image):
+                try:
+                    read_pixels(item)
+                except (OSError, SyntaxError) as error:  # what Pillow's decoders raise for a damaged file
+                    raise InputError(f"{name}= cannot be decoded ({one_line(error)}); pass an intact image") from error
 
 
 def _refuse_steering_without_face(steering: Steering, landmarks: Any) -> None:

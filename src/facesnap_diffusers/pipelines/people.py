@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -22,7 +22,8 @@ class Person:
     One of several people in an image: `pipe(prompt, people=[Person(...), Person(...)])`.
 
     Attributes:
-        identity ([`FaceIdentity`]): Who it is: what `pipe.encode_face` gave.
+        identity ([`FaceIdentity`] or photo): Who it is: what `pipe.encode_face` gave, or a photo, or a list of photos of
+            the person.
         face_box (`tuple[float, float, float, float]`): Where the face goes: left, top, right, bottom as shares of the
             image. Boxes must not overlap; each place of the image goes by the identity whose box is nearest.
         pose ([`HeadPose`], *optional*): Yaw, pitch and roll; the identity's own by default.
@@ -30,11 +31,24 @@ class Person:
         pose_image (photo, *optional*): A photo to take pose and expression from.
     """
 
-    identity: FaceIdentity
+    identity: Any
     face_box: Sequence[float] | None = None
     pose: HeadPose | None = None
     expression: str | dict[str, float] | Expression | None = None
     pose_image: Any = None
+
+
+def with_identities(people: Sequence[Person], encode_face: Callable[[Any], FaceIdentity]) -> list[Person]:
+    """The people, with an identity in place of each photo."""
+    encoded = []
+    for i, person in enumerate(people):
+        if not isinstance(person.identity, FaceIdentity):
+            try:
+                person = replace(person, identity=encode_face(person.identity))
+            except InputError as error:
+                raise type(error)(f"people[{i}]: {error}") from None
+        encoded.append(person)
+    return encoded
 
 
 def check_people(people: Any) -> tuple[list[Person], torch.Tensor]:
@@ -45,8 +59,10 @@ def check_people(people: Any) -> tuple[list[Person], torch.Tensor]:
         raise InputError("people is an empty list; give at least one Person")
     boxes = []
     for i, person in enumerate(people):
-        if not isinstance(person, Person) or not isinstance(person.identity, FaceIdentity):
-            raise InputError(f"people[{i}] must be a Person with a FaceIdentity, got {type(person).__name__}")
+        if not isinstance(person, Person):
+            raise InputError(f"people[{i}] must be a Person, got {type(person).__name__}")
+        if person.identity is None:
+            raise InputError(f"people[{i}] has no identity; give a FaceIdentity or a photo")
         if person.face_box is None:
             raise InputError(f"people[{i}] has no face_box; say where each of the {len(people)} faces goes")
         try:

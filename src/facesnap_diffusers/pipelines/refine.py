@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,10 @@ import torch
 
 from .._upstream import progress_bar_config
 from ..base_models import is_sdxl
-from ..errors import InputError
+from ..errors import InputError, NoFaceFoundError
+from ..faces.face import Face
 from ..steering import Steering
-from .people import Person, check_people
+from .people import Person, check_people, with_identities
 
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ def redraw_faces(
     pipe: FaceSnapMixin,
     image: PIL.Image.Image,
     prompt: str,
-    people: Sequence[Person],
+    people: Sequence[Person] | None = None,
     *,
     strength: float = 0.5,
     size: int | None = None,
@@ -41,7 +43,9 @@ def redraw_faces(
         pipe: The FaceSnap pipeline that made the image, or another with the same kind of adapter.
         image (`PIL.Image.Image`): The image.
         prompt (`str`): What the squares show: a portrait; the prompt of the image, if it says no more than that.
-        people (`list[`[`Person`]`]`): As in the call that made the image; for a single person a list of one.
+        people (`list[`[`Person`]`]`, *optional*): As in the call that made the image; for a single person a list of one.
+            Without them the faces are found in the image, and each is drawn again as the person that it shows, in the pose
+            that it has.
         strength (`float`): How much is drawn anew, from 0 to 1.
         size (`int`, *optional*): Side of the enlarged square, in pixels; by default the base model's own size. Faces
             whose square is as large already are left as they are.
@@ -50,10 +54,12 @@ def redraw_faces(
         kwargs: All arguments of the image-to-image pipeline, such as `generator` and `num_inference_steps`.
 
     Returns:
-        `PIL.Image.Image`: a new image of the same size; outside of the squares nothing changes.
+        `PIL.Image.Image`: a new image of the same size; outside of the squares nothing changes. Warns where there is
+        nothing to do: no face is small.
 
     Raises:
         InputError: An argument has a wrong type or is out of range.
+        NoFaceFoundError: `people` are not given and the image shows no face.
     """
     if not isinstance(image, PIL.Image.Image):
         raise InputError(f"image must be a PIL image, got {type(image).__name__}")
@@ -65,7 +71,11 @@ def redraw_faces(
     if size is not None and (not isinstance(size, int) or size <= 0 or size % pipe.vae_scale_factor):
         raise InputError(f"size must be a positive multiple of {pipe.vae_scale_factor}, got {size!r}")
     conditioner = pipe.face_conditioner("redraw_faces")
+    found = None
+    if people is None:
+        people, found = _people_in(image, pipe)
     people, boxes = check_people(people)
+    people = with_identities(people, pipe.encode_face)
     if size is None:
         sample_size = pipe.unet.config.sample_size
         size = (sample_size if isinstance(sample_size, int) else min(sample_size)) * pipe.vae_scale_factor
@@ -74,11 +84,16 @@ def redraw_faces(
     result = image.convert("RGB")
     scale = boxes.new_tensor([result.width, result.height, result.width, result.height])
     boxes = boxes * scale
-    for i, (person, box) in enumerate(zip(people, boxes)):
+    redrawn_faces = 0
+    for i, (person, box) in enumerate(zip(people, boxes, strict=True)):
         left, top, side = _square(box, margin, result.height, result.width)
         if side >= size:
             continue
-        steering = Steering(person.pose_image, person.pose, person.expression, person.face_box)
+        redrawn_faces += 1
+        if found is None:
+            steering = Steering(person.pose_image, person.pose, person.expression, person.face_box)
+        else:
+            steering = Steering(pose_image=found[i])
         points = conditioner.drawn_points([person.identity], steering, result.height, result.width)
         points = (points - points.new_tensor([left, top])) * (size / side)
         crop = result.crop((left, top, left + side, top + side))
@@ -96,7 +111,41 @@ def redraw_faces(
         others = torch.cat([boxes[:i], boxes[i + 1 :]]).numpy()
         mask = _soft_mask(left, top, side, result.height, result.width, others, feather)
         result.paste(redrawn, (left, top), mask)
+    if not redrawn_faces:
+        warnings.warn(
+            f"redraw_faces changed nothing: with its margin, every face is at least {size} px large already",
+            stacklevel=2,
+        )
     return result
+
+
+def _people_in(image: PIL.Image.Image, pipe: FaceSnapMixin) -> tuple[list[Person], list[Face]]:
+    """The people that an image shows, the largest first, each with the face that it was found by."""
+    conditioner = pipe.face_conditioner("redraw_faces")
+    picture = np.array(image.convert("RGB"))
+    faces = sorted(conditioner.analyzer.analyze(picture), key=lambda face: face.area, reverse=True)
+    people: list[Any] = []
+    kept = []
+    for face in faces:
+        box = _box_of(face, image.height, image.width)
+        if any(_overlap(box, person.face_box) for person in people):
+            continue  # a second box of the same face
+        people.append(Person(conditioner.identity_of(face), box))
+        kept.append(face)
+    if not people:
+        raise NoFaceFoundError("no face found in image; pass people= with the face_box of each")
+    return people, kept
+
+
+def _box_of(face: Face, height: int, width: int) -> tuple[float, ...]:
+    """The box around a face's landmarks as shares of the image, the part that lies inside."""
+    scale = np.array([width, height], dtype=np.float32)
+    low, high = face.landmarks[:, :2].min(0) / scale, face.landmarks[:, :2].max(0) / scale
+    return (*low.clip(0, 0.99).tolist(), *high.clip(0.01, 1).tolist())
+
+
+def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
 
 
 def _image_to_image(pipe: FaceSnapMixin) -> Any:
@@ -120,7 +169,7 @@ def _square(box: torch.Tensor, margin: float, height: int, width: int) -> tuple[
     left, top, right, bottom = box.tolist()
     side = min(round((1 + 2 * margin) * max(right - left, bottom - top)), height, width)
     corner = [(left + right - side) / 2, (top + bottom - side) / 2]
-    x, y = (round(min(max(value, 0), limit - side)) for value, limit in zip(corner, (width, height)))
+    x, y = (round(min(max(value, 0), limit - side)) for value, limit in zip(corner, (width, height), strict=True))
     return x, y, side
 
 
@@ -128,7 +177,7 @@ def _soft_mask(
     left: int, top: int, side: int, height: int, width: int, others: np.ndarray, feather: float
 ) -> PIL.Image.Image:
     """
-    White; towards those of its edges that are none of the image's, and towards the boxes of others, it fades to black
+    White; toward those of its edges that are none of the image's, and toward the boxes of others, it fades to black
     along half a cosine.
     """
     right, bottom = left + side, top + side

@@ -1,3 +1,5 @@
+"""What the pipelines for Stable Diffusion 1.x and 2.x have in common."""
+
 import copy
 from typing import TYPE_CHECKING, Any
 
@@ -9,11 +11,12 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from .._upstream import with_text_model
-from ..adapter.folder import ADAPTER_COMPONENTS
+from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
 from ..models.mixer import IdentityMixer
+from .bases import check_components
 from .mixin import FaceSnapMixin
 
 
@@ -27,6 +30,7 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
     """The components of the pipelines for Stable Diffusion 1.x and 2.x."""
 
     model_cpu_offload_seq = f"face_image_encoder->mixer->{StableDiffusionControlNetPipeline.model_cpu_offload_seq}"
+    # by `_optional_components` and `_exclude_from_cpu_offload` diffusers has a pipeline class say these
     _optional_components = [
         *StableDiffusionControlNetPipeline._optional_components,
         "controlnet",
@@ -59,6 +63,19 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
         facesnap_config: dict | None = None,
         requires_safety_checker: bool = True,
     ):
+        check_components(type(self), unet, controlnet)
+        # its constructor corrects outdated configs of the scheduler and the UNet, in place; those with ControlNet do not
+        self._plain_class(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+            image_encoder=image_encoder,
+            requires_safety_checker=False,
+        )
         super().__init__(
             vae=vae,
             text_encoder=text_encoder,
@@ -79,7 +96,9 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
         )
-        self.register_to_config(facesnap_config=facesnap_config)
+        if isinstance(ffrnet, FFRNet) and not ffrnet.is_bound:
+            bind_to_base({"ffrnet": ffrnet}, unet)
+        self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """As in the stock pipeline; in a call with a face, the identity tokens follow the text."""

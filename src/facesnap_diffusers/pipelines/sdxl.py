@@ -1,3 +1,5 @@
+"""What the pipelines for Stable Diffusion XL have in common."""
+
 from inspect import signature
 from typing import TYPE_CHECKING
 
@@ -12,11 +14,12 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ..adapter.folder import ADAPTER_COMPONENTS
+from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
 from ..models.mixer import IdentityMixer
+from .bases import check_components
 from .mixin import FaceSnapMixin
 
 
@@ -30,6 +33,7 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
     """The components of the pipelines for Stable Diffusion XL."""
 
     model_cpu_offload_seq = f"face_image_encoder->mixer->{StableDiffusionXLControlNetPipeline.model_cpu_offload_seq}"
+    # by `_optional_components` and `_exclude_from_cpu_offload` diffusers has a pipeline class say these
     _optional_components = [
         *StableDiffusionXLControlNetPipeline._optional_components,
         "controlnet",
@@ -65,6 +69,7 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
         force_zeros_for_empty_prompt: bool = True,
         add_watermarker: bool | None = None,
     ):
+        check_components(type(self), unet, controlnet)
         # text-to-image knows no aesthetics score
         knows_score = "requires_aesthetics_score" in signature(super().__init__).parameters
         options = {"requires_aesthetics_score": requires_aesthetics_score} if knows_score else {}
@@ -91,4 +96,6 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
         )
-        self.register_to_config(facesnap_config=facesnap_config)
+        if isinstance(ffrnet, FFRNet) and not ffrnet.is_bound:
+            bind_to_base({"ffrnet": ffrnet}, unet)
+        self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))

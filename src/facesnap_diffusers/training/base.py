@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
+from .._upstream import supports_gradient_checkpointing
 from ..adapter.config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, FaceSnapConfig
 from ..adapter.hub import resolve_adapter_folder
 from ..errors import InputError, one_line
@@ -30,6 +32,13 @@ def load_pipeline(config: TrainingConfig) -> Any:
     pipeline_class = FaceSnapXLPipeline if is_xl else FaceSnapPipeline
     dtype = base_dtype(config)
     options: dict[str, Any] = {"dtype": dtype}
+    if config.base.vae is not None:
+        try:
+            options["vae"] = AutoencoderKL.from_pretrained(config.base.vae, dtype=dtype)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"base.vae {config.base.vae!r} could not be loaded ({one_line(error)}); correct it"
+            ) from error
     if not is_xl:
         options["safety_checker"] = None
     try:
@@ -43,7 +52,7 @@ def load_pipeline(config: TrainingConfig) -> Any:
         raise InputError(
             f"base.model {config.base.model!r} could not be loaded ({one_line(error)}); correct it"
         ) from error
-    if is_xl:
+    if is_xl and config.base.vae is None:
         pipeline.vae.to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     for component in pipeline.components.values():
@@ -65,8 +74,10 @@ def load_pipeline(config: TrainingConfig) -> Any:
     if config.gradient_checkpointing:
         for name in ("unet", "ffrnet", "vae"):
             component = getattr(pipeline, name)
-            if component is not None and getattr(component, "_supports_gradient_checkpointing", False):
+            if component is not None and supports_gradient_checkpointing(component):
                 component.enable_gradient_checkpointing()
+    if config.base.compile:
+        pipeline.unet.compile_repeated_blocks()
     return pipeline
 
 
@@ -111,5 +122,9 @@ def _start_adapter(pipeline: Any, config: TrainingConfig) -> None:
             side = encoder.config.image_size
             processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
     pipeline.init_facesnap_adapter(
-        adapter_config(config), mixer=adapter.mixer, image_encoder=encoder, image_processor=processor
+        adapter_config(config),
+        mixer=adapter.mixer,
+        ffrnet_rank=adapter.ffrnet_rank,
+        image_encoder=encoder,
+        image_processor=processor,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +32,10 @@ class DlibNetwork(nn.Module):
         self.stem = _Convolution(3, 32, 7, stride=2)
         widths = [32, *_BLOCKS]
         self.blocks = nn.ModuleList(
-            _Block(before, after, halves=number in _HALVING)
-            for number, (before, after) in enumerate(zip(widths, widths[1:]))
+            _Block(before, after, halves=number in _HALVING) for number, (before, after) in enumerate(pairwise(widths))
         )
         self.embedding = nn.Linear(256, 128, bias=False)
+        self.mean_color: torch.Tensor
         self.register_buffer("mean_color", torch.tensor(_MEAN_COLOR)[:, None, None], persistent=False)
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
@@ -82,7 +83,7 @@ class _Block(nn.Module):
         residual = self.second(F.relu(self.first(states)))
         shortcut = F.avg_pool2d(states, 2) if self.halves else states
         # dlib's sum of two sizes is as large as the larger one in each dimension; the smaller one is filled up with zeros
-        channels, height, width = (max(a, b) for a, b in zip(residual.shape[1:], shortcut.shape[1:]))
+        channels, height, width = (max(a, b) for a, b in zip(residual.shape[1:], shortcut.shape[1:], strict=True))
         return F.relu(_padded(residual, channels, height, width) + _padded(shortcut, channels, height, width))
 
 
@@ -110,6 +111,7 @@ def load_dlib_network(path: str | Path | None = None) -> DlibNetwork:
         reader = _ParameterReader(path.read_bytes())
         for layer in network.modules():
             if isinstance(layer, _Convolution):
+                assert layer.conv.bias is not None
                 reader.read("con_4", layer.conv.weight, layer.conv.bias)
                 reader.read("affine_", layer.scale, layer.offset)
         transposed = torch.empty(256, 128)
@@ -141,7 +143,9 @@ class _ParameterReader:
             raise ValueError(f"{name} has parameters of shape {sizes}, version {version}, not {count}")
         values = torch.from_numpy(np.frombuffer(self._content, "<f4", count, self._position).astype(np.float32))
         self._position += 4 * count
-        for parameter, part in zip(parameters, values.split([parameter.numel() for parameter in parameters])):
+        for parameter, part in zip(
+            parameters, values.split([parameter.numel() for parameter in parameters]), strict=True
+        ):
             parameter.copy_(part.view_as(parameter))
 
     def _integer(self) -> int:

@@ -92,6 +92,33 @@ def identity_distance(embeds: torch.Tensor, reference: torch.Tensor) -> torch.Te
     return 1 - F.cosine_similarity(embeds, reference, dim=-1)
 
 
+def contrastive_loss(
+    embeds: torch.Tensor,
+    reference: torch.Tensor,
+    negatives: torch.Tensor,
+    usable: torch.Tensor,
+    temperature: float,
+) -> torch.Tensor:
+    r"""
+    InfoNCE, "Representation Learning with Contrastive Predictive Coding" (van den Oord et al. 2018, arXiv 1807.03748,
+    equation 4): `-log(exp(cos(embeds, reference) / t) / Σ exp(cos(embeds, other) / t))`, the sum over the reference and the
+    negatives.
+
+    Args:
+        embeds (`torch.Tensor` of shape `(batch, dim)`), reference (`torch.Tensor` of shape `(batch, dim)`): Face embeddings.
+        negatives (`torch.Tensor` of shape `(count, dim)`): Of other people.
+        usable (`torch.Tensor` of shape `(batch, count)`): Which of them are somebody else than the one in the sample.
+        temperature (`float`): `t`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`.
+    """
+    embeds, reference, negatives = (F.normalize(values, dim=-1) for values in (embeds, reference, negatives))
+    positive = (embeds * reference).sum(dim=-1, keepdim=True) / temperature  # (batch, 1)
+    others = (embeds @ negatives.T / temperature).masked_fill(~usable, -torch.inf)  # (batch, count)
+    return torch.cat([positive, others], dim=1).logsumexp(dim=1) - positive[:, 0]
+
+
 def face_weights(
     landmarks: torch.Tensor, image_size: tuple[int, int], latent_size: tuple[int, int], weight: float
 ) -> torch.Tensor:
@@ -110,7 +137,7 @@ def face_weights(
     low, high = landmarks.amin(dim=1), landmarks.amax(dim=1)
     center, radius = (low + high) / 2, (high - low).clamp(min=1) / 2
     distances = []
-    for axis, (pixels, count) in enumerate(zip(reversed(image_size), reversed(latent_size))):
+    for axis, (pixels, count) in enumerate(zip(reversed(image_size), reversed(latent_size), strict=True)):
         position = (torch.arange(count, device=landmarks.device) + 0.5) * (pixels / count) - 0.5
         distances.append(((position - center[:, axis, None]) / radius[:, axis, None]).square())
     inside = torch.sigmoid(6 * (1.3 - distances[1][:, :, None] - distances[0][:, None, :]))

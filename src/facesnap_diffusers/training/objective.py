@@ -14,9 +14,12 @@ from ..base_models import is_sdxl
 from ..conditioner import FaceConditioner
 from ..errors import InputError
 from ..models.attention import IdentityAttention
-from .losses import NoiseSchedule, at_least_single, face_weights, identity_distance
+from .losses import NoiseSchedule, at_least_single, contrastive_loss, face_weights, identity_distance
 from .recognizer import FaceRecognizer
 from .training_config import IdentityLossConfig, LossConfig
+
+
+_RECOGNIZER_BATCH = 64
 
 
 class Objective(nn.Module):
@@ -55,6 +58,7 @@ class Objective(nn.Module):
         self._frozen = (pipeline, recognizer)
         self.noise_schedule = NoiseSchedule(pipeline.scheduler)
         self.num_tokens = pipeline.mixer.num_tokens
+        self._negatives: tuple[torch.Tensor, torch.Tensor] | None = None
         self._extra = _import_function(loss.extra) if loss.extra else None
 
     @property
@@ -67,13 +71,38 @@ class Objective(nn.Module):
 
     @property
     def extras(self) -> set[str]:
-        """What its samples must hold besides: `recognition_crop`, `start_noise`, both or neither."""
-        config, extras = self.identity_loss, set()
-        if config.weight > 0 and config.reference == "photo":
-            extras.add("recognition_crop")
-        if config.weight > 0 and config.mode == "few_step":
+        """What its samples must hold besides, of the extras of [`TrainingSamples`]."""
+        config = self.identity_loss
+        extras: set[str] = set()
+        if config.weight == 0:
+            return extras
+        if config.reference != "embedding":
+            extras.add("recognition_crop" if config.reference == "photo" else "target_recognition_crop")
+        if config.contrastive > 0:
+            extras.add("person")
+        if config.mode == "few_step":
             extras.add("start_noise")
         return extras
+
+    @torch.no_grad()
+    def set_negatives(self, crops: torch.Tensor | None, embeds: torch.Tensor, people: torch.Tensor) -> None:
+        r"""
+        Stores the embeddings of other people for the contrastive part of the identity loss.
+
+        Args:
+            crops (`torch.Tensor` of shape `(count, 3, size, size)`, *optional*): What the recognizer takes, RGB in `[0, 1]`;
+                where the identity loss compares with stored embeddings, `None`.
+            embeds (`torch.Tensor` of shape `(count, dim)`): The stored embeddings; unused where there are crops.
+            people (`torch.Tensor` of shape `(count,)`): Numbers of the people, as in the samples' `person`.
+        """
+        recognizer = self.recognizer
+        assert recognizer is not None
+        device = next(self.parameters()).device
+        if crops is None:
+            found = recognizer.relative(embeds.to(device))
+        else:
+            found = torch.cat([recognizer.embed(some.to(device)) for some in crops.split(_RECOGNIZER_BATCH)])
+        self._negatives = found, people.to(device)
 
     @property
     def conditioner(self) -> FaceConditioner:
@@ -102,15 +131,15 @@ class Objective(nn.Module):
         if clean is None:
             clean = self.encode_images(batch["pixel_values"], batch["encoder_noise"])
         timesteps = batch["timestep"]
-        noisy = self.noise_schedule.add_noise(clean, batch["noise"], timesteps)
+        noisy = self.noise_schedule.add_noise(clean, batch["noise"], timesteps)  # (batch, channels, height, width)
         conditions = self.encode_conditions(batch)
-        predicted = self.predict(noisy, timesteps, conditions)
+        predicted = self.predict(noisy, timesteps, conditions)  # (batch, channels, height, width)
 
         error = (predicted - self.noise_schedule.target(clean, batch["noise"], timesteps)).square()
         if self.loss.face_weight != 1:
-            image_size = self._image_size(batch)
-            error = error * face_weights(batch["detected"], image_size, error.shape[-2:], self.loss.face_weight)
-        error = error.mean(dim=(1, 2, 3))
+            image_size, latent_size = self._image_size(batch), (error.shape[-2], error.shape[-1])
+            error = error * face_weights(batch["detected"], image_size, latent_size, self.loss.face_weight)
+        error = error.mean(dim=(1, 2, 3))  # (batch,)
         losses = {"mse": error.mean().detach()}
         if self.loss.min_snr_gamma is not None:
             error = error * self.noise_schedule.min_snr_weight(timesteps, self.loss.min_snr_gamma)
@@ -120,14 +149,17 @@ class Objective(nn.Module):
         sampled = None
         if self._identity_due(step):
             if self.identity_loss.mode == "prediction":
-                identity, share = self._identity_of_prediction(noisy, predicted, timesteps, batch)
+                identity, share, contrastive = self._identity_of_prediction(noisy, predicted, timesteps, batch)
                 weight = self.identity_loss.weight
             else:
                 sampled = self.sample(batch["start_noise"], conditions)
-                identity, share = self._identity_of_sample(sampled, batch)
+                identity, share, contrastive = self._identity_of_sample(sampled, batch)
                 weight = self.identity_loss.weight * self.identity_loss.every
             total = total + weight * identity
             losses["identity"], losses["identity_share"] = identity.detach(), share
+            if self.identity_loss.contrastive > 0:
+                total = total + weight * self.identity_loss.contrastive * contrastive
+                losses["contrastive"] = contrastive.detach()
         if self._extra is not None:
             tokens, text = conditions["identity_tokens"], conditions["text_embeds"]
             extra = self._extra(
@@ -170,10 +202,14 @@ class Objective(nn.Module):
         text_embeds, pooled = self._encode_text(batch["caption"], batch["without_text"])
         states = conditioner.image_states(batch["clip_crop"]) if "clip_crop" in batch else None
         conditions = {
-            "text_embeds": text_embeds,  # (batch, text, width)
-            "identity_tokens": conditioner.mix(batch["face_embeds"], states, batch["without_identity"]),
-            "landmark_picture": conditioner.landmark_picture(batch["landmarks"], *self._image_size(batch)),
-            "with_landmarks": ~batch["without_landmarks"],
+            "text_embeds": text_embeds,  # (batch, text tokens, width)
+            "identity_tokens": conditioner.mix(  # (batch, identity tokens, width)
+                batch["face_embeds"], states, batch["without_identity"]
+            ),
+            "landmark_picture": conditioner.landmark_picture(  # (batch, 3, 8 · height, 8 · width)
+                batch["landmarks"], *self._image_size(batch)
+            ),
+            "with_landmarks": ~batch["without_landmarks"],  # (batch,)
             "added": None,
         }
         if pooled is not None:
@@ -196,12 +232,14 @@ class Objective(nn.Module):
                 added_cond_kwargs=None if added is None else {k: v.to(ffrnet.dtype) for k, v in added.items()},
                 return_dict=False,
             )
-            kept = conditions["with_landmarks"][:, None, None, None]
+            kept = conditions["with_landmarks"][:, None, None, None]  # (batch, 1, 1, 1)
             residuals = {
                 "down_block_additional_residuals": [(item * kept).to(unet.dtype) for item in down],
                 "mid_block_additional_residual": (mid * kept).to(unet.dtype),
             }
-        context = torch.cat([conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1)
+        context = torch.cat(
+            [conditions["text_embeds"].to(unet.dtype), tokens.to(unet.dtype)], dim=1
+        )  # (batch, tokens, width)
         attention = self.pipeline.identity_attention
         if attention is None:  # the tokens are only kept from the UNet
             attention = IdentityAttention(layers={})
@@ -224,7 +262,7 @@ class Objective(nn.Module):
         config, count = self.identity_loss, len(noise)
         # the first timestep is the last of the schedule, where the sample is (almost) pure noise
         spaced = torch.arange(config.steps, 0, -1, device=noise.device) * len(self.noise_schedule) / config.steps
-        timesteps = spaced.round().long() - 1
+        timesteps = spaced.round().long() - 1  # (steps,)
         noisy = clean = noise
         for number, timestep in enumerate(timesteps):
             now = timestep.expand(count)
@@ -248,49 +286,68 @@ class Objective(nn.Module):
 
     def _identity_of_prediction(
         self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor, batch: dict[str, Any]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """L_id on the clean images that the predictions amount to, of samples that are clean enough and show someone."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """L_id on the clean images implied by the predictions, of samples that are clean enough and show someone."""
         usable = (self.noise_schedule.snr(timesteps) >= self.identity_loss.min_snr) & ~batch["without_identity"]
-        share = usable.float().mean()
-        if not usable.any():
-            return predicted.sum() * 0.0, share
         clean = self.noise_schedule.clean(noisy[usable], predicted[usable], timesteps[usable])
-        return self._distance(clean, batch, usable).sum() / len(usable), share
+        return self._identity(clean, batch, usable, predicted)
 
-    def _identity_of_sample(self, sampled: torch.Tensor, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _identity_of_sample(
+        self, sampled: torch.Tensor, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """L_id on sampled latents, of samples that show someone at a known place."""
         usable = ~batch["without_identity"] & ~batch["without_landmarks"]
+        return self._identity(sampled[usable], batch, usable, sampled)
+
+    def _identity(
+        self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor, of: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sum over the usable samples divided by the number of all: L_id, and its contrastive part; between them their share."""
         share = usable.float().mean()
         if not usable.any():
-            return sampled.sum() * 0.0, share
-        return self._distance(sampled[usable], batch, usable).sum() / len(usable), share
+            nothing = of.sum() * 0.0  # all processes must reach all parameters
+            return nothing, share, nothing
+        embeds, reference = self._embeds(clean, batch, usable)
+        identity = identity_distance(embeds, reference).sum() / len(usable)
+        if self._negatives is None:
+            return identity, share, torch.zeros_like(identity)
+        negatives, people = self._negatives
+        others = people != batch["person"][usable][:, None]  # (usable, count)
+        contrastive = contrastive_loss(
+            embeds, reference, negatives.to(embeds.dtype), others, self.identity_loss.temperature
+        )
+        return identity, share, contrastive.sum() / len(usable)
 
-    def _distance(self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor) -> torch.Tensor:
-        recognizer = self.recognizer
+    def _embeds(
+        self, clean: torch.Tensor, batch: dict[str, Any], usable: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeddings of clean latents, and those that they should have, `(usable, dim)` each."""
+        recognizer, compared = self.recognizer, self.identity_loss.reference
         assert recognizer is not None
-        images = self.decode_latents(clean)
+        images = self.decode_latents(clean)  # (usable, 3, height, width) in pixels
         with torch.autocast(images.device.type, enabled=False):
-            embeds = recognizer(images, batch["detected"][usable])
-            if self.identity_loss.reference == "embedding":
-                reference = recognizer.relative(batch["face_embeds"][usable].to(embeds.dtype))
-            else:
-                with torch.no_grad():
-                    reference = recognizer.embed(batch["recognition_crop"][usable])
-            return identity_distance(embeds, reference.to(embeds.dtype))
+            embeds = recognizer(images, batch["detected"][usable])  # (usable, dim)
+            with torch.no_grad():
+                if compared == "embedding":
+                    reference = recognizer.relative(batch["face_embeds"][usable].to(embeds.dtype))
+                else:
+                    crops = batch["recognition_crop" if compared == "photo" else "target_recognition_crop"]
+                    reference = recognizer.embed(crops[usable])
+        return embeds, reference.to(embeds.dtype)
 
     @torch.no_grad()
     def _encode_text(self, captions: list[str], without: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         pipeline = self.pipeline
         is_xl = is_sdxl(pipeline.unet)
         zeros = is_xl and pipeline.config.force_zeros_for_empty_prompt
-        captions = ["" if left_out else caption for caption, left_out in zip(captions, without.tolist())]
+        captions = ["" if left_out else caption for caption, left_out in zip(captions, without.tolist(), strict=True)]
         encoded = pipeline.encode_prompt(
             prompt=captions, device=without.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
         embeds, pooled = encoded[0], encoded[2] if is_xl else None
         if zeros:
             embeds = embeds * ~without[:, None, None]
-            pooled = pooled * ~without[:, None]
+            pooled = None if pooled is None else pooled * ~without[:, None]
         return embeds, pooled
 
 

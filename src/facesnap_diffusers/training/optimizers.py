@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -11,7 +13,7 @@ from .training_config import OptimizerConfig
 
 def create_optimizer(config: OptimizerConfig, parts: nn.ModuleDict) -> torch.optim.Optimizer:
     """The optimizer of the trained parts, a parameter group and learning rate for each."""
-    rates = config.learning_rate
+    rates: Any = config.learning_rate
     groups = [
         {"params": list(part.parameters()), "lr": rates[name] if isinstance(rates, dict) else rates}
         for name, part in parts.items()
@@ -22,7 +24,7 @@ def create_optimizer(config: OptimizerConfig, parts: nn.ModuleDict) -> torch.opt
         return Adafactor(
             groups, scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=config.weight_decay
         )
-    options = {"betas": config.betas, "eps": config.epsilon, "weight_decay": config.weight_decay}
+    options: dict[str, Any] = {"betas": config.betas, "eps": config.epsilon, "weight_decay": config.weight_decay}
     if config.name == "adamw_8bit":
         try:
             from bitsandbytes.optim import AdamW8bit

@@ -14,6 +14,7 @@ from torch import nn
 from ..data.recognition_crop import align_faces
 from ..data.shard_settings import RECOGNITION_CROP_SIZES
 from ..errors import InputError, MissingDependencyError, one_line
+from .onnx_network import load_onnx_network
 from .training_config import RecognizerConfig
 
 
@@ -42,6 +43,7 @@ class FaceRecognizer(nn.Module):
         center: torch.Tensor | None = None,
     ):
         super().__init__()
+        self.center: torch.Tensor | None
         self.register_buffer("center", center, persistent=False)
         self.network = network.eval().requires_grad_(False)
         self.crop = crop
@@ -95,13 +97,13 @@ def load_network(name: str) -> nn.Module:
     Args:
         name (`str`): One of
 
-            - the path of an ONNX file, e.g. `w600k_r50.onnx` of an InsightFace pack: converted by onnx2torch;
+            - the path of an ONNX file, e.g. `w600k_r50.onnx` of an InsightFace pack: see [`OnnxNetwork`];
             - the path of a program that `torch.export.save` (`.pt2`) or `torch.jit.save` (`.pt`, `.pth`) wrote;
             - `package.module:function`: a function without arguments that returns a module.
 
     Raises:
         InputError: It cannot be loaded.
-        MissingDependencyError: An ONNX file without onnx2torch.
+        MissingDependencyError: An ONNX file without onnx.
     """
     module, colon, function = name.partition(":")
     path = Path(name).expanduser()
@@ -109,14 +111,14 @@ def load_network(name: str) -> nn.Module:
         return _from_function(name, module, function)
     if not path.is_file():
         raise InputError(f"recognizer {name!r} is neither a file nor package.module:function; name one of the two")
-    loaders = {".onnx": _from_onnx, ".pt2": _from_export, ".pt": _from_script, ".pth": _from_script}
+    loaders = {".onnx": load_onnx_network, ".pt2": _from_export, ".pt": _from_script, ".pth": _from_script}
     if path.suffix not in loaders:
         raise InputError(f"recognizer {name!r} ends in none of {', '.join(loaders)}; convert it to one of them")
     try:
         return loaders[path.suffix](path)
     except (InputError, MissingDependencyError):
         raise
-    except Exception as error:  # onnx, onnx2torch and torch raise many kinds for damaged and unknown content
+    except Exception as error:  # onnx and torch raise many kinds for damaged and unknown content
         raise InputError(f"recognizer {name!r} could not be loaded ({one_line(error)}); use another file") from error
 
 
@@ -132,21 +134,10 @@ def _from_function(name: str, module: str, function: str) -> nn.Module:
     return network
 
 
-def _from_onnx(path: Path) -> nn.Module:
-    try:
-        import onnx
-        import onnx2torch
-    except ImportError as error:
-        raise MissingDependencyError(
-            f'an ONNX recognizer needs onnx2torch ({one_line(error)}): pip install "facesnap-diffusers[train]"'
-        ) from error
-    return onnx2torch.convert(onnx.load(str(path))).eval()
-
-
 def _from_export(path: Path) -> nn.Module:
     network = torch.export.load(path).module()
     # it has one mode, the exported one, and raises when another is set
-    network.train = network.eval = lambda mode=True: network
+    network.train = network.eval = lambda mode=True: network  # type: ignore[method-assign,misc]
     return network
 
 

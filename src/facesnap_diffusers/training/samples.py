@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessor
 
 from ..data.prepared_face import PreparedFace, resize_points
 from ..data.shards import PreparedFaces
+from ..errors import FaceSnapError
 from ..models.landmark_predictor import LandmarkPredictor
 from .latents import CropLatents
 from .training_config import DataConfig, DropoutConfig
@@ -24,9 +25,13 @@ from .training_config import DataConfig, DropoutConfig
 
 @dataclass(frozen=True)
 class Crop:
-    """A square of a photo: its corner and side in pixels (of `size`, width and height), and whether it is mirrored."""
+    """
+    A square of a photo: its corner and side in pixels (of `size`, width and height), and whether it is mirrored. The
+    photo's file may have been larger (`file_size`).
+    """
 
     size: tuple[int, int]
+    file_size: tuple[int, int]
     left: float
     top: float
     side: float
@@ -49,10 +54,14 @@ class Crop:
         return torch.from_numpy(points.astype(np.float32))
 
     def sizes(self, resolution: int) -> torch.Tensor:
-        """SDXL's size conditions: the size before cropping, the crop's corner and its size, height first."""
+        r"""
+        SDXL's size conditions (Podell et al. 2023, arXiv 2307.01952, section 2.2), height first: the size of the file, from
+        which the model knows how sharp a picture is; the crop's corner in the photo as it is scaled for it; its size.
+        """
         scale = resolution / self.side
-        (width, height), top, left = self.size, self.top, self.left
-        return torch.tensor([round(value * scale) for value in (height, width, top, left)] + [resolution, resolution])
+        left = self.size[0] - self.left - self.side if self.mirrored else self.left
+        width, height = self.file_size
+        return torch.tensor([height, width, round(self.top * scale), round(left * scale), resolution, resolution])
 
 
 class TrainingSamples(Dataset):
@@ -70,8 +79,8 @@ class TrainingSamples(Dataset):
         num_timesteps (`int`): Of the noise schedule.
         latent_shape (`tuple[int, int, int]`): Of one sample.
         seed (`int`): Of everything.
-        extras (collection of `str`): Further keys of a sample, of `recognition_crop` and `start_noise`; see
-            [`Objective.extras`].
+        extras (collection of `str`): Further keys of a sample, of `recognition_crop`, `target_recognition_crop`,
+            `person` and `start_noise`; see [`Objective.extras`].
         latents ([`CropLatents`], *optional*): In place of the images and of the noise that the VAE's encoder takes. Only
             with `config.crops`.
     """
@@ -104,9 +113,18 @@ class TrainingSamples(Dataset):
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
+        """Raises [`InputError`], which names the photo, where its bytes are damaged."""
+        try:
+            return self._sample(position)
+        except (OSError, SyntaxError, KeyError, ValueError) as error:  # of Pillow, of arrays that do not fit
+            if isinstance(error, FaceSnapError):
+                raise
+            raise self.faces.damaged(self.photo(position), error) from error
+
+    def _sample(self, position: int) -> dict[str, Any]:
         config = self.config
         random = np.random.default_rng([self.seed, position])
-        index = self._index(position)
+        index = self.photo(position)
         target = self.faces[index]
         photos = self.faces.same_person(index)
         reference = self.faces[photos[random.integers(len(photos))]] if photos else target
@@ -140,12 +158,29 @@ class TrainingSamples(Dataset):
         if "recognition_crop" in self.extras:
             assert reference.recognition_crop is not None, "check_shards refuses shards without it"
             sample["recognition_crop"] = _to_tensor(_decode(reference.recognition_crop))  # (3, size, size) in [0, 1]
+        if "target_recognition_crop" in self.extras:
+            assert target.recognition_crop is not None, "check_shards refuses shards without it"
+            pixels = _to_tensor(_decode(target.recognition_crop))
+            # as the picture is: a face and its mirror image do not have quite the same embedding
+            sample["target_recognition_crop"] = pixels.flip(-1) if crop.mirrored else pixels
+        if "person" in self.extras:
+            sample["person"] = torch.tensor(self.faces.person_number(index))
         if self.image_processor is not None:
             clip_crop = self._clip_crop(reference, random)
             sample["clip_crop"] = self.image_processor(clip_crop, return_tensors="pt").pixel_values[
                 0
             ]  # (3, size, size)
         return sample
+
+    def negatives(self, count: int, crops: bool) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """One photo of each of up to `count` people: recognition crops if asked for, embeddings, numbers; see [`Objective`]."""
+        first = list(dict.fromkeys(self.faces.person_number(index) for index in range(len(self.faces))))
+        chosen = np.random.default_rng([self.seed, 2]).permutation(len(first))[:count]
+        people = [first[place] for place in sorted(chosen)]
+        faces = [self.faces[index] for index in people]
+        pictures = [_to_tensor(_decode(face.recognition_crop)) for face in faces if crops and face.recognition_crop]
+        embeds = torch.from_numpy(np.stack([face.embedding for face in faces]))
+        return torch.stack(pictures) if crops else None, embeds, torch.tensor(people)
 
     @property
     def crops(self) -> int:
@@ -168,8 +203,8 @@ class TrainingSamples(Dataset):
             images.append(self.fixed_crop(number, target).pixels(_decode(target.image), self.config.resolution))
         return torch.stack(images)
 
-    def _index(self, position: int) -> int:
-        """Every photo comes once in each epoch."""
+    def photo(self, position: int) -> int:
+        """The number of the photo at a position. Every photo comes once in each epoch."""
         epoch, place = divmod(position, len(self.faces))
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.faces))
@@ -246,13 +281,14 @@ def _random_crop(
 ) -> Crop:
     """A square that shows the face; `mirrored`, or by default in a share of `config.flip`."""
     width, height = PIL.Image.open(io.BytesIO(target.image)).size
+    file_size = target.info.get("file_size") or (width, height)
     side = min(width, height) / random.uniform(*config.zoom)
     left, top = (
         _crop_start(target.landmarks[:, axis], side, length, random) for axis, length in enumerate((width, height))
     )
     if mirrored is None:
         mirrored = bool(random.random() < config.flip)
-    return Crop((width, height), left, top, side, mirrored)
+    return Crop((width, height), (int(file_size[0]), int(file_size[1])), left, top, side, mirrored)
 
 
 def _crop_start(points: np.ndarray, side: float, length: int, random: np.random.Generator) -> float:

@@ -4,42 +4,65 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 import logging
-from collections import Counter
+import math
+import shutil
+import time
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
 from ..adapter.config import FaceSnapConfig
 from ..adapter.model_card import write_model_card
+from ..data.folder_lock import FolderLock
 from ..data.shards import PreparedFaces, read_settings
-from ..files import atomic_file
+from ..errors import TrainingError, one_line
+from ..files import atomic_file, atomic_folder
 from ..models.landmark_predictor import load_landmark_predictor
 from ..settings import dump_settings
 from .base import adapter_config, load_pipeline
-from .card import describe_training
-from .checkpoints import Progress, load_checkpoint, save_checkpoint
+from .card import RunSummary, describe_training, device_name
+from .checkpoints import Progress, checkpoint_folders, load_checkpoint, save_checkpoint, set_aside
+from .health import SpeedMeter, StopRequest, all_finite, check_sharding, in_any_process, kept_random_state
 from .latents import CropLatents
+from .loss_means import LossMeans
 from .objective import Objective
 from .optimizers import create_optimizer
+from .publishing import check_repo, push
 from .recognizer import load_recognizer
 from .samples import ResumableBatchSampler, TrainingSamples, collate
 from .shard_check import check_shards
 from .training_config import DropoutConfig, TrainingConfig
-from .validation import to_device, validation_losses, validation_sheet
+from .validation import load_judge, to_device, validation_likeness, validation_losses, validation_sheet
 
 
 logger = logging.getLogger(__name__)
+
+_TIME = "time.json"
+
+
+@dataclass
+class _Step:
+    """Whether a step is finite, whether the run is to stop after it, the same in all processes, and its gradient's norm."""
+
+    finite: bool = True
+    stop: bool = False
+    gradient_norm: float = 0.0
 
 
 class Trainer:
@@ -49,9 +72,13 @@ class Trainer:
     Args:
         config ([`TrainingConfig`]): Of the run.
 
+    Attributes:
+        stop ([`StopRequest`]): Whether, and by which signal, `train` was asked to stop.
+
     Raises:
-        InputError: The config names something that could not be loaded, or the shards do not give what the adapter is
-            trained with; the latter before the base model is loaded.
+        InputError: The config names something that could not be loaded, the shards do not give what the adapter is
+            trained with, accelerate is set up to shard parameters, or the Hub repo cannot be written to; the last three
+            before the base model is loaded.
     """
 
     def __init__(self, config: TrainingConfig):
@@ -63,6 +90,11 @@ class Trainer:
             log_with=config.trackers or None,
             project_config=ProjectConfiguration(project_dir=str(self.folder), logging_dir=str(self.folder / "logs")),
         )
+        self.stop = StopRequest()
+        self._started, self._seconds_before = time.perf_counter(), 0.0
+        check_sharding(self.accelerator.state)
+        if config.hub.push and self.accelerator.is_main_process:
+            check_repo(config.hub)
         self._tell_deepspeed_the_batch_size()
         if config.allow_tf32 and torch.cuda.is_available():
             torch.backends.cuda.matmul.allow_tf32 = True
@@ -71,7 +103,7 @@ class Trainer:
         adapter = adapter_config(config)
         if adapter is not None:
             self._check_shards(adapter)
-        self.faces = PreparedFaces(config.data.shards)
+        self.faces = PreparedFaces(config.data.shards, "train")
         self.pipeline = load_pipeline(config).to(self.accelerator.device)
         if adapter is None:
             self._check_shards(self.pipeline.facesnap_config)
@@ -81,12 +113,16 @@ class Trainer:
             recognizer = load_recognizer(config.identity_loss.recognizer).to(self.accelerator.device)
         self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recognizer)
         self.samples = self._samples(self.faces, config.dropout, config.seed, self.objective.extras)
+        if config.identity_loss.weight > 0 and config.identity_loss.contrastive > 0:
+            by_crops = config.identity_loss.reference != "embedding"
+            self.objective.set_negatives(*self.samples.negatives(config.identity_loss.negatives, by_crops))
         if config.data.crops is not None:
             count = len(self.faces) * config.data.crops
             self.samples.latents = CropLatents(self.folder / "latents", count, self._latent_settings())
+        self.judge = load_judge(config.validation.judge) if config.validation.judge else None
         self.validation_samples = None
         if config.data.validation:
-            validation_faces = PreparedFaces(config.data.validation)
+            validation_faces = PreparedFaces(config.data.validation, "validation")
             no_dropout = DropoutConfig(text=0, identity=0, both=0, landmarks=0)
             # validation images have the reference's recognition crop beside them
             extras = self.objective.extras | ({"recognition_crop"} if config.validation.images else set())
@@ -113,71 +149,171 @@ class Trainer:
         self.accelerator.register_for_checkpointing(*registered)
 
     def train(self) -> dict[str, float]:
-        """Trains from the last checkpoint to the last step, and writes the adapter. Returns the last losses."""
+        r"""
+        Trains from the last undamaged checkpoint to the last step, and writes the adapter. SIGTERM and Ctrl-C save a
+        checkpoint and end the run; `stop` says that they came.
+
+        Returns:
+            `dict[str, float]`: The last losses, and what the last validation measured.
+
+        Raises:
+            InputError: Another process trains in `output_dir`, or its checkpoints do not fit the config.
+            TrainingError: The weights diverge, or a checkpoint cannot be written. The checkpoints before are whole.
+        """
+        with ExitStack() as stack:
+            if self.accelerator.is_main_process:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FolderLock(self.folder))
+            stack.enter_context(self.stop)
+            self.accelerator.wait_for_everyone()
+            return self._train()
+
+    def _train(self) -> dict[str, float]:
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            for name in ("adapter", "best"):
+                for left in self.folder.glob(f".{name}.*"):  # by a run that was killed while it wrote them
+                    shutil.rmtree(left, ignore_errors=True)
             with atomic_file(self.folder / "config.yaml") as temporary:
                 temporary.write_text(config.to_yaml())
-        if config.trackers:
-            accelerator.init_trackers("facesnap", config=_flat(dump_settings(config)))
-        if config.resume and load_checkpoint(accelerator, self.folder):
-            logger.info("resumed at step %d", self.progress.step)
-            if self.ema is not None:
-                self.ema.to(accelerator.device)
-
+        self._start_trackers()
+        self._resume()
         if self.samples.latents is not None:
             self._compute_latents(self.samples.latents)
         results: dict[str, float] = {}
-        sums: dict[str, torch.Tensor] = {}
-        counts: Counter[str] = Counter()
+        means = LossMeans()
+        in_a_row, save_due = 0, False
         bar = tqdm(
             initial=self.progress.step, total=config.steps, unit="step", disable=not accelerator.is_local_main_process
         )
         batches = iter(self._batches(self.progress.step))
+        speed = SpeedMeter(accelerator.device)
         while self.progress.step < config.steps:
+            state = _Step()
             for _ in range(config.gradient_accumulation):
-                losses = self._forward_backward(to_device(next(batches), accelerator.device))
-                for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value.detach().float()
-                counts.update(losses.keys())  # not every loss is computed at every step
+                with speed.waiting():
+                    batch = to_device(next(batches), accelerator.device)
+                means.add(self._forward_backward(batch, state))
+            finite, stop = state.finite, state.stop
             self.lr_scheduler.step()
-            if self.ema is not None:
-                self.ema.step(self.parameters)
             self.progress.step += 1
             step, last = self.progress.step, self.progress.step == config.steps
+            if finite:
+                in_a_row = 0
+                means.add({"gradient_norm": torch.tensor(state.gradient_norm)})
+                if self.ema is not None:
+                    self.ema.step(self.parameters)
+            else:
+                in_a_row += 1
+                self.progress.skipped += 1
             bar.update()
-            if step % config.log_every == 0 or last:
-                means = {name: accelerator.reduce(value / counts[name], "mean").item() for name, value in sums.items()}
+            if step % config.log_every == 0 or last or stop:
+                found = means.read(accelerator)
+                results.update({name: value for name, value in found.items() if name != "gradient_norm"})
                 rates = {f"learning_rate/{part}": rate for part, rate in self._learning_rates().items()}
-                results.update(means)
-                self._log({**means, **rates}, step)
-                bar.set_postfix({name: f"{value:.4g}" for name, value in means.items()})
-                sums, counts = {}, Counter()
-            if step % config.validation.every == 0 or last:
-                results.update(self._validate(step))
-            if step % config.checkpoint_every == 0 or last:
-                self._save_adapter(results)  # first: with the last checkpoint a run is complete
-                save_checkpoint(accelerator, self.folder, step, config.keep_checkpoints)
+                done = config.batch_size * config.gradient_accumulation * accelerator.num_processes
+                health = {**speed.read(means.steps * done), "skipped_steps": float(self.progress.skipped)}
+                self._log({**found, **rates, **health}, step)
+                bar.set_postfix({name: f"{value:.4g}" for name, value in found.items()})
+                means = LossMeans()
+            with speed.paused():
+                save_due = save_due or step % config.checkpoint_every == 0 or last or stop
+                # weights that a step has just shown to be unusable are not saved: the next sound step is
+                if save_due and finite:
+                    if self._is_sound(batch):
+                        self._save(results)
+                        save_due = False
+                    else:
+                        in_a_row += 1
+                if in_a_row >= config.max_skipped_steps or (in_a_row and last):
+                    raise TrainingError(self._divergence(in_a_row))
+                if stop:
+                    break
+                if step % config.validation.every == 0 or last:
+                    measured = self._validate(step)
+                    results.update(measured)
+                    if finite:
+                        self._keep_best({**results, **measured} if measured else {})
+                    self._write_card(self.folder / "adapter", results)
         bar.close()
-        if config.trackers:
-            accelerator.end_training()
-        if config.hub.push and accelerator.is_main_process:
-            self._push()
+        if self.stop:
+            logger.warning("stopped at step %d; start again to continue", self.progress.step)
+        elif config.hub.push and accelerator.is_main_process:
+            push(self.folder / "adapter", config.hub)
         accelerator.wait_for_everyone()
+        self._end_trackers()  # last: it ends the process group as well
         return results
 
-    def _forward_backward(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """One forward and backward pass; with the last of a step, the optimizer's."""
+    def _resume(self) -> None:
+        config, accelerator = self.config, self.accelerator
+        if not config.resume:
+            if accelerator.is_main_process:
+                set_aside(self.folder)
+            accelerator.wait_for_everyone()
+            return
+        groups = self.optimizer.param_groups
+        now = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        base_rates = list(self.lr_scheduler.base_lrs)
+        if not load_checkpoint(accelerator, self.folder):
+            return
+        logger.info("resumed at step %d", self.progress.step)
+        self._seconds_before = self._read_seconds()
+        # a checkpoint brings its learning rates and the like; those of the config count
+        self.lr_scheduler.base_lrs = base_rates
+        factors = [factor(self.lr_scheduler.last_epoch) for factor in self.lr_scheduler.lr_lambdas]
+        for group, settings, rate, factor in zip(self.optimizer.param_groups, now, base_rates, factors, strict=True):
+            group.update(settings | {"lr": rate * factor})
+        self.lr_scheduler._last_lr = [group["lr"] for group in self.optimizer.param_groups]
+        if self.ema is not None:
+            self.ema.decay = config.ema_decay
+            self.ema.to(accelerator.device)
+
+    def _forward_backward(self, batch: dict[str, Any], state: _Step) -> dict[str, torch.Tensor]:
+        """One forward and backward pass; with the last of a step, the optimizer's, if all of the step is finite."""
         with self.accelerator.accumulate(self.model), self._attention_kernel():
             with self.accelerator.autocast():
                 losses = self.model(batch, self.progress.step)
             self.accelerator.backward(losses["loss"])
-            if self.accelerator.sync_gradients and self.config.optimizer.max_grad_norm is not None:
-                self.accelerator.clip_grad_norm_(self.parameters, self.config.optimizer.max_grad_norm)
-            self.optimizer.step()
-            self.optimizer.zero_grad()
+            state.finite = state.finite and bool(torch.isfinite(losses["loss"]))
+            if self.accelerator.sync_gradients:
+                norm = self.accelerator.clip_grad_norm_(
+                    self.parameters, self.config.optimizer.max_grad_norm or math.inf
+                )
+                state.gradient_norm = 0.0 if norm is None else float(norm)  # DeepSpeed does not always say
+                bad = not (state.finite and math.isfinite(state.gradient_norm))
+                bad, state.stop = in_any_process(self.accelerator, bad, bool(self.stop))
+                state.finite = not bad
+                # the gradient scaler of fp16 leaves steps out by itself, and must see them to scale less
+                if state.finite or self.accelerator.scaler is not None:
+                    self.optimizer.step()
+                self.optimizer.zero_grad()
         return losses
+
+    @torch.no_grad()
+    def _is_sound(self, batch: dict[str, Any]) -> bool:
+        """Whether weights and averaged weights are finite and give a finite loss: whether they may be saved."""
+        tensors = [*self.parameters, *(self.ema.shadow_params if self.ema is not None else [])]
+        sound = all_finite(tensors)
+        if sound:
+            with kept_random_state(), self.accelerator.autocast(), self._attention_kernel():
+                sound = bool(torch.isfinite(self.objective(batch, self.progress.step)["loss"]))
+        return not in_any_process(self.accelerator, not sound)[0]
+
+    def _divergence(self, in_a_row: int) -> str:
+        last = checkpoint_folders(self.folder)
+        advice = f"continue from {last[-1].name} or one before it" if last else "start again"
+        return (
+            f"loss, gradient or weights were not finite in {in_a_row} steps in a row, the last one step {self.progress.step};"
+            f" {advice} with a lower optimizer.learning_rate"
+        )
+
+    def _save(self, results: dict[str, float]) -> None:
+        """The adapter first: with the last checkpoint a run is complete."""
+        self._save_adapter(results)
+        save_checkpoint(self.accelerator, self.folder, self.progress.step, self.config.keep_checkpoints)
+        if self.accelerator.is_main_process:
+            with atomic_file(self.folder / _TIME) as temporary:
+                temporary.write_text(json.dumps({"seconds": self._seconds()}))
 
     def _attention_kernel(self) -> AbstractContextManager[None]:
         """On CPUs, the backward pass of fused attention takes three times as long in bfloat16 as in float32."""
@@ -251,7 +387,7 @@ class Trainer:
     def _check_shards(self, adapter: FaceSnapConfig) -> None:
         """Raises [`InputError`] where a folder of shards does not give what the adapter is trained with."""
         config = self.config
-        compares_photos = config.identity_loss.weight > 0 and config.identity_loss.reference == "photo"
+        compares_photos = config.identity_loss.weight > 0 and config.identity_loss.reference != "embedding"
         recognizer = config.identity_loss.recognizer if compares_photos else None
         for folder in config.data.shards:
             check_shards(adapter, read_settings(folder), folder, recognizer)
@@ -272,67 +408,137 @@ class Trainer:
             self.ema.restore(self.parameters)
 
     def _validate(self, step: int) -> dict[str, float]:
-        config = self.config.validation
-        if self.validation_samples is None or not self.accelerator.is_main_process:
-            self.accelerator.wait_for_everyone()
-            return {}
-        losses: dict[str, float] = {}
-        with self._averaged(), self.accelerator.autocast():
-            device = self.accelerator.device
-            if config.batches:
-                means = validation_losses(
-                    self.objective, self.validation_samples, config.batches, self.config.batch_size, device
-                )
-                losses = {f"validation/{name}": value for name, value in means.items()}
-            if config.images:
-                sheet = validation_sheet(self.objective, self.validation_samples, config, self.config.seed, device)
-                path = self.folder / "validation" / f"step-{step:07d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with atomic_file(path) as temporary:
-                    sheet.save(temporary)
-                self._log_image(sheet, step)
-        self._log(losses, step)
+        """What it measures is logged; whatever it raises is reported and does not end the run."""
+        values: dict[str, float] = {}
+        if self.validation_samples is not None and self.accelerator.is_main_process:
+            try:
+                with kept_random_state(), self._averaged(), self.accelerator.autocast():
+                    values = self._measure(self.validation_samples, step)
+            except Exception as error:
+                self._report("validation", error)
+            self._log(values, step)
         self.accelerator.wait_for_everyone()
-        return losses
+        return values
 
-    def _save_adapter(self, results: dict[str, float]) -> None:
+    def _measure(self, samples: TrainingSamples, step: int) -> dict[str, float]:
+        config, device = self.config.validation, self.accelerator.device
+        values: dict[str, float] = {}
+        if config.batches:
+            losses = validation_losses(self.objective, samples, config.batches, self.config.batch_size, device)
+            values = {f"validation/{name}": value for name, value in losses.items()}
+        if config.images:
+            try:
+                sheet = validation_sheet(self.objective, samples, config, self.config.seed, device)
+                self._show(sheet, step)
+            except Exception as error:
+                self._report("validation images", error)
+        if self.judge is not None:
+            found = validation_likeness(self.objective, samples, config, self.judge, self.config.seed)
+            values |= {f"validation/{name}": value for name, value in found.items()}
+        return values
+
+    def _keep_best(self, results: dict[str, float]) -> None:
+        """The adapter whose sampled pictures have been most like their people, with a card of its own."""
+        distance = results.get("validation/face_distance")
+        (better,) = in_any_process(
+            self.accelerator, distance is not None and (self.progress.best is None or distance < self.progress.best)
+        )
+        if better:
+            self.progress.best = distance
+            self._save_adapter(results, "best")
+
+    def _show(self, sheet: PIL.Image.Image, step: int) -> None:
+        path = self.folder / "validation" / f"step-{step:07d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            sheet.save(temporary)
+        for tracker in self.accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+                tracker.log_images({"validation": np.asarray(sheet)[None]}, step=step, **options)
+
+    def _save_adapter(self, results: dict[str, float], name: str = "adapter") -> None:
         """The adapter with its averaged weights, ready for `load_facesnap_adapter`."""
         if self.accelerator.is_main_process:
-            folder = self.folder / "adapter"
-            folder.mkdir(exist_ok=True)
-            section = describe_training(
-                self.config, self.progress.step, len(self.faces), len(self.faces.people), results
-            )
-            card = folder / "README.md"
-            name = self.config.hub.repo_id or self.folder.resolve().name
-            write_model_card(card, self.pipeline.facesnap_config, type(self.pipeline).__name__, name, training=section)
-            with self._averaged():
-                self.pipeline.save_facesnap_adapter(folder)
+            try:
+                with atomic_folder(self.folder / name) as folder, self._averaged():
+                    self._write_card(folder, results)
+                    self.pipeline.save_facesnap_adapter(folder)
+            except (OSError, RuntimeError, SafetensorError) as error:
+                raise TrainingError(
+                    f"the adapter cannot be written to {self.folder / name} ({one_line(error)}); make room and start again:"
+                    " the run continues from the last checkpoint"
+                ) from error
         self.accelerator.wait_for_everyone()
 
-    def _push(self) -> None:
-        from ..adapter.hub import upload_adapter_folder
-
+    def _write_card(self, folder: Path, results: dict[str, float]) -> None:
+        if not self.accelerator.is_main_process or not folder.is_dir():
+            return
         name = self.config.hub.repo_id or self.folder.resolve().name
-        upload_adapter_folder(self.folder / "adapter", name, private=self.config.hub.private)
+        run = RunSummary(
+            step=self.progress.step,
+            skipped=self.progress.skipped,
+            photos=len(self.faces),
+            people=len(self.faces.people),
+            processes=self.accelerator.num_processes,
+            device=device_name(self.accelerator.device),
+            hours=self._seconds() / 3600,
+            results=results,
+        )
+        section = describe_training(self.config, self.pipeline.facesnap_config, run)
+        with atomic_file(folder / "README.md") as temporary:
+            write_model_card(
+                temporary, self.pipeline.facesnap_config, type(self.pipeline).__name__, name, training=section
+            )
+
+    def _seconds(self) -> float:
+        """Time spent on the run so far, with what came before it was stopped."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def _read_seconds(self) -> float:
+        try:
+            return float(json.loads((self.folder / _TIME).read_text())["seconds"])
+        except (OSError, ValueError, KeyError):
+            return 0.0
+
+    def _start_trackers(self) -> None:
+        if not self.config.trackers:
+            return
+        try:
+            self.accelerator.init_trackers("facesnap", config=_flat(dump_settings(self.config)))
+        except Exception as error:
+            self._report("trackers", error)
+        missing = set(self.config.trackers) - {tracker.name for tracker in self.accelerator.trackers}
+        if missing and self.accelerator.is_main_process:
+            logger.warning("trackers %s are not installed or could not be started: nothing is sent to them", missing)
+
+    def _end_trackers(self) -> None:
+        try:
+            self.accelerator.end_training()
+        except Exception as error:
+            self._report("trackers", error)
 
     def _log(self, values: dict[str, float], step: int) -> None:
-        if self.config.trackers:
-            self.accelerator.log(values, step=step)
         if self.accelerator.is_main_process and values:
             line = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
             with open(self.folder / "log.txt", "a") as file:
                 file.write(f"step {step}: {line}\n")
+        try:
+            self.accelerator.log(values, step=step)
+        except Exception as error:
+            self._report("trackers", error)
 
-    def _log_image(self, sheet: Any, step: int) -> None:
-        for tracker in self.accelerator.trackers:
-            if hasattr(tracker, "log_images"):
-                import numpy as np
-
-                tracker.log_images({"validation": np.asarray(sheet)[None]}, step=step)
+    def _report(self, what: str, error: Exception) -> None:
+        logger.warning(
+            "step %d: %s failed (%s: %s); the run goes on",
+            self.progress.step,
+            what,
+            type(error).__name__,
+            one_line(error),
+        )
 
     def _learning_rates(self) -> dict[str, float]:
-        return dict(zip(self.objective.parts, self.lr_scheduler.get_last_lr()))
+        return dict(zip(self.objective.parts, self.lr_scheduler.get_last_lr(), strict=True))
 
     def _tell_deepspeed_the_batch_size(self) -> None:
         # accelerate reads it off the DataLoader that it prepares; ours is not prepared, for it is exact by itself

@@ -34,7 +34,11 @@ class BaseConfig:
         family (`str`): `"sd"` (1.x, 2.x and their like) or `"sdxl"`.
         revision (`str`, *optional*), variant (`str`, *optional*): As in `DiffusionPipeline.from_pretrained`.
         dtype (`str`, *optional*): Of its weights; that of `mixed_precision` by default. The VAE of SDXL stays in
-            float32, which it needs.
+            float32, which it needs, unless there is a `vae`.
+        vae (`str`, *optional*): Hub repo or folder of a VAE in place of the base's own, in `dtype`: for SDXL one that does
+            not overflow in half precision, such as `madebyollin/sdxl-vae-fp16-fix`, which takes half the memory and time.
+        compile (`bool`): Compiles the frozen UNet with `torch.compile`, block by block: some minutes at the start, less time
+            a step afterwards on NVIDIA GPUs.
         imports (`list[str]`): Modules to import first, for bases with components of your own.
     """
 
@@ -43,6 +47,8 @@ class BaseConfig:
     revision: str | None = None
     variant: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    vae: str | None = None
+    compile: bool = False
     imports: list[str] = field(default_factory=list)
 
 
@@ -61,6 +67,7 @@ class AdapterConfig:
             normalized_embeds (`bool`), image_crop (`str`), landmark_style (`str`), num_tokens (`int`): Of a fresh adapter,
             as in [`FaceSnapConfig`]. The shards must give what they say.
         bundle_image_encoder (`bool`): `image_encoder_id` is a local folder that becomes a part of the adapter.
+        ffrnet_rank (`int`, *optional*): Rank of a small FFRNet, which shares the base's layers; a full one by default.
         mixer (`dict`): Sizes of the mixer that differ from its defaults.
         license (`str`, *optional*): Of the trained weights, for the model card.
     """
@@ -77,6 +84,7 @@ class AdapterConfig:
     landmark_style: Literal["facesnap72", "instantid5"] = "facesnap72"
     num_tokens: Count = 16
     mixer: dict[str, Any] = field(default_factory=dict)
+    ffrnet_rank: Count | None = None
     license: str | None = None
 
     def __post_init__(self) -> None:
@@ -199,9 +207,15 @@ class IdentityLossConfig:
     Attributes:
         weight (`float`): λ_id; 0 switches it off.
         recognizer ([`RecognizerConfig`], *optional*): Needed where the weight is not 0.
-        reference (`str`): `"embedding"`: compares with the reference's embedding in the shards, for a recognizer that
-            is the adapter's face encoder or imitates it; `"photo"`: with the recognizer's own embedding of the
-            reference, for any other.
+        reference (`str`): What the generated face is compared with. `"target"`: the recognizer's embedding of the target
+            photo, at whose landmarks the generated face is looked for, so that a perfect reconstruction costs nothing
+            (WithAnyone, Xu et al. 2025, arXiv 2510.14975, equation 4); `"photo"`: that of the reference, another photo of
+            the person; `"embedding"`: the reference's embedding in the shards, for a recognizer that is the adapter's
+            face encoder or imitates it.
+        contrastive (`float`): Weight, beside `1 - cos`, of InfoNCE with the embeddings of other people as negatives (the same
+            paper, equations 5 to 7); 0 switches it off.
+        negatives (`int`), temperature (`float`): Of InfoNCE: how many people, one photo each, are embedded before the first
+            step, and by what the cosines are divided.
         mode (`str`): `"prediction"`: on the clean image implied by the prediction for one noisy sample;
             `"few_step"`: on an accurate sample of a few steps from pure noise (the "lightning" branch of PuLID, Guo
             et al. 2024, arXiv 2404.16022, section 3.2), which is slower.
@@ -215,7 +229,10 @@ class IdentityLossConfig:
 
     weight: NotNegative = 0.0
     recognizer: RecognizerConfig | None = None
-    reference: Literal["embedding", "photo"] = "embedding"
+    reference: Literal["embedding", "photo", "target"] = "embedding"
+    contrastive: NotNegative = 0.0
+    negatives: Count = 1024
+    temperature: Positive = 0.1
     mode: Literal["prediction", "few_step"] = "prediction"
     min_snr: Positive = 1.0
     every: Count = 4
@@ -253,12 +270,18 @@ class OptimizerConfig:
 @strict_dataclass()
 class ValidationConfig:
     r"""
-    What is measured and shown during training, always the same: losses on fixed noise, and images.
+    What is measured and shown during training, always the same: losses on fixed noise, images, and the likeness of sampled
+    images, by which the best adapter is kept in `output_dir/best`.
 
     Attributes:
         every (`int`): Steps between.
         batches (`int`): Batches of the validation shards whose losses are averaged.
         images (`int`): Samples of which images are made, with the averaged weights; 0: none.
+        judge (`str`, *optional*): What judges sampled images: a face encoder that [`default_analyzer`] knows, e.g.
+            `dlib/face_recognition_resnet_model_v1`, or `package.module:function` of a function that returns a
+            [`FaceAnalyzer`]. Choose one that took no part in training: a model that is trained to please a recognizer
+            pleases it more than others.
+        people (`int`): People of whom the judge sees one image each.
         inference_steps (`int`), guidance_scale (`float`): Of the images.
         prompt (`str`, *optional*): Of the images; their captions by default.
     """
@@ -266,6 +289,8 @@ class ValidationConfig:
     every: Count = 1000
     batches: Annotated[int, Field(ge=0)] = 4
     images: Annotated[int, Field(ge=0)] = 4
+    judge: str | None = None
+    people: Count = 16
     inference_steps: Count = 20
     guidance_scale: NotNegative = 5.0
     prompt: str | None = None
@@ -273,11 +298,14 @@ class ValidationConfig:
 
 @strict_dataclass()
 class HubConfig:
-    """Where the finished adapter goes: `push` uploads it to the Hub as `repo_id`."""
+    """
+    Where the finished adapter goes: `push` uploads it to the Hub as `repo_id`, which only its owner sees unless `private`
+    is false. Token and repo are tried before the first step.
+    """
 
     push: bool = False
     repo_id: str | None = None
-    private: bool = False
+    private: bool = True
 
 
 @strict_dataclass()
@@ -296,9 +324,13 @@ class TrainingConfig:
         allow_tf32 (`bool`): Faster, less exact float32 on NVIDIA GPUs.
         ema_decay (`float`): Of the averaged weights; 0 switches averaging off.
         checkpoint_every (`int`), keep_checkpoints (`int`): Steps between checkpoints, and how many are kept.
+        max_skipped_steps (`int`): A step whose loss or gradient is not finite leaves the weights as they are; so many in a
+            row stop the run.
         log_every (`int`): Steps over which the logged losses are averaged.
-        resume (`bool`): Continues from the last checkpoint in `output_dir` if there is one.
-        trackers (`list[str]`): Of accelerate: `tensorboard`, `wandb`, ...
+        resume (`bool`): Continues from the last undamaged checkpoint in `output_dir` if there is one, with the learning
+            rate and the other settings of the optimizer that the config has now. Otherwise checkpoints that are there are
+            moved to `output_dir/former-run-N`.
+        trackers (`list[str]`): Of accelerate: `tensorboard`, `wandb`, ... One that fails does not end the run.
         data_statement (`str`, *optional*): What the data are and by what right they are used, for the model card.
     """
 
@@ -320,6 +352,7 @@ class TrainingConfig:
     ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
     checkpoint_every: Count = 1000
     keep_checkpoints: Count = 3
+    max_skipped_steps: Count = 20
     log_every: Count = 50
     resume: bool = True
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -330,6 +363,13 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         if self.identity_loss.weight > 0 and self.identity_loss.recognizer is None:
             raise InputError("identity_loss.weight is not 0; name identity_loss.recognizer.network, or set it to 0")
+        if self.hub.push and self.hub.repo_id is None:
+            raise InputError("hub.push is set without hub.repo_id; name the repo, as owner/name")
+        if self.hub.push and not (self.data_statement or "").strip():
+            raise InputError(
+                "hub.push publishes an adapter without data_statement; say there what the photos are, and by what right they"
+                " are used"
+            )
         rates = self.optimizer.learning_rate
         missing = set(self.adapter.train) - set(rates) if isinstance(rates, dict) else set()
         if missing:

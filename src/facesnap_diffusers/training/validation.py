@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 
+from ..errors import InputError, one_line
+from ..faces.analyzers import FaceAnalyzer, default_analyzer
+from ..faces.face import Face
 from ..identity import FaceIdentity
 from .objective import Objective
 from .samples import TrainingSamples, collate
 from .training_config import ValidationConfig
+
+
+#: Distance that counts for a picture without a face: more than that of any two people.
+NO_FACE = 2.0
 
 
 @torch.no_grad()
@@ -40,29 +48,106 @@ def validation_sheet(
     objective: Objective, samples: TrainingSamples, config: ValidationConfig, seed: int, device: torch.device
 ) -> PIL.Image.Image:
     """A row for each sample: reference, landmarks, generated image, target."""
-    pipeline = objective.pipeline
     rows = []
     for position in range(config.images):
         batch = collate([samples[position]])
-        pixels = batch["pixel_values"][0]
-        height, width = pixels.shape[-2:]
-        output = pipeline(
-            config.prompt or batch["caption"][0],
-            identity=_identity(objective, batch),
-            landmarks=batch["landmarks"],
-            height=height,
-            width=width,
-            num_inference_steps=config.inference_steps,
-            guidance_scale=config.guidance_scale,
-            generator=torch.Generator().manual_seed(seed + position),
-            output_type="np",
-        )
+        target = batch["pixel_values"][0]
+        height, width = target.shape[-2:]
         reference = PIL.Image.fromarray(_to_uint8(batch["recognition_crop"][0])).resize((width, height))
         drawn = objective.conditioner.landmark_picture(batch["landmarks"], height, width)[0]
-        generated = (output.images[0] * 255).round().astype(np.uint8)
-        row = [np.array(reference), _to_uint8(drawn), generated, _to_uint8(pixels / 2 + 0.5)]
+        generated = sample_picture(objective, batch, config, seed + position)
+        row = [np.array(reference), _to_uint8(drawn), generated, _to_uint8(target / 2 + 0.5)]
         rows.append(np.concatenate(row, axis=1))
     return PIL.Image.fromarray(np.concatenate(rows))
+
+
+@torch.no_grad()
+def sample_picture(objective: Objective, batch: dict[str, Any], config: ValidationConfig, seed: int) -> np.ndarray:
+    """The picture that the pipeline makes for a batch of one, `(height, width, 3)`, `uint8`."""
+    height, width = batch["pixel_values"].shape[-2:]
+    output = objective.pipeline(
+        config.prompt or batch["caption"][0],
+        identity=_identity(objective, batch),
+        landmarks=batch["landmarks"],
+        height=height,
+        width=width,
+        num_inference_steps=config.inference_steps,
+        guidance_scale=config.guidance_scale,
+        generator=torch.Generator().manual_seed(seed),
+        output_type="np",
+    )
+    return (output.images[0] * 255).round().astype(np.uint8)
+
+
+def validation_likeness(
+    objective: Objective, samples: TrainingSamples, config: ValidationConfig, judge: FaceAnalyzer, seed: int
+) -> dict[str, float]:
+    r"""
+    What a second recognizer finds in sampled pictures, one of each of `config.people` people.
+
+    Returns:
+        `dict[str, float]`: `face_distance`: mean distance of its embeddings of picture and target photo, of unit length
+        except dlib's; a picture without a face counts as [`NO_FACE`]. `faces_found`: share of pictures with a face.
+        `points`: mean distance of its landmarks from those asked for, divided by the distance of the outer eye corners.
+    """
+    distances, points, found = [], [], 0
+    for position in one_of_each_person(samples, config.people):
+        batch = collate([samples[position]])
+        truth = _largest(judge.analyze(_to_uint8(batch["pixel_values"][0] / 2 + 0.5)))
+        if truth is None:
+            continue  # the judge cannot say anything of this photo
+        face = _largest(judge.analyze(sample_picture(objective, batch, config, seed + position)))
+        if face is None:
+            distances.append(NO_FACE)
+            continue
+        found += 1
+        distances.append(float(np.linalg.norm(_embedding(face, judge) - _embedding(truth, judge))))
+        wanted = batch["landmarks"][0, :68].numpy()
+        error = np.linalg.norm(face.landmarks[:68, :2] - wanted, axis=1).mean()
+        points.append(float(error / np.linalg.norm(wanted[45] - wanted[36])))
+    if not distances:
+        return {}
+    values = {"face_distance": float(np.mean(distances)), "faces_found": found / len(distances)}
+    return {**values, "points": float(np.mean(points))} if points else values
+
+
+def one_of_each_person(samples: TrainingSamples, most: int) -> list[int]:
+    """The first positions that show people who were not there before, so that nobody counts more than others."""
+    seen: set[int] = set()
+    positions = []
+    for position in range(len(samples.faces)):
+        person = samples.faces.person_number(samples.photo(position))
+        if person not in seen:
+            seen.add(person)
+            positions.append(position)
+        if len(positions) == most:
+            break
+    return positions
+
+
+def load_judge(name: str, normalize: bool = True) -> FaceAnalyzer:
+    """The analyzer of a face encoder, or what `package.module:function` returns. Raises [`InputError`]."""
+    module, colon, function = name.partition(":")
+    if not colon:
+        return default_analyzer(name, normalize)
+    try:
+        judge = getattr(import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"validation.judge {name!r} cannot be imported ({one_line(error)}); name package.module:function"
+        ) from error
+    if not isinstance(judge, FaceAnalyzer):
+        raise InputError(f"validation.judge {name!r} returned {type(judge).__name__}; it must return a FaceAnalyzer")
+    return judge
+
+
+def _largest(faces: list[Face]) -> Face | None:
+    return max(faces, key=lambda face: face.area, default=None)
+
+
+def _embedding(face: Face, judge: FaceAnalyzer) -> np.ndarray:
+    length = 1.0 if judge.encoder.startswith("dlib/") else float(np.linalg.norm(face.embedding))
+    return np.asarray(face.embedding) / max(length, 1e-12)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -145,7 +145,7 @@ class TestDlib:
         """A face that is a small part of the photo's height."""
         expected = faces["woman_older"]
         height = 2000 if share == 20 else 640
-        x0, y0, x1, y1 = expected.box
+        _x0, y0, _x1, y1 = expected.box
         scale = height / share / (y1 - y0)
         small = PIL.Image.fromarray(expected.image).resize([round(scale * 448)] * 2, PIL.Image.Resampling.LANCZOS)
         photo = PIL.Image.new("RGB", (height * 2 // 3, height), "lightgray")

@@ -160,7 +160,7 @@ class TestModelPacks:
         (folder / file).unlink()
 
     @pytest.mark.parametrize(
-        "damage, word",
+        ("damage", "word"),
         {
             "empty folder": (lambda t: None, "no .onnx"),
             "no detector": (lambda t: TestModelPacks().without(t, "det_10g.onnx"), "detection"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import PIL.Image
@@ -30,6 +30,7 @@ class FaceSnap(DiffusionMethod):
         adapter (`str`, *optional*): Folder or Hub repo; the default one of the base's family otherwise.
         adapter_variant (`str`, *optional*): Of its weights.
         identity_scale, landmark_scale (`float`): See [`set_facesnap_scale`]; 0 switches a part off.
+        schedule (`str`): `"exact"` or `"fast"`; see [`set_facesnap_schedule`].
         landmarks (`str`): `"retargeted"`: the reference's proportions in the pose and expression of the case.
             `"driving"`: the landmarks of another face, as they are, which the data must contain (InstantID's way).
     """
@@ -40,6 +41,7 @@ class FaceSnap(DiffusionMethod):
     adapter_variant: str | None = None
     identity_scale: float = 1.0
     landmark_scale: float = 1.0
+    schedule: Literal["exact", "fast"] = "exact"
     landmarks: LandmarkSource = "retargeted"
 
     def check(self, cases: Sequence[Case]) -> None:
@@ -50,6 +52,7 @@ class FaceSnap(DiffusionMethod):
         if self.adapter is not None or pipe.facesnap_config is None:
             pipe.load_facesnap_adapter(self.adapter, variant=self.adapter_variant)
         pipe.set_facesnap_scale(identity_scale=self.identity_scale, landmark_scale=self.landmark_scale)
+        pipe.set_facesnap_schedule(self.schedule)
         config = pipe.facesnap_config
         pipe.face_analyzer = shared_analyzer(config.face_encoder_id, config.normalized_embeds)
         return pipe

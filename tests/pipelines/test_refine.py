@@ -9,7 +9,6 @@ import pytest
 import tiny
 import torch
 from skimage.data import astronaut
-from test_people import facesnap
 
 from facesnap_diffusers import (
     AdapterError,
@@ -38,7 +37,7 @@ def pixels(image):
 
 @pytest.fixture(scope="module")
 def pipe():
-    return facesnap(tiny.sd_pipeline())
+    return tiny.with_adapter(tiny.sd_pipeline())
 
 
 SMALL, OTHER = (0.1, 0.2, 0.25, 0.4), (0.7, 0.5, 0.8, 0.65)
@@ -63,7 +62,7 @@ def test_only_the_squares_of_small_faces_change(pipe):
 
 @pytest.mark.parametrize("make", [tiny.sd_pipeline, tiny.xl_pipeline])
 def test_a_square_is_image_to_image_with_the_same_landmarks(make):
-    pipe = facesnap(make())
+    pipe = tiny.with_adapter(make())
     image, who, box, pose = picture(64, 64), tiny.identity(), (0.25, 0.25, 0.5, 0.5), HeadPose(yaw=20)
     result = redraw_faces(
         pipe, image, "a cat", [Person(who, box, pose=pose)], feather=0, generator=tiny.seeded(), **CALL
@@ -167,11 +166,11 @@ def test_errors_are_typed(pipe):
     ]:
         with pytest.raises(InputError, match=message):
             redraw_faces(pipe, **{"image": picture(), "prompt": "a cat", "people": people, **arguments})
+    base = tiny.sd_pipeline()
+    base.unet = tiny.sd_unet(in_channels=9)
+    inpainting = tiny.facesnap(base, FaceSnapInpaintPipeline)
+    tiny.add_adapter(inpainting, parts=["mixer", "identity_attention"])
     with pytest.raises(InputError, match="takes 9 channels"):
-        base = tiny.sd_pipeline()
-        base.unet = tiny.sd_unet(in_channels=9)
-        inpainting = tiny.facesnap(base, FaceSnapInpaintPipeline)
-        tiny.add_adapter(inpainting, parts=["mixer", "identity_attention"])
         redraw_faces(inpainting, picture(), "a cat", people)
     with pytest.raises(AdapterError, match="redraw_faces needs"):
         redraw_faces(FaceSnapPipeline.from_pipe(tiny.sd_pipeline()), picture(), "a cat", people)

@@ -1,5 +1,5 @@
 """
-Other people's checkpoints with random weights: the public key layouts, with shapes that fit a base model. For a UNet on
+Third-party checkpoints with random weights: the public key layouts, with shapes that fit a base model. For a UNet on
 the meta device there are shapes without weights.
 """
 
@@ -115,6 +115,25 @@ def instantid_controlnet(unet):
     return controlnet
 
 
+def ip_adapter(unet):
+    """A stock IP-Adapter with random weights, in the layout of the public files."""
+    generator = torch.Generator().manual_seed(0)
+    attention = {}
+    for i, name in enumerate(name for name in unet.attn_processors if name.endswith("attn2.processor")):
+        layer = unet.get_submodule(name.removesuffix(".processor"))
+        shape = layer.to_k.weight.shape
+        attention[f"{2 * i + 1}.to_k_ip.weight"] = 0.2 * torch.randn(shape, generator=generator)
+        attention[f"{2 * i + 1}.to_v_ip.weight"] = 0.2 * torch.randn(shape, generator=generator)
+    width = unet.config.cross_attention_dim
+    projection = {
+        "proj.weight": torch.randn(4 * width, 16, generator=generator),
+        "proj.bias": torch.zeros(4 * width),
+        "norm.weight": torch.ones(width),
+        "norm.bias": torch.zeros(width),
+    }
+    return {"image_proj": projection, "ip_adapter": attention}
+
+
 def attention(make, unet, lora_rank):
     tensors = {}
     for number, name in enumerate(unet.attn_processors):
@@ -137,7 +156,7 @@ def flat(checkpoint):
 
 
 def faceid_person(image_features=False, length=1.0, seed=5):
-    """Somebody as the recogniser of the FaceID family sees them, with CLIP features for FaceID-Plus."""
+    """Somebody as the recognizer of the FaceID family sees them, with CLIP features for FaceID-Plus."""
     states = torch.randn(5, CLIP_WIDTH, generator=torch.Generator().manual_seed(seed))
     return FaceIdentity(
         face_embeds=length * _direction(seed),
@@ -158,7 +177,7 @@ def person_for(name, seed=5):
 
 
 def instantid_person(length=21.0, seed=5):
-    """Somebody as InstantID's recogniser sees them, which gives embeddings of about this length."""
+    """Somebody as InstantID's recognizer sees them, which gives embeddings of about this length."""
     return FaceIdentity(
         face_embeds=length * _direction(seed),
         face_encoder_id="insightface/glintr100",

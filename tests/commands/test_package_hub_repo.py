@@ -5,9 +5,9 @@ import re
 import PIL.Image
 import pytest
 import tiny
+from command_line import command
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
-from running import command, generate
 from skimage.data import astronaut
 
 from facesnap_diffusers import FaceSnapPipeline, FaceSnapXLPipeline, InputError
@@ -16,7 +16,7 @@ from facesnap_diffusers import FaceSnapPipeline, FaceSnapXLPipeline, InputError
 BASES = {"sd": (tiny.sd_pipeline, FaceSnapPipeline), "xl": (tiny.xl_pipeline, FaceSnapXLPipeline)}
 
 
-pytestmark = pytest.mark.usefixtures("modules_cache")
+pytestmark = [pytest.mark.usefixtures("modules_cache"), pytest.mark.slow]
 
 
 @pytest.fixture(params=BASES)
@@ -28,13 +28,13 @@ def packaged(request, tmp_path):
     pipe.save_facesnap_adapter(tmp_path / "adapter")
     make().save_pretrained(tmp_path / "base")
     command("package-hub-repo", tmp_path / "adapter", "--repo-id", f"someone/facesnap-{request.param}")
-    return tmp_path / "adapter", tmp_path / "base", cls, generate(pipe, identity=tiny.identity())
+    return tmp_path / "adapter", tmp_path / "base", cls, tiny.generate(pipe, identity=tiny.identity())
 
 
 def image_of(pipe, adapter):
     pipe.set_progress_bar_config(disable=True)
     pipe.load_facesnap_adapter(adapter)
-    return generate(pipe, identity=tiny.identity())
+    return tiny.generate(pipe, identity=tiny.identity())
 
 
 def test_custom_pipeline_from_a_folder(packaged):
@@ -54,7 +54,7 @@ def test_custom_pipeline_from_a_hub(packaged, hub, tmp_path):
     assert any("pipeline.py" in request for request in hub.requests)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_facesnap_adapter(repo_id, **cache)
-    tiny.assert_same_image(generate(pipe, identity=tiny.identity()), expected, atol=1e-5)
+    tiny.assert_same_image(tiny.generate(pipe, identity=tiny.identity()), expected, atol=1e-5)
 
 
 def test_code_does_not_run_without_trust(packaged):

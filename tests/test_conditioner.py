@@ -9,9 +9,6 @@ from skimage.data import astronaut
 from facesnap_diffusers import DlibFaceAnalyzer, FaceIdentity, FaceSnapPipeline, HeadPose, InputError
 
 
-STEPS = {"num_inference_steps": 1, "output_type": "pt", "height": 64, "width": 64}
-
-
 @pytest.fixture(scope="module")
 def photo():
     return PIL.Image.fromarray(astronaut())
@@ -28,10 +25,6 @@ def pipe():
 @pytest.fixture(scope="module")
 def person(pipe, photo):
     return pipe.encode_face(photo)
-
-
-def generate(pipe, **kwargs):
-    return pipe("a cat", generator=torch.Generator().manual_seed(0), **STEPS, **kwargs).images
 
 
 def test_the_analyzer_comes_from_the_adapter(pipe, person):
@@ -54,11 +47,11 @@ def test_another_adapter_brings_its_own_analyzer(photo):
 
 
 def test_photo_or_identity_is_the_same(pipe, photo, person, tmp_path):
-    images = generate(pipe, face_image=photo)
-    assert torch.equal(images, generate(pipe, identity=person))
+    images = tiny.generate(pipe, face_image=photo)
+    assert torch.equal(images, tiny.generate(pipe, identity=person))
     person.save(tmp_path / "person.safetensors")
     again = FaceIdentity.load(tmp_path / "person.safetensors")
-    assert torch.equal(images, generate(pipe, identity=again))
+    assert torch.equal(images, tiny.generate(pipe, identity=again))
     assert again.photo_size == person.photo_size
 
 
@@ -70,8 +63,8 @@ def test_two_photos_of_one_person_are_fused(pipe, photo, person):
     torch.testing.assert_close(both.face_embeds / both.face_embeds.norm(), mean / mean.norm())
     torch.testing.assert_close(both.shape, (person.shape + other.shape) / 2)
     assert both.image_hidden_states.shape == (10, 24)
-    assert not torch.equal(generate(pipe, face_image=[photo, mirrored]), generate(pipe, face_image=photo))
-    two = pipe(["a cat"] * 2, face_image=[[photo], [mirrored]], **STEPS).images
+    assert not torch.equal(tiny.generate(pipe, face_image=[photo, mirrored]), tiny.generate(pipe, face_image=photo))
+    two = pipe(["a cat"] * 2, face_image=[[photo], [mirrored]], **tiny.CALL).images
     assert len(two) == 2
 
 
@@ -79,7 +72,7 @@ def test_own_embedding_and_landmarks_need_no_analyzer(pipe, photo, person):
     pipe.face_analyzer = "no analyzer"
     own = pipe.encode_face(photo, embedding=person.face_embeds, landmarks=person.landmarks)
     pipe.face_analyzer = None
-    assert torch.equal(generate(pipe, identity=own), generate(pipe, identity=person))
+    assert torch.equal(tiny.generate(pipe, identity=own), tiny.generate(pipe, identity=person))
 
 
 def test_a_pose_image_brings_pose_and_framing_but_not_proportions(pipe, photo, person):
@@ -87,9 +80,9 @@ def test_a_pose_image_brings_pose_and_framing_but_not_proportions(pipe, photo, p
     someone = tiny.identity()
     points = pipe.predict_landmarks(someone, height=512, width=512, pose_image=mirrored)[0]
     driving = pipe.predict_landmarks(pipe.encode_face(mirrored), height=512, width=512)[0]
-    centre = (driving.amin(0) + driving.amax(0)) / 2
+    center = (driving.amin(0) + driving.amax(0)) / 2
     assert (points.mean(0) - driving.mean(0)).norm() < 0.2 * (driving.amax(0) - driving.amin(0)).norm()
-    assert (centre[0] - 512 / 2) * (person.landmarks[:, 0].mean() - 512 / 2) < 0, "the mirrored photo's place"
+    assert (center[0] - 512 / 2) * (person.landmarks[:, 0].mean() - 512 / 2) < 0, "the mirrored photo's place"
     assert (points - driving).norm(dim=-1).mean() > 1.0, "someone else's proportions"
 
 

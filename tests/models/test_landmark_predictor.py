@@ -87,7 +87,7 @@ class TestDecode:
         assert predictor.decode(population.to(torch.float32)).dtype == torch.float32
 
     @pytest.mark.parametrize(
-        "rotation, moves",
+        ("rotation", "moves"),
         [
             ((25.0, 0.0, 0.0), lambda p, q: q[NOSE_TIP, 0] > p[NOSE_TIP, 0] + 10),  # to the right of the picture
             ((0.0, 20.0, 0.0), lambda p, q: q[NOSE_TIP, 1] < p[NOSE_TIP, 1] - 10),  # up

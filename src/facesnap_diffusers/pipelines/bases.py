@@ -1,0 +1,95 @@
+"""Which base models a pipeline takes, and which pipeline takes a base model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import ControlNetModel, DiffusionPipeline
+from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
+from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
+
+from .._upstream import uncompiled
+from ..base_models import is_sdxl
+from ..errors import InputError
+
+
+#: Arguments of `from_pretrained` that say where a checkpoint is.
+HUB_ARGUMENTS = ("cache_dir", "force_download", "proxies", "local_files_only", "token", "revision")
+
+KINDS = {False: "Stable Diffusion 1.x or 2.x", True: "Stable Diffusion XL"}
+
+
+def class_for(cls_name: str, is_xl: bool) -> str:
+    """The name of the pipeline for the same task and the family that is asked for."""
+    task = cls_name.removeprefix("FaceSnapXL").removeprefix("FaceSnap")
+    return f"FaceSnap{'XL' if is_xl else ''}{task}"
+
+
+def is_xl_folder(name: str | Path, source: str, kwargs: Mapping[str, Any]) -> bool | None:
+    """
+    Whether a checkpoint on disk or on the Hub is of Stable Diffusion XL, by its `model_index.json`; `None` where that could
+    not be read. Raises [`InputError`] for other models.
+    """
+    try:
+        index = DiffusionPipeline.load_config(name, **{k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs})
+    except Exception:  # from_pretrained itself says best what is wrong
+        return None
+    return is_xl_components(index, index.get("_class_name"), source)
+
+
+def is_xl_components(components: Mapping[str, Any], class_name: Any, source: str) -> bool:
+    """The same for the components of a pipeline, or their names."""
+
+    def has(name: str) -> bool:
+        value = components.get(name)
+        return value is not None and list(value if isinstance(value, list) else [0]) != [None, None]
+
+    if not has("unet") or has("transformer") or has("prior") or has("movq"):
+        raise InputError(
+            f"{source} is of {class_name}, which is not supported; FaceSnap takes Stable Diffusion 1.x, 2.x and XL"
+        )
+    return has("text_encoder_2")
+
+
+def is_xl_file(path: Any) -> bool | None:
+    """The same for a checkpoint in a single file."""
+    try:
+        kind = infer_diffusers_model_type(load_single_file_checkpoint(path, local_files_only=True))
+    except Exception:
+        return None
+    if kind.startswith(("xl", "playground")):
+        return True
+    if kind in ("v1", "v2", "inpainting", "inpainting_v2"):
+        return False
+    raise InputError(
+        f"{path} is of type {kind}, which is not supported; FaceSnap takes Stable Diffusion 1.x, 2.x and XL"
+    )
+
+
+def check_base(cls: type, is_xl: bool | None, source: str) -> None:
+    """Raises [`InputError`], which names the right class, if a base model is not of the pipeline's family."""
+    own = cls.__name__.startswith("FaceSnapXL")
+    if is_xl is not None and is_xl != own:
+        raise InputError(
+            f"{source} is of {KINDS[is_xl]}, {cls.__name__} takes {KINDS[own]}; use"
+            f" {class_for(cls.__name__, is_xl)}, or AutoFaceSnapPipeline"
+        )
+
+
+def check_components(cls: type, unet: Any, controlnet: Any) -> None:
+    """Raises [`InputError`] unless UNet and ControlNets are of kinds that a pipeline works with."""
+    if unet is not None and hasattr(unet, "config"):
+        check_base(cls, is_sdxl(unet), "unet")
+    if controlnet is None:
+        return
+    nets = controlnet.nets if isinstance(controlnet, MultiControlNetModel) else controlnet
+    for net in nets if isinstance(nets, (list, tuple, torch.nn.ModuleList)) else [nets]:
+        net = uncompiled(net)
+        if not isinstance(net, ControlNetModel):
+            raise InputError(
+                f"controlnet must be a ControlNetModel or a list of them, got {type(net).__name__}; union ControlNets and"
+                " other kinds have loops of their own and do not go with FaceSnap"
+            )

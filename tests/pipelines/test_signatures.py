@@ -1,0 +1,37 @@
+"""Signatures name every argument, the stock pipeline's and ours: tools and notebooks read them."""
+
+import inspect
+
+import diffusers
+import pytest
+
+import facesnap_diffusers
+
+
+NAMES = [
+    prefix + suffix
+    for prefix in ("StableDiffusionControlNet", "StableDiffusionXLControlNet")
+    for suffix in ("Pipeline", "Img2ImgPipeline", "InpaintPipeline")
+]
+OURS = {
+    *("face_image", "identity", "face_index", "pose_image", "pose", "expression", "face_box", "landmarks", "people"),
+    *("identity_scale", "landmark_scale", "facesnap_schedule"),
+}
+
+
+def of_ours(stock_name: str) -> type:
+    return getattr(facesnap_diffusers, stock_name.replace("StableDiffusion", "FaceSnap").replace("ControlNet", ""))
+
+
+@pytest.mark.parametrize("stock_name", NAMES)
+@pytest.mark.parametrize("method", ["__call__", "encode_prompt"])
+def test_every_argument_has_its_name(stock_name, method):
+    stock = inspect.signature(getattr(getattr(diffusers, stock_name), method)).parameters
+    own = inspect.signature(getattr(of_ours(stock_name), method)).parameters
+    stock = {name: parameter for name, parameter in stock.items() if parameter.kind is not parameter.VAR_KEYWORD}
+    assert set(own) == set(stock) | (OURS if method == "__call__" else set())
+    assert [name for name in own if name in stock] == list(stock)
+    for name, parameter in stock.items():
+        assert (own[name].kind, own[name].default) == (parameter.kind, parameter.default), name
+    documented = getattr(of_ours(stock_name), method).__doc__
+    assert method == "encode_prompt" or all(f"{name} (" in documented for name in OURS)

@@ -1,0 +1,247 @@
+"""What diffusers checks of every pipeline, on all six with and without a face: each test runs the public call twice."""
+
+from inspect import signature
+
+import numpy as np
+import PIL.Image
+import pytest
+import tiny
+import torch
+from diffusers import (
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
+    StableDiffusionXLPipeline,
+)
+
+from facesnap_diffusers import (
+    FaceSnapImg2ImgPipeline,
+    FaceSnapInpaintPipeline,
+    FaceSnapPipeline,
+    FaceSnapXLImg2ImgPipeline,
+    FaceSnapXLInpaintPipeline,
+    FaceSnapXLPipeline,
+)
+
+
+PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
+MASK = PIL.Image.new("L", (32, 32), 255)
+
+STOCK = {
+    FaceSnapPipeline: StableDiffusionPipeline,
+    FaceSnapImg2ImgPipeline: StableDiffusionImg2ImgPipeline,
+    FaceSnapInpaintPipeline: StableDiffusionInpaintPipeline,
+    FaceSnapXLPipeline: StableDiffusionXLPipeline,
+    FaceSnapXLImg2ImgPipeline: StableDiffusionXLImg2ImgPipeline,
+    FaceSnapXLInpaintPipeline: StableDiffusionXLInpaintPipeline,
+}
+
+
+class Nobody:
+    encoder = tiny.FACE_ENCODER
+    embedding_dim = tiny.FACE_EMBED_DIM
+
+    def analyze(self, image):
+        return []
+
+
+class Call:
+    """A pipeline with the arguments of its task; `pipe` may be another one on which the same call is made."""
+
+    def __init__(self, cls, face):
+        self.cls, self.face = cls, face
+        self.pipe = self.make()
+
+    def make(self):
+        pipe = tiny.facesnap(tiny.xl_pipeline() if "XL" in self.cls.__name__ else tiny.sd_pipeline(), self.cls)
+        tiny.add_adapter(pipe)
+        pipe.face_analyzer = Nobody()
+        return pipe
+
+    def arguments(self, **changes):
+        values = {"num_inference_steps": 2, "output_type": "pt", "guidance_scale": 3.0, "prompt": "a cat"}
+        if "Img2Img" in self.cls.__name__ or "Inpaint" in self.cls.__name__:
+            values |= {"image": PICTURE, "strength": 1.0}
+        else:
+            values |= {"height": 32, "width": 32}
+        if "Inpaint" in self.cls.__name__:
+            values["mask_image"] = MASK
+        if self.face:
+            values["identity"] = tiny.identity()
+        return {**values, "generator": tiny.seeded(), **changes}
+
+    def __call__(self, pipe=None, **changes):
+        images = (pipe or self.pipe)(**self.arguments(**changes)).images
+        return images
+
+
+@pytest.fixture(
+    scope="module",
+    params=[(cls, face) for cls in STOCK for face in (False, True)],
+    ids=lambda param: f"{param[0].__name__} {'with' if param[1] else 'without'} a face",
+)
+def call(request):
+    return Call(*request.param)
+
+
+@pytest.fixture(scope="module")
+def expected(call):
+    return call()
+
+
+def close(images, expected, atol=1e-4):
+    torch.testing.assert_close(images, expected, atol=atol, rtol=0)
+
+
+def test_same_seed_same_image_and_another_seed_another(call, expected):
+    assert torch.equal(call(), expected)
+    assert (call(generator=torch.Generator().manual_seed(1)) - expected).abs().max() > 1e-3
+
+
+def test_a_batch_is_its_single_images(call):
+    prompts = ["a cat", "a dog on a hill"]
+    generators = [[torch.Generator().manual_seed(i) for i in range(2)] for _ in range(2)]
+    together = call(prompt=prompts, generator=generators[0])
+    for image, prompt, generator in zip(together, prompts, generators[1]):
+        close(image, call(prompt=prompt, generator=generator)[0])
+
+
+@pytest.mark.parametrize(("prompts", "images"), [(1, 1), (1, 2), (2, 1), (2, 2)])
+def test_number_of_images(call, prompts, images):
+    prompt = ["a cat"] * prompts if prompts > 1 else "a cat"
+    assert len(call(prompt=prompt, num_images_per_prompt=images, num_inference_steps=1)) == prompts * images
+
+
+def test_tuples_hold_what_objects_hold(call, expected):
+    images = call.pipe(**call.arguments(return_dict=False))
+    assert isinstance(images, tuple) and torch.equal(images[0], expected)
+
+
+def test_outputs(call, expected):
+    arrays = call(output_type="np")
+    close(torch.from_numpy(np.asarray(arrays)).permute(0, 3, 1, 2), expected, atol=1e-5)
+    picture = np.asarray(call(output_type="pil")[0]) / 255
+    close(torch.from_numpy(picture).permute(2, 0, 1).float(), expected[0], atol=0.5 / 255 + 1e-5)
+    assert call(output_type="latent").shape == (1, 4, 16, 16)
+
+
+def test_latents_may_be_given(call, expected):
+    if "Img2Img" in call.cls.__name__:
+        pytest.skip("image-to-image makes its latents of the picture")
+    latents = torch.randn((1, 4, 16, 16), generator=tiny.seeded())
+    if "Inpaint" not in call.cls.__name__:
+        close(call(latents=latents), expected)
+    assert torch.equal(call(latents=latents), call(latents=latents))
+
+
+def test_without_guidance_the_negative_prompt_does_not_count(call, expected):
+    alone = call(guidance_scale=1.0)
+    assert torch.equal(call(guidance_scale=1.0, negative_prompt="a dog"), alone)
+    assert (alone - expected).abs().max() > 1e-4
+    assert (call(negative_prompt="a dog in a field") - expected).abs().max() > 1e-6
+
+
+def test_every_callback_input(call, expected):
+    names = [name for name in call.pipe._callback_tensor_inputs if name in ("latents", "prompt_embeds")]
+    steps = []
+
+    def callback(pipe, step, timestep, tensors):
+        assert set(tensors) == set(names)
+        steps.append(step)
+        return tensors
+
+    close(call(callback_on_step_end=callback, callback_on_step_end_tensor_inputs=names), expected)
+    assert steps == [0, 1]
+
+    def blank(pipe, step, timestep, tensors):
+        return {"latents": torch.zeros_like(tensors["latents"])} if step == 1 else tensors
+
+    latents = call(callback_on_step_end=blank, output_type="latent")
+    assert not latents.any()
+
+
+def test_arguments_have_names(call):
+    stock = set(signature(STOCK[call.cls].__mro__[0].__call__).parameters) & {"prompt", "generator", "output_type"}
+    assert stock <= set(signature(call.cls.__call__).parameters)
+    assert {"identity", "face_image", "pose"} <= set(signature(call.cls.__call__).parameters)
+
+
+def test_memory_settings_change_nothing(call, expected):
+    pipe = call.make()
+    pipe.enable_attention_slicing()
+    close(call(pipe), expected)
+    pipe.disable_attention_slicing()
+    pipe.vae.enable_slicing()
+    close(call(pipe), expected)
+    pipe.vae.disable_slicing()
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    assert (call(pipe) - expected).abs().max() > 1e-4
+    pipe.disable_freeu()
+    close(call(pipe), expected)
+
+
+@pytest.mark.parametrize("kind", ["model", "sequential", "group"])
+def test_offloading_changes_nothing(call, expected, kind):
+    pipe = call.make()
+    if kind == "group":
+        pipe.unet.enable_group_offload(
+            torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1, use_stream=False
+        )
+    else:
+        getattr(pipe, f"enable_{kind}_cpu_offload")(device="cpu")
+    close(call(pipe), expected)
+    close(call(pipe), expected)
+
+
+def test_dtypes_and_devices(call, expected):
+    pipe = call.make().to(torch.bfloat16)
+    kinds = {
+        parameter.dtype
+        for name in ("unet", "vae", "mixer", "ffrnet")
+        for parameter in getattr(pipe, name).parameters()
+    }
+    assert kinds == {torch.bfloat16}
+    half = call(pipe)
+    assert half.isfinite().all() and (half.float() - expected).abs().mean() < 0.1
+    assert pipe.to("cpu").device.type == "cpu"
+
+
+def test_layerwise_casting(call):
+    pipe = call.make()
+    pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert call(pipe).isfinite().all()
+
+
+def test_saved_and_loaded(call, expected, tmp_path):
+    pipe = call.make()
+    pipe.save_pretrained(tmp_path, variant="fp16")
+    assert all(".fp16." in path.name for path in tmp_path.rglob("*.safetensors"))
+    loaded = tiny._quiet(call.cls.from_pretrained(tmp_path, variant="fp16"))
+    loaded.face_analyzer = Nobody()
+    close(call(loaded), expected)
+    for name in loaded._optional_components:
+        if name not in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
+            assert (getattr(loaded, name) is None) == (getattr(pipe, name) is None), name
+
+
+def test_there_and_back_with_from_pipe(call, expected):
+    """Stock, ours, stock: configs, components and images stay as they were."""
+    stock_cls = STOCK[call.cls]
+    stock = tiny._quiet(stock_cls.from_pipe(call.pipe))
+    ours = tiny._quiet(call.cls.from_pipe(stock))
+    again = tiny._quiet(stock_cls.from_pipe(ours))
+    for name, value in stock.config.items():
+        if not name.startswith("_"):
+            assert again.config[name] == value, name
+    for name, component in stock.components.items():
+        assert again.components[name] is component, name
+    if not call.face:
+        assert torch.equal(call(ours), expected)
+    size = {"height": 32, "width": 32} if "height" in signature(stock_cls.__call__).parameters else {}
+    arguments = {name: value for name, value in call.arguments(**size).items() if name != "identity"}
+    assert torch.equal(stock(**arguments).images, again(**{**arguments, "generator": tiny.seeded()}).images)
+    with_offload = call.make()
+    with_offload.enable_model_cpu_offload(device="cpu")
+    close(call(tiny._quiet(call.cls.from_pipe(with_offload))), expected)
