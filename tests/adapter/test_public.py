@@ -144,3 +144,21 @@ def test_info_shows_the_table():
     output = command("info", "--public").output
     for adapter in PUBLIC_ADAPTERS:
         assert adapter.repo in output and Path(adapter.file).name in output
+
+
+def test_the_docs_have_the_table():
+    text = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text()
+    rows = [
+        [cell.strip(" `") for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| `")
+    ]
+    assert rows == [
+        [
+            adapter.repo,
+            f"{Path(adapter.file).name}{'` *' if adapter.default else ''}",
+            adapter.family,
+            adapter.face_encoder_id or "none",
+            " / ".join(f"{scale:g}" for scale in adapter.scales.values()),
+            adapter.terms,
+        ]
+        for adapter in PUBLIC_ADAPTERS
+    ]
