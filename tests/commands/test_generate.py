@@ -195,6 +195,24 @@ def test_a_worker_of_a_cluster_makes_the_same(tmp_path):
     assert "absent is not a file" in worker({"name": "b", "request": json.dumps(absent)})["error"]
 
 
+@pytest.mark.slow
+def test_on_a_ray_cluster(tmp_path):
+    ray = pytest.importorskip("ray", reason="needs ray")
+    table_of(tmp_path, 8)
+    rows = read_table(tmp_path / "rows.jsonl", {})
+    maker = PortraitMaker(ModelSettings())
+    ray.init(num_cpus=2, include_dashboard=False)
+    try:
+        (tmp_path / "cluster").mkdir()
+        list(make_table(rows, tmp_path / "cluster", maker, ray=True, workers=2))
+    finally:
+        ray.shutdown()
+    (tmp_path / "here").mkdir()
+    list(make_table(rows, tmp_path / "here", maker))
+    for path in (tmp_path / "here").glob("*.png"):
+        assert path.read_bytes() == (tmp_path / "cluster" / path.name).read_bytes()
+
+
 @pytest.mark.parametrize("form", ["folder", "folder XL"])
 def test_any_base_model_and_adapter(form, tmp_path):
     base = tiny.xl_pipeline() if "XL" in form else tiny.sd_pipeline()

@@ -126,6 +126,8 @@ def _read_named(name: Any, source: AdapterSource, unet: UNet2DConditionModel) ->
 
 
 def _read_own(name: Any, source: AdapterSource, unet: UNet2DConditionModel) -> tuple[FaceSnapConfig, dict[str, Any]]:
+    if source.controlnet is not None:
+        raise AdapterError(f"controlnet= is InstantID's, and {name} is a FaceSnap adapter; leave it out")
     where = (str(name), source.subfolder, source.variant)
     # the config first: what does not fit is not downloaded
     folder = resolve_adapter_folder(*where, config_only=True, **source.hub_arguments)
