@@ -143,7 +143,7 @@ class PortraitMaker:
         pipe = self.load()
         names = [*request.photos, request.identity, request.pose_image]
         digests = {name: digest for name in names if name and (digest := file_digest(files.get(name, name)))}
-        options = {
+        options: dict[str, Any] = {
             "negative_prompt": request.negative_prompt,
             "pose_image": None if request.pose_image is None else files.get(request.pose_image, request.pose_image),
             "expression": request.expression,

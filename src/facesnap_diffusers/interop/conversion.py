@@ -141,7 +141,7 @@ def _recommended_scales(kind: str) -> dict[str, float]:
     )
 
 
-def _plus_face_mixer(projection: torch.nn.Module) -> PlusFaceMixer:
+def _plus_face_mixer(projection: Any) -> PlusFaceMixer:
     return PlusFaceMixer(
         cross_attention_dim=projection.proj_out.out_features,
         image_embed_dim=projection.proj_in.in_features,
@@ -151,7 +151,7 @@ def _plus_face_mixer(projection: torch.nn.Module) -> PlusFaceMixer:
     )
 
 
-def _faceid_plus_mixer(projection: torch.nn.Module, shortcut: bool, structure_scale: float) -> FaceIDPlusMixer:
+def _faceid_plus_mixer(projection: Any, shortcut: bool, structure_scale: float) -> FaceIDPlusMixer:
     width = projection.proj_in.in_features
     return FaceIDPlusMixer(
         cross_attention_dim=projection.proj_out.out_features,
@@ -165,7 +165,7 @@ def _faceid_plus_mixer(projection: torch.nn.Module, shortcut: bool, structure_sc
     )
 
 
-def _instantid_mixer(projection: torch.nn.Module, per_photo: bool) -> InstantIDMixer:
+def _instantid_mixer(projection: Any, per_photo: bool) -> InstantIDMixer:
     return InstantIDMixer(
         cross_attention_dim=projection.proj_out.out_features,
         face_embed_dim=projection.proj_in.in_features,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
@@ -26,7 +26,7 @@ from .mixers import ImagePromptMixer
 INSTANTID_FILES = ("ip-adapter.bin", "ip-adapter.safetensors")
 
 #: What a `controlnet=` may be.
-ControlNetSource = ControlNetModel | str | Path
+ControlNetSource: TypeAlias = ControlNetModel | str | Path
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ def find_checkpoint(
             file = file.with_suffix(suffix)
         other = file.with_suffix(".bin" if file.suffix == ".safetensors" else ".safetensors")
         return read_checkpoint(FilePlace(public.repo, hub_arguments or {}).fetch(str(file), str(other)))
-    files = INSTANTID_FILES if weight_name is None else (weight_name,)
-    files = tuple("/".join(filter(None, [subfolder, file])) for file in files)
+    names = INSTANTID_FILES if weight_name is None else (weight_name,)
+    files = ["/".join(filter(None, [subfolder, name])) for name in names]
     return read_checkpoint(FilePlace(name, hub_arguments or {}).fetch(*files))
 
 
