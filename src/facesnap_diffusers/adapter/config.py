@@ -117,7 +117,7 @@ class FaceSnapConfig:
     @property
     def scales(self) -> dict[str, float]:
         """The scales that hold until others are set."""
-        return {**DEFAULT_SCALES, **self.recommended_scales}
+        return {**DEFAULT_SCALES, **{str(name): scale for name, scale in self.recommended_scales.items()}}
 
     def replace(self, **values: Any) -> FaceSnapConfig:
         return replace(self, **values)

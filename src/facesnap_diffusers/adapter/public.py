@@ -93,7 +93,11 @@ PUBLIC_ADAPTERS = (
 )
 
 #: What `load_facesnap_adapter()` loads where it is given no name.
-DEFAULT_ADAPTERS = {"sd1": "h94/IP-Adapter-FaceID", "sdxl": "InstantX/InstantID", NANO_FAMILY: NANO_ADAPTER}
+DEFAULT_ADAPTERS: dict[str, str | Path] = {
+    "sd1": "h94/IP-Adapter-FaceID",
+    "sdxl": "InstantX/InstantID",
+    NANO_FAMILY: NANO_ADAPTER,
+}
 
 
 def files_of(name: Any) -> list[PublicAdapter]:

@@ -175,8 +175,8 @@ def _grouped(tensors: Mapping, name: str) -> dict[str, dict[str, torch.Tensor]]:
         raise AdapterError(
             f"{name} is not an identity adapter: expected image_proj and ip_adapter alone, found {_some(tensors)}"
         )
-    for group in groups.values():
-        if not all(isinstance(value, torch.Tensor) for value in group.values()):
+    for content in groups.values():
+        if not all(isinstance(value, torch.Tensor) for value in content.values()):
             raise AdapterError(f"{name} holds other things than tensors")
     return groups
 

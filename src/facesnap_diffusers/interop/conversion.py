@@ -133,7 +133,7 @@ def _is_plus_v2(source: str, family: str) -> bool:
     )
 
 
-def _recommended_scales(kind: str) -> dict[str, float]:
+def _recommended_scales(kind: str) -> dict[Any, float]:
     """What the authors' scripts use."""
     is_instantid = kind == "instantid"
     return next(

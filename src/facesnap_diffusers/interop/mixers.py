@@ -93,14 +93,14 @@ class ImagePromptMixer(IdentityMixer):
 
     def _photos(self, image_hidden_states: torch.Tensor | None, unconditional: torch.Tensor | None) -> torch.Tensor:
         """The hidden states of each photo, `(batch, photos, image_sequence_length, image_embed_dim)`."""
-        check_image_hidden_states(image_hidden_states, self.config.image_embed_dim)
+        states = check_image_hidden_states(image_hidden_states, self.config.image_embed_dim)
         length = len(self.empty_image)
-        if image_hidden_states.shape[1] % length:
+        if states.shape[1] % length:
             raise InputError(
-                f"image_hidden_states has {image_hidden_states.shape[1]} states, the image encoder gives {length} for each"
+                f"image_hidden_states has {states.shape[1]} states, the image encoder gives {length} for each"
                 " photo; encode the face again with encode_face"
             )
-        photos = image_hidden_states.unflatten(1, (-1, length))
+        photos = states.unflatten(1, (-1, length))
         if unconditional is not None:
             photos = torch.where(unconditional[:, None, None, None], self.empty_image.to(photos), photos)
         return photos
@@ -332,8 +332,9 @@ class InstantIDMixer(IdentityMixer):
         return tokens.unflatten(0, photos.shape[:2]).flatten(1, 2)
 
 
-def _photo_embeds(face_embeds: torch.Tensor, width: int) -> torch.Tensor:
+def _photo_embeds(face_embeds: torch.Tensor | None, width: int) -> torch.Tensor:
     """Embeddings `(batch, width)` or `(batch, photos, width)`, checked, as `(batch, photos, width)`."""
-    photos = face_embeds[:, None] if face_embeds is not None and face_embeds.ndim == 2 else face_embeds
-    check_face_embeds(photos if photos is None else photos.flatten(0, -2), width)
-    return photos
+    if face_embeds is None or face_embeds.ndim != 3:
+        return check_face_embeds(face_embeds, width)[:, None]
+    check_face_embeds(face_embeds.flatten(0, 1), width)
+    return face_embeds
