@@ -5,9 +5,12 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
+# a process a core, each with one thread; the tests of a file stay together, for they share what they make
+PYTEST := -m pytest --numprocesses auto --dist loadfile
+test test-fast test-lowest: export OMP_NUM_THREADS = 1
 SOURCES := src tests examples benchmarks
 
-.PHONY: demo test test-fast test-lowest style quality clean
+.PHONY: demo test test-extras test-fast test-lowest style quality clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,13 +23,13 @@ demo: $(VENV)/installed
 
 # All tests.
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 # Those without the mark `slow`: less than three minutes on two cores.
 test-fast: $(VENV)/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
-# The same with the oldest versions that setup.cfg promises, in an environment of their own.
+# What stands on diffusers' and transformers' insides, with the oldest versions that setup.cfg promises, in an environment of their own.
 LOWEST := .venv-lowest
 $(LOWEST)/installed: setup.cfg tests/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
@@ -35,7 +38,18 @@ $(LOWEST)/installed: setup.cfg tests/lowest.txt
 	touch $@
 
 test-lowest: $(LOWEST)/installed
-	$(LOWEST)/bin/python -m pytest -m "not slow"
+	$(LOWEST)/bin/python $(PYTEST) -m "not slow" tests/test_upstream.py tests/models tests/pipelines/test_numbers.py
+
+# What `pip install "facesnap-diffusers[train]"` brings is enough to prepare and train, and leaves torch as it is.
+EXTRAS := .venv-extras
+test-extras:
+	$(PYTHON) -m venv $(EXTRAS)
+	$(EXTRAS)/bin/pip install --quiet "$(TORCH)"
+	$(EXTRAS)/bin/pip freeze | grep "^torch==" > $(EXTRAS)/torch
+	$(EXTRAS)/bin/pip install --quiet --editable ".[train]"
+	$(EXTRAS)/bin/pip freeze | grep "^torch==" | diff $(EXTRAS)/torch -
+	$(EXTRAS)/bin/pip check
+	$(EXTRAS)/bin/python -c "import facesnap_diffusers.training.trainer, facesnap_diffusers.data.preparation, tensorboard"
 
 style: $(VENV)/installed
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -48,4 +62,4 @@ quality: $(VENV)/installed
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) $(LOWEST) build dist outputs
+	rm -rf $(VENV) $(LOWEST) $(EXTRAS) build dist outputs

@@ -27,7 +27,6 @@ from landmark_model import load_landmark_model  # noqa: E402
 from posterior import Posterior  # noqa: E402
 from synthetic import Faces, FaceSampler, interocular  # noqa: E402
 
-from facesnap_diffusers import steering  # noqa: E402
 from facesnap_diffusers.faces.drawing import draw_landmarks  # noqa: E402
 from facesnap_diffusers.models.landmark_predictor import (  # noqa: E402
     FaceCoefficients,
@@ -93,7 +92,7 @@ def steered(predictor: LandmarkPredictor, seen) -> torch.Tensor:
     """As pipelines re-target: what the reconstruction of the reference misses follows."""
     reference, driving = (predictor.encode(points, visible) for points, visible in seen)
     target = dataclasses.replace(driving, shape=reference.shape)
-    return steering.retarget(predictor, seen[0][0], reference, target)
+    return predictor.repose(seen[0][0], reference, target)
 
 
 def show_protocol(predictor: LandmarkPredictor, model) -> None:

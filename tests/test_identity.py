@@ -60,7 +60,7 @@ def test_comparing_is_by_object():
         {"face_embeds": torch.ones(4, device="meta")},
         {"face_embeds": torch.zeros(0)},
         {"landmarks": tiny.face_points() * 1e20},
-        {"shape": torch.full((5,), 1e6)},
+        {"shape": torch.full((5,), 1e9)},
         {"image_hidden_states": torch.full((5, 24), 1e20)},
         {"photo_embeds": torch.full((2, 4), 1e20)},
         {"photo_size": (True, True)},

@@ -7,8 +7,8 @@ import tiny
 import torch
 
 from facesnap_diffusers import Expression, HeadPose, load_landmark_predictor
-from facesnap_diffusers.models.landmark_predictor import rotation_matrix
-from facesnap_diffusers.steering import NOISE, ImageSteering, photo_to_canvas, retarget, steer
+from facesnap_diffusers.models.landmark_predictor import NOISE, rotation_matrix
+from facesnap_diffusers.steering import ImageSteering, photo_to_canvas, steer
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_what_a_reconstruction_misses_turns_with_the_face(predictor):
     seen = predictor.decode(own)
     seen[:, :, 0] += 8.0  # pixels to the right: all of it is missed
     target = dataclasses.replace(own, rotation=own.rotation + torch.tensor([[0.0, 0.0, 90.0]]), scale=2 * own.scale)
-    moved = retarget(predictor, seen, own, target) - predictor.decode(target)
+    moved = predictor.repose(seen, own, target) - predictor.decode(target)
     turn = rotation_matrix(torch.deg2rad(target.rotation)) @ rotation_matrix(torch.deg2rad(own.rotation)).mT
     x, y = (turn @ torch.tensor([8.0, 0.0, 0.0]))[0, :2].tolist()
     share = 1 - (NOISE * float(own.scale) / 8) ** 2
@@ -60,4 +60,4 @@ def test_what_may_be_noise_is_left_behind(predictor):
     seen = predictor.decode(own)
     seen[:, :, 0] += 0.9 * NOISE * own.scale
     target = dataclasses.replace(own, rotation=own.rotation + torch.tensor([[40.0, 0.0, 0.0]]))
-    torch.testing.assert_close(retarget(predictor, seen, own, target), predictor.decode(target), atol=1e-4, rtol=0)
+    torch.testing.assert_close(predictor.repose(seen, own, target), predictor.decode(target), atol=1e-4, rtol=0)

@@ -79,6 +79,8 @@ def write_faces(folder: Path, people: int = 4, photos: int = 3, **settings) -> N
                 crop = align_faces(pixels, points[None], "arcface", CROP_SIZE)
                 embedding = recognizer.embed(crop)[0].numpy() * (1 if settings.normalized_embeds else 1.5)
                 face = PIL.Image.fromarray((crop[0].permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+                if settings.recognition_crop_size not in (None, CROP_SIZE):
+                    face = face.resize((settings.recognition_crop_size,) * 2)
                 sample = PreparedFace(
                     image=encode(image, "PNG"),
                     clip_crop=encode(image, "JPEG"),

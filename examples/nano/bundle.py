@@ -27,7 +27,7 @@ from facesnap_diffusers.files import atomic_folder
 from facesnap_diffusers.nano.model import SHIPPED_NANO
 
 
-LIMIT_MB = 30
+LIMIT_MB = 40
 VARIED = ("skin", "hair_style", "hair_color", "eyes", "beard", "glasses")
 _CARD = """---
 license: apache-2.0
@@ -55,6 +55,14 @@ image = pipe(prompt, identity=person.identity, num_inference_steps=4, guidance_s
 Pictures rendered from random faces of the ICT FaceKit Light morphable model (USC ICT, MIT licence), by `examples/nano` in the
 repository. No photo of anybody went into base, adapter or image encoder. The adapter's face embeddings are those of dlib's
 recogniser, which was trained on photos. The people in `people/` are rendered too, and were held out from training.
+
+## Photos
+
+The model has seen rendered people only. `photo_shift.safetensors` holds the difference of the means of rendered people and of
+photo-like faces (180 faces of people who do not exist, from SFHQ by David Beniaguev, MIT licence) in the adapter's features;
+`facesnap_diffusers.nano.photos.as_rendered` adds it, and `facesnap demo --face` does so by itself. The avatar of a photo is a
+rendered person of about the same skin, hair color and features. It shows hair as one of eight styles, mostly shorter than it
+is, no age, and nothing of what the renderer does not know.
 
 ## Intended use and limits
 

@@ -15,7 +15,6 @@ import numpy as np
 import PIL.Image
 import torch
 import torch.nn.functional as F
-from train_image_encoder import SIZE
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from workspace import add_work_dir
 
@@ -40,7 +39,7 @@ class Judge:
             if not faces:
                 return None
             landmarks = max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2])).landmarks
-        head = align_for_clip(picture, landmarks, SIZE)
+        head = align_for_clip(picture, landmarks, self.encoder.config.image_size)
         pixels = self.processor(PIL.Image.fromarray(head), return_tensors="pt").pixel_values
         return self.encoder.vision_model(pixels).pooler_output[0]
 

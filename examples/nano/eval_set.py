@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -109,8 +109,10 @@ def scenes(model: FaceModel, index: int, person: Person, size: int) -> Iterator[
             yield scene
 
 
-def write_eval_set(folder: Path, renderer: Renderer, people: int, cases: int) -> None:
-    """Renders and writes everything, the manifest last."""
+def write_eval_set(
+    folder: Path, renderer: Renderer, people: int, cases: int, scenes: Callable[..., Iterator[Scene]] = scenes
+) -> None:
+    """Renders and writes everything, the manifest last. `scenes` gives the reference's scene, then those of the cases."""
     model, size = renderer.model, renderer.size
     names = [f"{index:04d}" for index in SPLITS["test"][:people]]
     entries, references = [], {}

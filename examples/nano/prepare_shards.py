@@ -38,12 +38,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
     parser.add_argument("--split", choices=list(SPLITS), default="train")
+    parser.add_argument("--head-size", type=int, default=HEAD_SIZE, help="of what the image encoder sees, in pixels")
     args = parser.parse_args()
     predictor = load_landmark_predictor()
     settings = ShardSettings(
         face_encoder_id=DlibFaceAnalyzer.encoder,
         normalized_embeds=False,
-        clip_crop_size=HEAD_SIZE,
+        clip_crop_size=args.head_size,
         recognition_crop="dlib",
         recognition_crop_size=CROP_SIZE,
     )

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from lr_scheduler import learning_rate
 from precision import mixed_precision
-from schedule import learning_rate
 from torch.utils.data import DataLoader
 
 from facesnap_diffusers import FFRNet

@@ -115,9 +115,9 @@ def main():
     pipe = FaceSnapPipeline.from_pretrained(args.work_dir / "export", dtype=torch.float32)
     sees_face, sees_image = FEATURES[args.features]
     config = FaceSnapConfig(
-        face_encoder=DlibFaceAnalyzer.encoder,
+        face_encoder_id=DlibFaceAnalyzer.encoder,
         face_embed_dim=train.embeddings.shape[-1] if sees_face else None,
-        image_encoder="image_encoder" if sees_image else None,
+        image_encoder_id="image_encoder" if sees_image else None,
         normalized_embeds=False,
         num_tokens=NUM_TOKENS,
         parts=["mixer", "identity_attention"] if args.without_ffrnet else ["mixer", "ffrnet", "identity_attention"],

@@ -116,6 +116,9 @@ def estimate(config: TrainingConfig) -> dict[str, float]:
         total += sampled / loss.every
         activations = config.batch_size * (saved * (1 + loss.gradient_steps) + decoded)
 
+    if config.loss.align_semantic > 0 or config.loss.align_layout > 0:
+        total += unet_flops / config.loss.align_every
+
     # layers that a small FFRNet shares with the UNet are not its own
     frozen_parameters = {id(parameter) for parameter in unet.parameters()}
     trained = sum(p.numel() for part in parts for p in part.parameters() if id(p) not in frozen_parameters)

@@ -12,7 +12,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .adapter.config import FaceSnapConfig
 from .errors import FaceEncoderMismatchError, InputError
-from .faces.alignment import align_face, align_for_clip
+from .faces.alignment import align_for_encoder
 from .faces.analyzers import FaceAnalyzer, default_analyzer
 from .faces.detection import find_face
 from .faces.face import Face
@@ -204,8 +204,7 @@ class FaceConditioner:
         points `(5, 2)`.
         """
         assert self.image_encoder is not None
-        align = align_face if self.config.image_crop == "arcface" else align_for_clip
-        return align(image, landmarks, size=self.image_encoder.config.image_size)
+        return align_for_encoder(image, landmarks, self.config.image_crop, self.image_encoder.config.image_size)
 
     @torch.no_grad()
     def image_states(self, pixel_values: torch.Tensor) -> torch.Tensor | None:

@@ -6,8 +6,15 @@ from pathlib import Path
 from typing import Any
 
 
+_MAX_LENGTH = 800
+
+
 class FaceSnapError(Exception):
-    """Base class of every error that this package raises on purpose."""
+    """Base class of every error that this package raises on purpose. Whatever values a message quotes, it is one line."""
+
+    def __init__(self, message: object = ""):
+        text = " ".join(str(message).split())
+        super().__init__(text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 1]}…")
 
 
 class InputError(FaceSnapError, ValueError):

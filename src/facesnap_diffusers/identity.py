@@ -134,6 +134,8 @@ class FaceIdentity:
     @classmethod
     def fuse(cls, identities: Sequence[FaceIdentity]) -> FaceIdentity:
         """One identity from several of the same person: embeddings and shape averaged, image features side by side."""
+        if not isinstance(identities, Sequence):
+            raise InputError(f"identities must be a list of FaceIdentity, got {type(identities).__name__}")
         if len(identities) == 0:
             raise InputError("identities is empty; give at least one")
         for identity in identities:
@@ -232,7 +234,7 @@ def _is_size(value: Any) -> bool:
 _MAX_VALUES = {
     "face_embeds": 1e3,
     "photo_embeds": 1e3,
-    "shape": 1e3,
+    "shape": 1e6,
     "image_hidden_states": 1e4,
     "landmarks": 1e6,
     "key_points": 1e6,

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from .errors import InputError
 from .faces.expression import Expression
@@ -17,7 +16,7 @@ from .faces.key_points import five_points
 from .faces.placing import check_face_box, check_in_pixels
 from .faces.pose import HeadPose
 from .identity import FaceIdentity
-from .models.landmark_predictor import FaceCoefficients, LandmarkPredictor, rotation_matrix
+from .models.landmark_predictor import FaceCoefficients, LandmarkPredictor
 
 
 #: The face box of a head-and-shoulders portrait: left, top, right, bottom as shares of the image.
@@ -94,18 +93,17 @@ def steer(
         weights = torch.as_tensor(steering.expression.to_vector(predictor.config.expression_names))
         coefficients = replace(coefficients, expression=weights[None].to(coefficients.expression))
 
-    seen_points = None
-    if seen is None:
-        landmarks = predictor.decode(coefficients)  # (1, 72, 2)
-    else:
-        if key_points and identity.key_points is not None:
-            seen_points = _on_device_of(predictor, identity.key_points[None])
-        landmarks = retarget(predictor, seen, fitted, coefficients, seen_points)  # (1, 72, 2) or (1, 77, 2)
+    landmarks = predictor.decode(coefficients) if seen is None else predictor.repose(seen, fitted, coefficients)
+    own_points = identity.key_points if key_points and seen is not None else None
+    if own_points is not None:
+        missed = _on_device_of(predictor, own_points[None]) - five_points(predictor.decode(fitted))
+        five = five_points(predictor.decode(coefficients)) + predictor.carry(missed, fitted, coefficients)
+        landmarks = torch.cat([landmarks, five], dim=1)  # (1, 77, 2): they are placed together
 
     def points(placed: torch.Tensor) -> torch.Tensor:
         if not key_points:
             return placed
-        return five_points(placed) if seen_points is None else placed[:, 72:]
+        return five_points(placed) if own_points is None else placed[:, 72:]
 
     face_box = steering.face_box
     if face_box is None and photo_size is not None:
@@ -118,65 +116,6 @@ def steer(
         rotation=torch.zeros_like(coefficients.rotation),
     )
     return points(fit_into_box(landmarks, predictor.decode(frontal), face_box[None].to(landmarks), height, width))
-
-
-#: Root mean square of what a reconstruction misses of a face by the noise of its landmarks alone, in centimeters.
-NOISE = 0.2
-
-#: A change of pose over which what the reconstruction misses fades to what stands out from that noise, in degrees.
-FADING_ANGLE = 5.0
-
-
-def retarget(
-    predictor: LandmarkPredictor,
-    seen: torch.Tensor,
-    own: FaceCoefficients,
-    target: FaceCoefficients,
-    key_points: torch.Tensor | None = None,
-) -> torch.Tensor:
-    r"""
-    Landmarks of faces in another pose or expression, with what their reconstruction misses: it follows in the face's own
-    frame. In the pose and expression that they have, these are the landmarks that were seen.
-
-    The less the reconstruction misses, the more of that is noise. So a face that turns away takes along the share
-    `1 - (NOISE / missed)²` of it (a Wiener filter), and all of it only near its own pose.
-
-    Args:
-        predictor ([`LandmarkPredictor`]): Decodes the coefficients.
-        seen (`torch.Tensor` of shape `(batch, 68 | 72, 2 | 3)`): The faces' own landmarks, in pixels.
-        own ([`FaceCoefficients`]): What the predictor made of them.
-        target ([`FaceCoefficients`]): What they are to look like.
-        key_points (`torch.Tensor` of shape `(batch, 5, 2)`, *optional*): The five points that a detector saw, which need
-            not be those of the landmarks. They move in the same way.
-
-    Returns:
-        `torch.Tensor` of shape `(batch, 72, 2)`, with key points `(batch, 77, 2)`, those last: in pixels of the target.
-    """
-    missed = seen[:, :68, :2] - predictor.decode(own)[:, :68]
-    missed = torch.cat([missed, missed[:, [36, 36, 45, 45]]], dim=1)  # eyelid points go with the corner of their eye
-    if seen.shape[1] == 72:
-        missed[:, 68:] = seen[:, 68:, :2] - predictor.decode(own)[:, 68:]
-    decoded = predictor.decode(target)
-    landmarks = decoded + _carried(missed, own, target)
-    if key_points is None:
-        return landmarks
-    missed = key_points - five_points(predictor.decode(own))
-    return torch.cat([landmarks, five_points(decoded) + _carried(missed, own, target)], dim=1)
-
-
-def _carried(missed: torch.Tensor, own: FaceCoefficients, target: FaceCoefficients) -> torch.Tensor:
-    """What a reconstruction misses of points `(batch, points, 2)`, in pixels, in another pose: what [`retarget`] keeps."""
-    rotation, target_rotation = (rotation_matrix(torch.deg2rad(c.rotation)) for c in (own, target))  # (batch, 3, 3)
-    turn = target_rotation @ rotation.mT
-    flip = missed.new_tensor([1, -1])
-    space = F.pad(missed * flip, (0, 1)) / own.scale[:, None, None]  # (batch, points, 3), in cm, y up
-
-    size = space.square().sum(-1).mean(-1).sqrt()  # (batch,)
-    kept = (1 - (NOISE / size.clamp(min=NOISE)).square()).clamp(min=0)
-    cosine = (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2
-    angle = torch.rad2deg(cosine.clamp(-1, 1).acos())
-    weight = kept + (1 - kept) * torch.exp(-(angle / FADING_ANGLE).square())
-    return weight[:, None, None] * (space @ turn.mT)[..., :2] * flip * target.scale[:, None, None]
 
 
 def photo_to_canvas(landmarks: torch.Tensor, photo_size: tuple[int, ...], height: int, width: int) -> torch.Tensor:

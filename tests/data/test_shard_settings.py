@@ -122,6 +122,17 @@ class TestCommand:
         assert written["preparation"].items() >= chosen.items()
         assert analyzers == [("insightface/glintr100", False)]
 
+    def test_nothing_kept_is_an_error(self, tmp_path, analyzers):
+        (tmp_path / "in").mkdir()
+        photo(0, (100, 100)).save(tmp_path / "in/small.png")
+        result = CliRunner().invoke(app, ["prepare", str(tmp_path / "in"), str(tmp_path / "out")])
+        assert result.exit_code != 0 and "small photo" in result.output
+        assert isinstance(result.exception, InputError) and "no photo of" in str(result.exception)
+
+    def test_devices_are_numbers(self, tmp_path, analyzers):
+        result = CliRunner().invoke(app, ["prepare", str(tmp_path), str(tmp_path / "out"), "--devices", "cuda:0"])
+        assert isinstance(result.exception, InputError) and "--devices is 'cuda:0'" in str(result.exception)
+
     def test_normalized_embeds(self, tmp_path, analyzers):
         written = self.run(tmp_path, "--face-encoder-id", "dlib/other", "--normalized-embeds")
         assert written["normalized_embeds"] is True and analyzers == [("dlib/other", True)]

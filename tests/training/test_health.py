@@ -80,13 +80,14 @@ class TestStepsThatAreNotFinite:
 class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_command_saves_and_ends(self, base, faces, tmp_path, number):
-        changes = {"steps": 100_000, "log_every": 1, "checkpoint_every": 100_000}
+        """The signal reaches all processes, those that read ahead too, as from a scheduler or a terminal."""
+        changes = {"steps": 100_000, "log_every": 1, "checkpoint_every": 100_000, "data": {"workers": 1}}
         (tmp_path / "config.yaml").write_text(tiny_training.config(base, faces, tmp_path / "run", **changes).to_yaml())
         process = start(["train", str(tmp_path / "config.yaml")])
         for line in process.stdout:  # tqdm shows the losses of a step
             if "3/100000" in line:
                 break
-        process.send_signal(number)
+        os.killpg(process.pid, number)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 128 + number, output[-2000:]
         assert "stopped at step" in output
@@ -109,6 +110,7 @@ def start(arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,
     )
 
 

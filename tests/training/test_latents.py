@@ -40,7 +40,7 @@ class TestFixedCrops:
         samples, count = trainer.samples, len(trainer.samples.faces)
         seen = set()
         for position in range(4 * count):
-            sample, index = samples[position], samples._index(position)
+            sample, index = samples[position], samples.photo(position)
             assert "pixel_values" not in sample and "encoder_noise" not in sample
             (number,) = [
                 number

@@ -51,6 +51,16 @@ def test_shards_that_fit_are_accepted():
     check({"image_crop": "arcface", "normalized_embeds": False}, {"image_crop": "arcface", "normalized_embeds": False})
 
 
+def test_shards_of_smaller_pictures_are_refused():
+    """A run at 1024 pixels on photos scaled down for 512 would train on enlarged ones."""
+    small = dataclasses.replace(SETTINGS, preparation={"resolution": 512})
+    for resolution in (256, 512):
+        check_shards(ADAPTER, small, "shards", RECOGNIZER, resolution=resolution)
+    with pytest.raises(InputError, match="prepared for pictures of 512 pixels, .* --resolution 1024, or set"):
+        check_shards(ADAPTER, small, "shards", RECOGNIZER, resolution=1024)
+    check_shards(ADAPTER, SETTINGS, "shards", RECOGNIZER, resolution=1024)  # shards of one's own say nothing of it
+
+
 @pytest.mark.parametrize(("adapter", "settings", "message"), WRONG)
 def test_shards_that_do_not_fit_are_refused_in_one_line(adapter, settings, message):
     with pytest.raises(InputError, match=message) as error:

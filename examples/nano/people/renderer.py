@@ -49,11 +49,13 @@ class Portrait:
         image: (size, size, 3) uint8, RGB.
         landmarks: (72, 2) pixels, x right, y down, the image spanning 0 to `size`.
         landmarks_3d: (72, 3) cm in the camera's axes: x right in the image, y up, z toward the camera.
+        coverage: (size, size) uint8, how much of each pixel the person covers: 0 background, 255 all.
     """
 
     image: np.ndarray
     landmarks: np.ndarray
     landmarks_3d: np.ndarray
+    coverage: np.ndarray
 
 
 @dataclass
@@ -81,6 +83,13 @@ def project(points: np.ndarray, camera: np.ndarray, size: int) -> np.ndarray:
 
 def pose_points(points: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     return (points - NECK_PIVOT) @ rotation.T + NECK_PIVOT
+
+
+def background(scene: Scene, size: int) -> np.ndarray:
+    """What a scene has behind the person, (size, size, 3) in 0 to 1."""
+    y, x = np.mgrid[0:size, 0:size] / (size - 1.0)
+    light = 1 + scene.gradient * (0.5 - y) - 0.25 * ((x - 0.5) ** 2 + (y - 0.45) ** 2)
+    return np.clip(scene.background * light[..., None], 0, 1)
 
 
 def _light_matrix(direction: np.ndarray) -> np.ndarray:
@@ -336,11 +345,7 @@ class Renderer:
         pixels = self.size * SUPERSAMPLING
         drawn = np.frombuffer(self._target.read(components=4), np.uint8).reshape(pixels, pixels, 4)[::-1]
         drawn = cv2.resize(drawn, (self.size, self.size), interpolation=cv2.INTER_AREA).astype(np.float32)
-        image = drawn[..., :3] + self._background(scene) * (255 - drawn[..., 3:])
+        image = drawn[..., :3] + background(scene, self.size) * (255 - drawn[..., 3:])
         image = np.clip(np.round(image), 0, 255).astype(np.uint8)
-        return Portrait(image, project(points, scene.camera, self.size), points.astype(np.float32))
-
-    def _background(self, scene: Scene) -> np.ndarray:
-        y, x = np.mgrid[0 : self.size, 0 : self.size] / (self.size - 1.0)
-        light = 1 + scene.gradient * (0.5 - y) - 0.25 * ((x - 0.5) ** 2 + (y - 0.45) ** 2)
-        return np.clip(scene.background * light[..., None], 0, 1)
+        coverage = np.round(drawn[..., 3]).astype(np.uint8)
+        return Portrait(image, project(points, scene.camera, self.size), points.astype(np.float32), coverage)

@@ -369,6 +369,10 @@ def _check_can_be_copied(unet: UNet2DConditionModel) -> None:
         )
 
 
+_MAX_SCALE = 1000.0
+
+
 def _check_scale(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value) or value < 0:
-        raise InputError(f"{name} must be a number ≥ 0, got {value!r}")
+    # far beyond what makes pictures; NaN is in no range
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= _MAX_SCALE:
+        raise InputError(f"{name} must be a number ≥ 0, at most {_MAX_SCALE:g}, got {value!r}")

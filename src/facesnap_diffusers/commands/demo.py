@@ -16,7 +16,8 @@ def demo(
     face: Annotated[
         str | None,
         typer.Option(
-            help="Photo of a face, a file or an http(s) URL: shows its avatar, on a sheet of its own. Needs dlib."
+            help="Photo of a face, a file or an http(s) URL: shows its avatar, on a sheet of its own: a rendered person of"
+            " about the same skin, hair color and features, without age, with one of eight hair styles. Needs dlib."
         ),
     ] = None,
     people: Annotated[
@@ -51,7 +52,7 @@ def demo(
     check_device(device)
 
     pipe = load_nano_pipeline(model)
-    avatars = [] if face is None else [_avatar(pipe, face)]
+    avatars = [] if face is None else [_avatar(pipe, face, model)]
     pipe.to(device).set_progress_bar_config(disable=True)
     sheet_name = "sheet.png" if face is None else "photo-sheet.png"
     sheet = run_demo(pipe, [*avatars, *everybody[:count]], output, seed, steps, sheet_name)
@@ -68,7 +69,7 @@ def _quiet_libraries() -> None:
         logging.disable_progress_bar()
 
 
-def _avatar(pipe: "FaceSnapPipeline", photo: str) -> "NanoPerson":
+def _avatar(pipe: "FaceSnapPipeline", photo: str, model: Path | None) -> "NanoPerson":
     """The person in a photo, with the head cut out as their picture."""
     import PIL.Image
 
@@ -77,10 +78,11 @@ def _avatar(pipe: "FaceSnapPipeline", photo: str) -> "NanoPerson":
     from ..faces.detection import find_face
     from ..nano.demo import SIZE
     from ..nano.model import NanoPerson
+    from ..nano.photos import as_rendered
 
     config = pipe.facesnap_config
     assert config is not None  # load_nano_pipeline has loaded an adapter
     detected = find_face(photo, default_analyzer(config.face_encoder_id, config.normalized_embeds), name="face")
     picture = PIL.Image.fromarray(align_for_clip(detected.image, detected.landmarks, SIZE))
     identity = pipe.encode_face(detected.image, embedding=detected.embedding, landmarks=detected.landmarks)
-    return NanoPerson("photo", picture, identity)
+    return NanoPerson("photo", picture, as_rendered(identity, model))

@@ -14,7 +14,7 @@ import safetensors.numpy
 import torch
 
 from ..errors import InputError
-from ..faces.alignment import align_face, align_for_clip
+from ..faces.alignment import align_for_encoder
 from ..models.landmark_predictor import FaceCoefficients, LandmarkPredictor
 from .recognition_crop import align_faces
 from .shard_settings import ShardSettings
@@ -163,15 +163,14 @@ def make_face(
     if coefficients is None:
         coefficients = predictor.encode(points)
     points = points[..., :2]
-    align_clip_crop = align_face if settings.image_crop == "arcface" else align_for_clip
-    clip_crop = align_clip_crop(image, landmarks[:68], settings.clip_crop_size)
+    clip_crop = align_for_encoder(image, landmarks[:68], settings.image_crop, settings.clip_crop_size)
     recognition_crop = None
     if settings.recognition_crop is not None:
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, height, width)
         aligned = align_faces(pixels, points, settings.recognition_crop, settings.recognition_crop_size)[0]
         recognition_crop = PIL.Image.fromarray((aligned.permute(1, 2, 0) * 255).round().byte().numpy())
     if points.shape[1] == 68:
-        points = torch.cat([points, predictor.decode(coefficients)[:, 68:]], dim=1)  # (1, 72, 2)
+        points = predictor.repose(points, coefficients, coefficients)  # (1, 72, 2)
 
     height, width = image.shape[:2]
     scale = min(1.0, min_side / min(height, width)) if min_side else 1.0

@@ -131,6 +131,14 @@ def align_for_clip(image: np.ndarray, landmarks: np.ndarray, size: int = 224) ->
     return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
 
 
+def align_for_encoder(image: np.ndarray, landmarks: np.ndarray, crop: str, size: int) -> np.ndarray:
+    """
+    What an adapter's image encoder sees of a photo: the `crop` that its config names, `"head"` ([`align_for_clip`]) or
+    `"arcface"` ([`align_face`]), as `(size, size, 3)`, `uint8`.
+    """
+    return (align_face if crop == "arcface" else align_for_clip)(image, landmarks, size=size)
+
+
 def head_axes(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """
     Where the head is in the image plane, by FFHQ's rule; see [`align_for_clip`].

@@ -54,11 +54,11 @@ def find_face(
     choice = FaceChoice.of(which)
     choice.check_encoder(analyzer.encoder, analyzer.embedding_dim)
     image = load_photo(photo, name)
-    faces = analyzer.analyze(image) or _analyze_padded(image, analyzer)
+    faces = analyzer.analyze(image) or analyze_padded(image, analyzer)
     centers = [face.center for face in faces]
     for turns in (1, 3, 2):  # Lying on a side is far more common than upside down.
         if not faces:
-            faces = _analyze_padded(np.ascontiguousarray(np.rot90(image, turns)), analyzer)
+            faces = analyze_padded(np.ascontiguousarray(np.rot90(image, turns)), analyzer)
             centers = [_turned(face.center, face.image.shape[:2], 4 - turns) for face in faces]
     if not faces:
         raise NoFaceFoundError(
@@ -68,7 +68,7 @@ def find_face(
     return _upright(choice.pick(faces, centers, image.shape[:2], name), analyzer)
 
 
-def _analyze_padded(image: np.ndarray, analyzer: FaceAnalyzer) -> list[Face]:
+def analyze_padded(image: np.ndarray, analyzer: FaceAnalyzer) -> list[Face]:
     """The faces in an image with a margin around, in coordinates of the image without."""
     margin = round(PADDING * max(image.shape[:2]))
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
@@ -93,7 +93,7 @@ def _upright(face: Face, analyzer: FaceAnalyzer) -> Face:
     turns = round(roll / 90) % 4
     image = np.ascontiguousarray(np.rot90(face.image, turns))
     x, y = _turned(face.center, face.image.shape[:2], turns)
-    faces = analyzer.analyze(image) or _analyze_padded(image, analyzer)
+    faces = analyzer.analyze(image) or analyze_padded(image, analyzer)
     same = [face for face in faces if face.box[0] <= x <= face.box[2] and face.box[1] <= y <= face.box[3]]
     return max(same, key=lambda face: face.score, default=face)
 

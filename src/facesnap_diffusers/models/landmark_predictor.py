@@ -106,6 +106,13 @@ def mirror_silu(even: torch.Tensor, odd: torch.Tensor) -> tuple[torch.Tensor, to
     return face + mirrored, face - mirrored
 
 
+#: Root mean square of what a reconstruction misses of a face by the noise of its landmarks alone, in centimeters.
+NOISE = 0.2
+
+#: A change of pose over which what the reconstruction misses fades to what stands out from that noise, in degrees.
+FADING_ANGLE = 5.0
+
+
 class LandmarkPredictor(ModelMixin, ConfigMixin):
     r"""
     Facial landmarks to the coefficients of a 3-D morphable model and back (the Landmark Predictor of FaceSnap, arXiv
@@ -219,6 +226,54 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
     def forward(self, reference: torch.Tensor, driving: torch.Tensor, dimensions: int = 2) -> torch.Tensor:
         """The same as [`LandmarkPredictor.retarget`]."""
         return self.retarget(reference, driving, dimensions)
+
+    def repose(self, seen: torch.Tensor, own: FaceCoefficients, target: FaceCoefficients) -> torch.Tensor:
+        r"""
+        Landmarks of faces in another pose or expression, with what their reconstruction misses: it follows in the face's own
+        frame. In the pose and expression that they have, these are the landmarks that were seen.
+
+        The less the reconstruction misses, the more of that is noise. So a face that turns away takes along the share
+        `1 - (NOISE / missed)²` of it (a Wiener filter), and all of it only near its own pose.
+
+        Args:
+            seen (`torch.Tensor` of shape `(batch, 68 | 72, 2 | 3)`): The faces' own landmarks, in pixels.
+            own ([`FaceCoefficients`]): What [`encode`] made of them.
+            target ([`FaceCoefficients`]): What they are to look like.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, 72, 2)`: in pixels of the target.
+        """
+        missed = seen[..., :2] - self.decode(own)[:, : seen.shape[1]]
+        if seen.shape[1] == 68:  # eyelid points go with the corner of their eye
+            missed = torch.cat([missed, missed[:, [36, 36, 45, 45]]], dim=1)  # (batch, 72, 2)
+        return self.decode(target) + self.carry(missed, own, target)
+
+    def carry(self, missed: torch.Tensor, own: FaceCoefficients, target: FaceCoefficients) -> torch.Tensor:
+        r"""
+        What a reconstruction misses of points of a face, in another pose: turned with the face, as [`repose`] says.
+
+        Args:
+            missed (`torch.Tensor` of shape `(batch, points, 2)`): What was seen less what was decoded, in pixels.
+            own ([`FaceCoefficients`]): Of the faces that were seen.
+            target ([`FaceCoefficients`]): What they are to look like.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, points, 2)`: to be added to what the target decodes to, in pixels of it.
+        """
+        rotation, target_rotation = (
+            rotation_matrix(torch.deg2rad(c.rotation)) for c in (own, target)
+        )  # (batch, 3, 3)
+        turn = target_rotation @ rotation.mT
+        space = F.pad(missed * missed.new_tensor([1, -1]), (0, 1))  # (batch, points, 3), y up
+        space = space / own.scale[:, None, None]  # in centimeters
+
+        size = space.square().sum(-1).mean(-1).sqrt()  # (batch,)
+        kept = (1 - (NOISE / size.clamp(min=NOISE)).square()).clamp(min=0)
+        cosine = (turn.diagonal(dim1=1, dim2=2).sum(-1) - 1) / 2
+        angle = torch.rad2deg(cosine.clamp(-1, 1).acos())
+        weight = kept + (1 - kept) * torch.exp(-(angle / FADING_ANGLE).square())
+        moved = (space @ turn.mT)[..., :2] * missed.new_tensor([1, -1]) * target.scale[:, None, None]
+        return weight[:, None, None] * moved
 
     def retarget(
         self,

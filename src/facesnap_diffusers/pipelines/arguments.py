@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import operator
 from typing import Any
@@ -28,14 +27,17 @@ _NUMBERS = {
 
 def check_stock_arguments(kwargs: dict[str, Any], size_multiple: int) -> None:
     """Raises [`InputError`] for wrong values; sizes and counts become plain numbers."""
+    for name in (*_COUNTS, *_NUMBERS):
+        if kwargs.get(name, ...) is None:  # as if it were not given
+            kwargs.pop(name)
     for name, least in _COUNTS.items():
-        if kwargs.get(name) is not None:
+        if name in kwargs:
             kwargs[name] = _count(name, kwargs[name], least)
     for name, (low, high) in _NUMBERS.items():
-        value = kwargs.get(name)
-        if value is not None:
-            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-            if not is_number or not low <= value <= high:
+        if name in kwargs:
+            value = kwargs[name]
+            # NaN is in no range
+            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
                 raise InputError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
     for name in ("height", "width"):
         if kwargs.get(name) is not None:
@@ -54,7 +56,8 @@ def check_stock_arguments(kwargs: dict[str, Any], size_multiple: int) -> None:
     embeds = [name for name in kwargs if name.endswith("prompt_embeds") and kwargs[name] is not None]
     for name in embeds:
         value, dims = kwargs[name], 2 if "pooled" in name else 3
-        if not isinstance(value, torch.Tensor) or value.ndim != dims or not value.is_floating_point():
+        is_plain = isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided
+        if not is_plain or value.ndim != dims or value.numel() == 0 or value.device.type == "meta":
             shape = "(batch, width)" if dims == 2 else "(batch, tokens, width)"
             raise InputError(f"{name} must be a floating point torch.Tensor of shape {shape}")
 

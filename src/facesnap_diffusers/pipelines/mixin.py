@@ -38,7 +38,7 @@ from .bases import check_base, is_xl_components, is_xl_file, is_xl_folder
 from .call_copy import components_of_call
 from .control import RoutedControlNet, ScheduledFFRNet
 from .people import Person, check_people, with_identities
-from .picture import Crop, as_size, open_pictures, picture_size
+from .picture import Crop, as_size, is_latent, open_pictures, picture_size
 from .schedule import CallProgress, FaceSnapSchedule
 from .signatures import stock_arguments, with_stock_signature
 
@@ -222,6 +222,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
         check_prompt("prompt", prompt)
         check_stock_arguments(kwargs, self.vae_scale_factor)
+        if (prompt is None) == (kwargs.get("prompt_embeds") is None):
+            raise InputError("prompt= or prompt_embeds= must be given, and not both")
         _read_pictures(kwargs)
         self._open_pictures(kwargs)
         crop = None
@@ -605,10 +607,15 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         model's. They become arguments of the call.
         """
         multiple, latents = self.vae_scale_factor, kwargs.get("latents")
-        if latents is not None and (not isinstance(latents, torch.Tensor) or latents.ndim != 4):
-            raise InputError("latents must be a torch.Tensor of shape (batch, channels, height, width)")
+        channels = self.vae.config.latent_channels
+        if latents is not None and not (
+            isinstance(latents, torch.Tensor) and latents.ndim == 4 and latents.shape[1] == channels
+        ):
+            raise InputError(f"latents must be a torch.Tensor of shape (batch, {channels}, height, width)")
+        if latents is not None and not latents.is_floating_point():
+            raise InputError(f"latents must be in floating point, got {latents.dtype}")
         if self._takes_picture:
-            sides = picture_size(kwargs["image"], self.vae.config.latent_channels, multiple)
+            sides = picture_size(kwargs["image"], channels, multiple)
             default = tuple(side - side % multiple for side in sides)
         elif latents is not None:
             default = tuple(side * multiple for side in latents.shape[-2:])
@@ -619,6 +626,10 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         for name, side in zip(("height", "width"), default, strict=True):
             kwargs[name] = as_size(name, side if kwargs.get(name) is None else kwargs[name], multiple)
         height, width = kwargs["height"], kwargs["width"]
+        if self._takes_picture and is_latent(kwargs["image"], channels) and (height, width) != default:
+            raise InputError(
+                f"image= are latents of {default[0]}×{default[1]} pixels, height and width are {height}×{width}"
+            )
         if latents is not None and tuple(latents.shape[-2:]) != (height // multiple, width // multiple):
             raise InputError(
                 f"latents of {latents.shape[-2]}×{latents.shape[-1]} are an image of {latents.shape[-2] * multiple}×"

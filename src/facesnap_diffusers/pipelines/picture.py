@@ -17,7 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from ..base_models import is_sdxl
 from ..conditioner import FaceConditioner
 from ..errors import InputError, MissingDependencyError, one_line
-from ..faces.detection import _analyze_padded
+from ..faces.detection import analyze_padded
 from ..faces.face import Face
 from ..faces.photo import load_photo
 from ..steering import Steering
@@ -211,7 +211,36 @@ def open_pictures(pictures: Any, name: str) -> Any:
             f"{name} has shape {tuple(pictures.shape)}; pass tensors ([batch,] channels, height, width) or arrays"
             " ([batch,] height, width, channels)"
         )
+    if isinstance(pictures, PIL.Image.Image):
+        # a fourth channel would be taken for latents, and gray has too few
+        return pictures if pictures.mode == "RGB" or name == "mask_image" else _as_rgb(pictures, name)
+    channels = (
+        pictures.shape[-1] if isinstance(pictures, np.ndarray) else pictures.shape[-3] if pictures.ndim > 2 else 1
+    )
+    if name == "image" and (
+        pictures.ndim == 2 or channels < 3 or (channels != 3 and isinstance(pictures, np.ndarray))
+    ):
+        raise InputError(f"{name} has shape {tuple(pictures.shape)}; pass three channels, as RGB has")
+    if isinstance(pictures, torch.Tensor) and (pictures.layout != torch.strided or pictures.device.type == "meta"):
+        raise InputError(f"{name} is a tensor without readable values; pass a dense one")
+    if str(pictures.dtype).removeprefix("torch.") not in _PICTURE_DTYPES:
+        raise InputError(f"{name} has dtype {pictures.dtype}; pass floating point from 0 to 1")
+    is_finite = np.isfinite(pictures) if isinstance(pictures, np.ndarray) else torch.isfinite(pictures)
+    if not is_finite.all():
+        raise InputError(f"{name} has values that are not finite; pass values from 0 to 1")
     return pictures
+
+
+def _as_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:
+    try:
+        return picture.convert("RGB")
+    except (ValueError, OSError) as error:
+        raise InputError(
+            f"{name} is a picture of mode {picture.mode} ({one_line(error)}); convert it to RGB"
+        ) from None
+
+
+_PICTURE_DTYPES = ("float16", "bfloat16", "float32", "float64", "uint8")
 
 
 def picture_size(picture: Any, latent_channels: int, vae_scale_factor: int) -> tuple[int, int]:
@@ -222,23 +251,36 @@ def picture_size(picture: Any, latent_channels: int, vae_scale_factor: int) -> t
         return picture.height, picture.width
     if isinstance(picture, torch.Tensor):
         height, width = picture.shape[-2:]
-        is_latent = picture.ndim >= 3 and picture.shape[-3] == latent_channels and latent_channels not in (1, 3)
-        return (height * vae_scale_factor, width * vae_scale_factor) if is_latent else (height, width)
+        scale = vae_scale_factor if is_latent(picture, latent_channels) else 1
+        return height * scale, width * scale
     return picture.shape[1:3] if picture.ndim == 4 else picture.shape[:2]
+
+
+def is_latent(picture: Any, latent_channels: int) -> bool:
+    """Whether a picture, or the first of several, is the latents of one."""
+    while isinstance(picture, (list, tuple)):
+        picture = picture[0]
+    is_tensor = isinstance(picture, torch.Tensor) and picture.ndim >= 3
+    return is_tensor and picture.shape[-3] == latent_channels and latent_channels not in (1, 3)
 
 
 def as_size(name: str, value: Any, multiple: int) -> int:
     """A side in pixels; raises [`InputError`] unless it is a whole positive multiple."""
-    expected = "number of pixels" if multiple == 1 else f"multiple of {multiple}"
+    wanted = f"{name} must be a positive {'number of pixels' if multiple == 1 else f'multiple of {multiple}'}"
     try:
         if isinstance(value, bool):
             raise TypeError
         size = operator.index(value)
     except TypeError:
-        raise InputError(f"{name} must be a positive {expected}, got {value!r}") from None
+        raise InputError(f"{wanted}, got {value!r}") from None
     if size <= 0 or size % multiple:
-        raise InputError(f"{name} must be a positive {expected}, got {value!r}")
+        raise InputError(f"{wanted}, got {value!r}")
+    if size > _MAX_SIDE:
+        raise InputError(f"{name} must be at most {_MAX_SIDE} pixels, got {value!r}")
     return size
+
+
+_MAX_SIDE = 32_768
 
 
 def picture_arrays(pictures: Any, height: int, width: int) -> list[np.ndarray]:
@@ -280,7 +322,7 @@ def face_in_picture(picture: np.ndarray, mask: np.ndarray | None, conditioner: F
     """
     try:
         analyzer = conditioner.analyzer
-        faces = analyzer.analyze(picture) or _analyze_padded(picture, analyzer)
+        faces = analyzer.analyze(picture) or analyze_padded(picture, analyzer)
     except MissingDependencyError:
         return None
     if mask is None or mask.all() or not mask.any():

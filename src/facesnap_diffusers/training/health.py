@@ -60,6 +60,15 @@ class StopRequest:
         signal.signal(number, signal.SIG_DFL if former is None else former)
 
 
+def ignore_stop_signals(worker: int) -> None:
+    """
+    For processes that read ahead: a scheduler's SIGTERM and a terminal's Ctrl-C reach all processes, and the run needs these
+    until it has saved. They end with the process that they read for.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
 class SpeedMeter:
     """Samples a second, the share of the time in which a process waits for data, and its memory, since the last reading."""
 

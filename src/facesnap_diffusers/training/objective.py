@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from importlib import import_module
@@ -14,6 +15,7 @@ from ..base_models import is_sdxl
 from ..conditioner import FaceConditioner
 from ..errors import InputError
 from ..models.attention import IdentityAttention
+from .alignment import alignment_losses, recorded_text_attention
 from .losses import NoiseSchedule, at_least_single, contrastive_loss, face_weights, identity_distance
 from .recognizer import FaceRecognizer
 from .training_config import IdentityLossConfig, LossConfig
@@ -124,8 +126,9 @@ class Objective(nn.Module):
             step (`int`): Of the run.
 
         Returns:
-            `dict[str, torch.Tensor]`: `loss`, and detached `mse`, `diffusion`, `identity` (where it is computed) and
-            `identity_share`, the share of samples that took part in it.
+            `dict[str, torch.Tensor]`: `loss`, and detached `mse`, `diffusion`; where they are computed `identity`,
+            `identity_share` (the share of samples that took part in it), `contrastive`, `align_semantic`, `align_layout` and
+            `extra`.
         """
         clean = batch.get("latents")
         if clean is None:
@@ -133,7 +136,11 @@ class Objective(nn.Module):
         timesteps = batch["timestep"]
         noisy = self.noise_schedule.add_noise(clean, batch["noise"], timesteps)  # (batch, channels, height, width)
         conditions = self.encode_conditions(batch)
-        predicted = self.predict(noisy, timesteps, conditions)  # (batch, channels, height, width)
+        with_face = None
+        with contextlib.ExitStack() as stack:
+            if self._alignment_due(step):
+                with_face = stack.enter_context(recorded_text_attention(self.pipeline.unet))
+            predicted = self.predict(noisy, timesteps, conditions)  # (batch, channels, height, width)
 
         error = (predicted - self.noise_schedule.target(clean, batch["noise"], timesteps)).square()
         if self.loss.face_weight != 1:
@@ -146,6 +153,13 @@ class Objective(nn.Module):
         total = error.mean()
         losses["diffusion"] = total.detach()
 
+        if with_face is not None:
+            with torch.no_grad(), recorded_text_attention(self.pipeline.unet) as without:
+                self._predict_without_face(noisy, timesteps, conditions)
+            semantic, layout = alignment_losses(with_face, without)
+            aligned = self.loss.align_semantic * semantic + self.loss.align_layout * layout
+            total = total + self.loss.align_every * aligned
+            losses["align_semantic"], losses["align_layout"] = semantic.detach(), layout.detach()
         sampled = None
         if self._identity_due(step):
             if self.identity_loss.mode == "prediction":
@@ -253,6 +267,23 @@ class Objective(nn.Module):
             **residuals,
         )[0]
         return at_least_single(predicted)
+
+    def _predict_without_face(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, Any]
+    ) -> torch.Tensor:
+        """What the base model predicts by itself."""
+        unet, added = self.pipeline.unet, conditions["added"]
+        return unet(
+            noisy.to(unet.dtype),
+            timesteps,
+            encoder_hidden_states=conditions["text_embeds"].to(unet.dtype),
+            added_cond_kwargs=None if added is None else {k: v.to(unet.dtype) for k, v in added.items()},
+            return_dict=False,
+        )[0]
+
+    def _alignment_due(self, step: int) -> bool:
+        wanted = self.loss.align_semantic > 0 or self.loss.align_layout > 0
+        return wanted and step % self.loss.align_every == 0
 
     def sample(self, noise: torch.Tensor, conditions: dict[str, Any]) -> torch.Tensor:
         r"""

@@ -213,9 +213,10 @@ class TrainingSamples(Dataset):
 
     @torch.no_grad()
     def _retarget(self, target: PreparedFace, reference: PreparedFace) -> np.ndarray:
-        """The reference's proportions in the target's expression and pose, `(72, 2)` in pixels of the target."""
+        """The reference's face in the target's expression and pose as pipelines make it, `(72, 2)` in pixels of the target."""
         coefficients = dataclasses.replace(target.coefficients, shape=reference.coefficients.shape)
-        return self.predictor.decode(coefficients)[0].numpy()
+        seen = torch.from_numpy(reference.landmarks)[None]
+        return self.predictor.repose(seen, reference.coefficients, coefficients)[0].numpy()
 
     def _clip_crop(self, reference: PreparedFace, random: np.random.Generator) -> PIL.Image.Image:
         crop = _decode(reference.clip_crop)

@@ -14,6 +14,7 @@ def check_shards(
     folder: str,
     recognizer: RecognizerConfig | None = None,
     shows_reference: bool = False,
+    resolution: int | None = None,
 ) -> None:
     r"""
     Compares what a folder of shards gives with what training needs.
@@ -25,10 +26,12 @@ def check_shards(
         recognizer ([`RecognizerConfig`], *optional*): That which embeds the photos' recognition crops; `None` where the
             identity loss compares with the stored embeddings, or is off.
         shows_reference (`bool`): Whether validation images show the recognition crops.
+        resolution (`int`, *optional*): Side of the training pictures, in pixels.
 
     Raises:
         InputError: The embeddings come from another face encoder or have another length than the adapter's, the crops for
-            the image encoder show something else, or the recognition crop is missing or another one.
+            the image encoder show something else, the recognition crop is missing or another one, or the photos were scaled
+            down for smaller training pictures.
     """
     if adapter.face_embed_dim is not None:
         if settings.face_encoder_id != adapter.face_encoder_id:
@@ -57,6 +60,12 @@ def check_shards(
                 f" loss's recognizer takes {recognizer.crop} crops of {size} pixels; prepare it with --recognition-crop"
                 f" {recognizer.crop} --recognition-crop-size {size}, or set identity_loss.reference to embedding"
             )
+    prepared_for = settings.preparation.get("resolution")
+    if resolution is not None and isinstance(prepared_for, int) and prepared_for < resolution:
+        raise InputError(
+            f"data: {folder} was prepared for pictures of {prepared_for} pixels, of which data.resolution {resolution} makes"
+            f" enlarged ones; prepare it with --resolution {resolution}, or set data.resolution to {prepared_for}"
+        )
     if shows_reference and settings.recognition_crop is None:
         raise InputError(
             f"data: {folder} has no recognition crops, which validation images show; prepare it with them, or set"

@@ -31,14 +31,22 @@ from ..adapter.config import FaceSnapConfig
 from ..adapter.model_card import write_model_card
 from ..data.folder_lock import FolderLock
 from ..data.shards import PreparedFaces, read_settings
-from ..errors import TrainingError, one_line
+from ..errors import AdapterError, TrainingError, one_line
 from ..files import atomic_file, atomic_folder
 from ..models.landmark_predictor import load_landmark_predictor
 from ..settings import dump_settings
 from .base import adapter_config, load_pipeline
 from .card import RunSummary, describe_training, device_name
 from .checkpoints import Progress, checkpoint_folders, load_checkpoint, save_checkpoint, set_aside
-from .health import SpeedMeter, StopRequest, all_finite, check_sharding, in_any_process, kept_random_state
+from .health import (
+    SpeedMeter,
+    StopRequest,
+    all_finite,
+    check_sharding,
+    ignore_stop_signals,
+    in_any_process,
+    kept_random_state,
+)
 from .latents import CropLatents
 from .loss_means import LossMeans
 from .objective import Objective
@@ -338,6 +346,7 @@ class Trainer:
             num_workers=config.data.workers,
             pin_memory=torch.cuda.is_available(),
             persistent_workers=config.data.workers > 0,
+            worker_init_fn=ignore_stop_signals,
             # of its own: starting to read must not draw from the random state that checkpoints hold
             generator=torch.Generator(),
         )
@@ -390,7 +399,7 @@ class Trainer:
         compares_photos = config.identity_loss.weight > 0 and config.identity_loss.reference != "embedding"
         recognizer = config.identity_loss.recognizer if compares_photos else None
         for folder in config.data.shards:
-            check_shards(adapter, read_settings(folder), folder, recognizer)
+            check_shards(adapter, read_settings(folder), folder, recognizer, resolution=config.data.resolution)
         for folder in config.data.validation:
             check_shards(adapter, read_settings(folder), folder, recognizer, config.validation.images > 0)
 
@@ -411,31 +420,35 @@ class Trainer:
         """What it measures is logged; whatever it raises is reported and does not end the run."""
         values: dict[str, float] = {}
         if self.validation_samples is not None and self.accelerator.is_main_process:
-            try:
-                with kept_random_state(), self._averaged(), self.accelerator.autocast():
-                    values = self._measure(self.validation_samples, step)
-            except Exception as error:
-                self._report("validation", error)
+            with kept_random_state(), self._averaged(), self.accelerator.autocast():
+                for measure in (self._validation_losses, self._validation_images, self._validation_likeness):
+                    try:
+                        found = measure(self.validation_samples, step)
+                    except Exception as error:
+                        self._report(measure.__name__.strip("_").replace("_", " "), error)
+                        continue
+                    values |= {f"validation/{name}": value for name, value in found.items()}
             self._log(values, step)
         self.accelerator.wait_for_everyone()
         return values
 
-    def _measure(self, samples: TrainingSamples, step: int) -> dict[str, float]:
-        config, device = self.config.validation, self.accelerator.device
-        values: dict[str, float] = {}
-        if config.batches:
-            losses = validation_losses(self.objective, samples, config.batches, self.config.batch_size, device)
-            values = {f"validation/{name}": value for name, value in losses.items()}
+    def _validation_losses(self, samples: TrainingSamples, step: int) -> dict[str, float]:
+        config, device = self.config, self.accelerator.device
+        if config.validation.batches == 0:
+            return {}
+        return validation_losses(self.objective, samples, config.validation.batches, config.batch_size, device)
+
+    def _validation_images(self, samples: TrainingSamples, step: int) -> dict[str, float]:
+        config = self.config.validation
         if config.images:
-            try:
-                sheet = validation_sheet(self.objective, samples, config, self.config.seed, device)
-                self._show(sheet, step)
-            except Exception as error:
-                self._report("validation images", error)
-        if self.judge is not None:
-            found = validation_likeness(self.objective, samples, config, self.judge, self.config.seed)
-            values |= {f"validation/{name}": value for name, value in found.items()}
-        return values
+            sheet = validation_sheet(self.objective, samples, config, self.config.seed, self.accelerator.device)
+            self._show(sheet, step)
+        return {}
+
+    def _validation_likeness(self, samples: TrainingSamples, step: int) -> dict[str, float]:
+        if self.judge is None:
+            return {}
+        return validation_likeness(self.objective, samples, self.config.validation, self.judge, self.config.seed)
 
     def _keep_best(self, results: dict[str, float]) -> None:
         """The adapter whose sampled pictures have been most like their people, with a card of its own."""
@@ -464,7 +477,7 @@ class Trainer:
                 with atomic_folder(self.folder / name) as folder, self._averaged():
                     self._write_card(folder, results)
                     self.pipeline.save_facesnap_adapter(folder)
-            except (OSError, RuntimeError, SafetensorError) as error:
+            except (OSError, RuntimeError, SafetensorError, AdapterError) as error:
                 raise TrainingError(
                     f"the adapter cannot be written to {self.folder / name} ({one_line(error)}); make room and start again:"
                     " the run continues from the last checkpoint"
@@ -529,13 +542,9 @@ class Trainer:
             self._report("trackers", error)
 
     def _report(self, what: str, error: Exception) -> None:
-        logger.warning(
-            "step %d: %s failed (%s: %s); the run goes on",
-            self.progress.step,
-            what,
-            type(error).__name__,
-            one_line(error),
-        )
+        message = "step %d: %s failed (%s: %s); the run goes on"
+        logger.warning(message, self.progress.step, what, type(error).__name__, one_line(error))
+        logger.debug("the traceback", exc_info=error)
 
     def _learning_rates(self) -> dict[str, float]:
         return dict(zip(self.objective.parts, self.lr_scheduler.get_last_lr(), strict=True))

@@ -170,11 +170,18 @@ class LossConfig:
             clean ones, and those implied by the prediction), `sampled_latents` (those that a few steps make of
             `batch["start_noise"]`; `None` where the identity loss takes no such sample) and `step`; it returns a
             scalar that is added.
+        align_semantic (`float`), align_layout (`float`): Weights of PuLID's alignment losses, which keep the prompt's say where
+            the identity loss drives it out; see [`alignment_losses`].
+        align_every (`int`): At every so many steps, with that many times the weights: they cost a forward pass of the UNet
+            without a face.
     """
 
     min_snr_gamma: Positive | None = 5.0
     face_weight: Positive = 1.0
     extra: str | None = None
+    align_semantic: NotNegative = 0.0
+    align_layout: NotNegative = 0.0
+    align_every: Count = 4
 
 
 @strict_dataclass()
