@@ -10,6 +10,7 @@ from .commands.app import app as web_app
 from .commands.convert import convert
 from .commands.demo import demo
 from .commands.eval import evaluate
+from .commands.generate import generate
 from .commands.info import info
 from .commands.landmarks import landmarks
 from .commands.package_hub_repo import package_hub_repo
@@ -31,6 +32,7 @@ app.command("app")(web_app)
 app.command()(convert)
 app.command()(demo)
 app.command("eval")(evaluate)
+app.command()(generate)
 app.command()(info)
 app.command()(landmarks)
 app.command()(package_hub_repo)
