@@ -38,13 +38,21 @@ def convert(
     controlnet: Annotated[
         str | None, typer.Option(help="InstantID's ControlNet, file, folder or repo, where it is not beside its file.")
     ] = None,
+    ffrnet_rank: Annotated[
+        int | None,
+        typer.Option(min=1, help="Make FFRNet small: its difference to the UNet of --base, cut to this rank."),
+    ] = None,
 ) -> None:
     """Convert a checkpoint of IP-Adapter for faces or InstantID to a FaceSnap adapter, or a FaceSnap adapter to an IP-Adapter."""
     from ..errors import InputError
     from ..preflight import make_output_folder
 
     make_output_folder(output.parent)
-    if to == "facesnap":
+    if ffrnet_rank is not None:
+        if to != "facesnap" or base is None or not Path(base).is_dir():
+            raise InputError("--ffrnet-rank makes a FaceSnap adapter and needs --base, a folder of the base model's weights")
+        _with_small_ffrnet(adapter, output, weight_name, base, controlnet, ffrnet_rank)
+    elif to == "facesnap":
         options = {"plus_v2": plus_v2, "structure_scale": structure_scale, "controlnet": controlnet}
         _to_facesnap(adapter, output, weight_name, base, image_encoder, options)
     elif to == "ip-adapter":
@@ -105,6 +113,30 @@ def _public_family(adapter: str, weight_name: str | None) -> str | None:
     if len(families) > 1:
         raise InputError(f"{adapter} has files for {' and '.join(families)}; say which with --base or --weight-name")
     return families[0] if families else None
+
+
+def _with_small_ffrnet(
+    adapter: str, output: Path, weight_name: str | None, base: str, controlnet: str | None, rank: int
+) -> None:
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    from ..adapter.folder import AdapterSource, read_adapter, save_adapter_folder
+    from ..base_models import is_sdxl
+    from ..errors import InputError, one_line
+    from ..models.ffrnet import FFRNet
+
+    try:
+        unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", dtype=torch.float32)
+    except (OSError, ValueError) as error:
+        raise InputError(f"base {base} has no UNet that could be loaded ({one_line(error)})") from None
+    config, modules = read_adapter(AdapterSource(adapter, weight_name=weight_name, controlnet=controlnet), unet)
+    if modules.get("ffrnet") is None:
+        raise InputError(f"adapter {adapter} does not contain an FFRNet; leave out --ffrnet-rank")
+    modules["ffrnet"], loss = FFRNet.from_controlnet(modules["ffrnet"], unet, rank)
+    pipeline = "FaceSnapXLPipeline" if is_sdxl(unet) else "FaceSnapPipeline"
+    save_adapter_folder(output, config, modules, pipeline, output.name)
+    typer.echo(loss)
 
 
 def _to_ip_adapter(adapter: str, output: Path, base: str | None) -> None:
