@@ -302,3 +302,15 @@ def test_nothing_is_written_and_files_are_refused(open_page, portraits, address,
 
 def test_listens_on_loopback(address):
     assert re.match(r"http://(127\.0\.0\.1|localhost):", address)
+
+
+def test_a_pose_photo_steers(open_page, portraits):
+    page = open_page()
+    page.click(SAMPLE.format(2))
+    page.wait_for_selector(PREVIEW)
+    page.get_by_role("button", name="Pose from a photo").click()
+    wait_for_another(page, PREVIEW, lambda: upload(page, "#pose-photo", portraits[0]))
+    page.get_by_label("Take pose and expression from this photo").wait_for()
+    page.wait_for_function("document.querySelector('#expression-1 input').value === 'as in the photo'")
+    assert make_picture(page).shape == (128, 128, 3)
+    assert page.locator("#message .fs-error").count() == 0
