@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -15,12 +16,14 @@ class HubServer:
 
     Attributes:
         requests (`list[str]`): What clients asked for, e.g. `"GET /api/models/owner/name/revision/main"`.
+        sent (`Counter[str]`): Bytes of files that were sent, by path, e.g. `"/owner/name/resolve/main/config.json"`.
     """
 
     def __init__(self, root: Path, port: int):
         self.root = root
         self.commits: dict[str, list[str]] = {}
         self.requests: list[str] = []
+        self.sent: Counter[str] = Counter()
         self.private: dict[str, bool] = {}
         hub = self
 
@@ -166,3 +169,5 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(data)
+            if "/resolve/" in self.path:
+                self.server_hub.sent[unquote(urlsplit(self.path).path)] += len(data)

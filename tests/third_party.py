@@ -3,12 +3,14 @@ Third-party checkpoints with random weights: the public key layouts, with shapes
 the meta device there are shapes without weights.
 """
 
+import numpy as np
 import tiny
 import torch
 import torch.nn.functional as F
 from diffusers import ControlNetModel
 
 from facesnap_diffusers import FaceIdentity
+from facesnap_diffusers.faces.face import Face
 from facesnap_diffusers.interop.conversion import FACEID_PLUS_IMAGE_ENCODER
 
 
@@ -26,11 +28,6 @@ def faceid(unet, num_tokens=4, lora_rank=4, seed=0, face_width=FACE_WIDTH):
         **_norm(make, "norm", width),
     }
     return {"image_proj": image_proj, "ip_adapter": attention(make, unet, lora_rank)}
-
-
-def portrait(unet):
-    """IP-Adapter FaceID-Portrait, which takes several photos."""
-    return faceid(unet, num_tokens=16, lora_rank=0)
 
 
 def faceid_plus(unet, num_tokens=4, lora_rank=4, clip_width=CLIP_WIDTH, seed=0, face_width=FACE_WIDTH):
@@ -54,6 +51,59 @@ def instantid(unet, num_tokens=16, hidden=128, seed=0):
         **_resampler(make, FACE_WIDTH, hidden, unet.config.cross_attention_dim),
     }
     return {"image_proj": image_proj, "ip_adapter": attention(make, unet, 0)}
+
+
+def plus_face(unet, num_tokens=16, hidden=64, clip_width=CLIP_WIDTH, seed=0):
+    """IP-Adapter plus-face (and Plus)."""
+    make = _maker(unet, seed)
+    image_proj = {
+        "latents": make(1, num_tokens, hidden),
+        **_resampler(make, clip_width, hidden, unet.config.cross_attention_dim),
+    }
+    return {"image_proj": image_proj, "ip_adapter": attention(make, unet, 0)}
+
+
+def full_face(unet, clip_width=CLIP_WIDTH, seed=0):
+    """IP-Adapter full-face."""
+    make = _maker(unet, seed)
+    width = unet.config.cross_attention_dim
+    image_proj = {
+        **_linear(make, "proj.0", clip_width, clip_width),
+        **_linear(make, "proj.2", clip_width, width),
+        **_norm(make, "proj.3", width),
+    }
+    return {"image_proj": image_proj, "ip_adapter": attention(make, unet, 0)}
+
+
+def portrait(unet):
+    return faceid(unet, num_tokens=16, lora_rank=0)
+
+
+#: public file name: its content
+VARIANTS = {
+    "ip-adapter-faceid_sd15": faceid,
+    "ip-adapter-faceid-plus_sd15": faceid_plus,
+    "ip-adapter-faceid-plusv2_sd15": faceid_plus,
+    "ip-adapter-faceid-portrait_sd15": portrait,
+    "ip-adapter-faceid_sdxl": faceid,
+    "ip-adapter-faceid-plusv2_sdxl": faceid_plus,
+    "ip-adapter-faceid-portrait_sdxl": portrait,
+    "ip-adapter-faceid-portrait_sdxl_unnorm": instantid,
+    "ip-adapter-plus-face_sd15": plus_face,
+    "ip-adapter-full-face_sd15": full_face,
+    "ip-adapter-plus-face_sdxl_vit-h": plus_face,
+    "ip-adapter-full-face_sdxl": full_face,
+}
+
+#: Those that look at an image encoder's features of the photo.
+WITH_IMAGE_FEATURES = (faceid_plus, plus_face, full_face)
+
+
+def trained(checkpoint):
+    """A checkpoint as IP-Adapter's training script writes it: other names, and the whole UNet with it."""
+    names = {"image_proj": "image_proj_model", "ip_adapter": "adapter_modules"}
+    own = {f"{names[group]}.{key}": value for group, tensors in checkpoint.items() for key, value in tensors.items()}
+    return {"unet.conv_in.weight": torch.zeros(4, 4, 3, 3), **own}
 
 
 def instantid_controlnet(unet):
@@ -82,19 +132,6 @@ def ip_adapter(unet):
         "norm.bias": torch.zeros(width),
     }
     return {"image_proj": projection, "ip_adapter": attention}
-
-
-#: public file name: its content
-VARIANTS = {
-    "ip-adapter-faceid_sd15": faceid,
-    "ip-adapter-faceid-plus_sd15": faceid_plus,
-    "ip-adapter-faceid-plusv2_sd15": faceid_plus,
-    "ip-adapter-faceid-portrait_sd15": portrait,
-    "ip-adapter-faceid_sdxl": faceid,
-    "ip-adapter-faceid-plusv2_sdxl": faceid_plus,
-    "ip-adapter-faceid-portrait_sdxl": portrait,
-    "ip-adapter-faceid-portrait_sdxl_unnorm": instantid,
-}
 
 
 def attention(make, unet, lora_rank):
@@ -129,6 +166,16 @@ def faceid_person(image_features=False, length=1.0, seed=5):
     )
 
 
+def person_for(name, seed=5):
+    """Somebody as the encoders of one of [`VARIANTS`] see them."""
+    features = VARIANTS.get(name) in WITH_IMAGE_FEATURES
+    return (
+        faceid_person(features, length=20.0 if "unnorm" in name else 1.0, seed=seed)
+        if name in VARIANTS
+        else instantid_person(seed=seed)
+    )
+
+
 def instantid_person(length=21.0, seed=5):
     """Somebody as InstantID's recognizer sees them, which gives embeddings of about this length."""
     return FaceIdentity(
@@ -137,6 +184,31 @@ def instantid_person(length=21.0, seed=5):
         landmarks=tiny.face_points(),
         photo_size=(100, 120),
     )
+
+
+def photo_and_face(encoder, size=64, seed=0, length=21.0):
+    """A photo of random blotches, and a face in it whose key points are not quite those of its landmarks."""
+    rng = np.random.default_rng(seed)
+    photo = np.kron(rng.integers(0, 256, (size // 4, size // 4, 3)), np.ones((4, 4, 1))).astype(np.uint8)
+    landmarks = (tiny.face_points().numpy() - [60, 50]) * 0.6 + size / 2 + rng.normal(0, 0.3, (68, 2))
+    landmarks = landmarks.astype(np.float32)
+    box = np.array([*landmarks.min(0), *landmarks.max(0)], np.float32)
+    embedding = (length * _direction(seed)).numpy()
+    eyes = landmarks[36:42].mean(0), landmarks[42:48].mean(0)
+    key_points = np.stack([*eyes, *landmarks[[30, 48, 54]]]) + rng.uniform(-1.5, 1.5, (5, 2)).astype(np.float32)
+    return photo, Face(photo, box, landmarks, embedding, 0.9, encoder, key_points)
+
+
+class FixedAnalyzer:
+    """A face analyzer whose answers are fixed: the face whose photo it is shown."""
+
+    def __init__(self, *faces):
+        self.faces = faces
+        self.encoder = faces[0].encoder
+        self.embedding_dim = len(faces[0].embedding)
+
+    def analyze(self, image):
+        return [face for face in self.faces if np.array_equal(face.image, image)]
 
 
 def _direction(seed):

@@ -6,9 +6,11 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .commands.app import app as web_app
 from .commands.convert import convert
 from .commands.demo import demo
 from .commands.eval import evaluate
+from .commands.generate import generate
 from .commands.info import info
 from .commands.landmarks import landmarks
 from .commands.package_hub_repo import package_hub_repo
@@ -18,7 +20,7 @@ from .errors import FaceSnapError, one_line
 
 
 #: The extra of setup.cfg that contains what a command needs besides the package itself.
-EXTRAS = {"eval": "eval", "prepare": "train", "train": "train"}
+EXTRAS = {"app": "app", "eval": "eval", "prepare": "train", "train": "train"}
 
 app = typer.Typer(
     name="facesnap",
@@ -26,9 +28,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
+app.command("app")(web_app)
 app.command()(convert)
 app.command()(demo)
 app.command("eval")(evaluate)
+app.command()(generate)
 app.command()(info)
 app.command()(landmarks)
 app.command()(package_hub_repo)

@@ -132,19 +132,23 @@ class FaceConditioner:
         return identities
 
     def check(self, identity: FaceIdentity) -> None:
-        """Raises [`FaceEncoderMismatchError`] unless the identity was made by the encoders that the adapter takes."""
+        """
+        Raises [`FaceEncoderMismatchError`] unless the identity was made by the encoders that the adapter takes. Where it
+        takes no face embedding, any recognizer will do.
+        """
         config = self.config
-        if identity.face_encoder_id != config.face_encoder_id:
+        takes_embeds = config.face_embed_dim is not None
+        if takes_embeds and identity.face_encoder_id != config.face_encoder_id:
             raise FaceEncoderMismatchError(
                 f"identity was made by {identity.face_encoder_id}, the adapter was trained with"
                 f" {config.face_encoder_id}; encode the face again with encode_face"
             )
-        if config.face_embed_dim not in (None, len(identity.face_embeds)):
+        if takes_embeds and config.face_embed_dim != len(identity.face_embeds):
             raise FaceEncoderMismatchError(
                 f"identity has an embedding of {len(identity.face_embeds)} numbers, the adapter takes"
                 f" {config.face_embed_dim}; encode the face again with encode_face"
             )
-        if not config.normalized_embeds and abs(float(identity.face_embeds.norm()) - 1) < 1e-3:
+        if takes_embeds and not config.normalized_embeds and abs(float(identity.face_embeds.norm()) - 1) < 1e-3:
             raise FaceEncoderMismatchError(
                 "identity has an embedding of unit length, the adapter takes them as long as the recognizer gives them;"
                 " encode the face again with InsightFaceAnalyzer(..., normalize=False) as face_analyzer"
@@ -195,7 +199,10 @@ class FaceConditioner:
         )
 
     def image_crop(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-        """What the image encoder sees of a photo `(height, width, 3)`, uint8, with landmarks `(68 | 72, 2 | 3)`."""
+        """
+        What the image encoder sees of a photo `(height, width, 3)`, uint8, with landmarks `(68 | 72, 2 | 3)` or the five key
+        points `(5, 2)`.
+        """
         assert self.image_encoder is not None
         return align_for_encoder(image, landmarks, self.config.image_crop, self.image_encoder.config.image_size)
 
@@ -208,11 +215,26 @@ class FaceConditioner:
 
     # from identities to landmarks and their picture
 
-    @torch.no_grad()
-    def landmarks(
+    def drawn_points(
         self, identities: Sequence[FaceIdentity], steering: Steering, height: int, width: int
     ) -> torch.Tensor:
-        """The landmarks `(batch, 72, 2)` of identities and steering, each for one image or a batch, in pixels."""
+        """The points that the adapter's picture is drawn from, in pixels: landmarks, or InstantID's five key points."""
+        key_points = self.config.landmark_style == "instantid5"
+        return self.landmarks(identities, steering, height, width, key_points)
+
+    @torch.no_grad()
+    def landmarks(
+        self,
+        identities: Sequence[FaceIdentity],
+        steering: Steering,
+        height: int,
+        width: int,
+        key_points: bool = False,
+    ) -> torch.Tensor:
+        """
+        The landmarks `(batch, 72, 2)` of identities and steering, each for one image or a batch, in pixels; with
+        `key_points` the five points `(batch, 5, 2)`, the detector's own where it has them.
+        """
         photos = as_list(steering.pose_image, "pose_image")
         names = ["pose_image"] if len(photos) == 1 else [f"pose_image[{i}]" for i in range(len(photos))]
         values: dict[str, list[Any]] = {
@@ -240,11 +262,15 @@ class FaceConditioner:
                 of_image("pose_image", i), of_image("pose", i), of_image("expression", i), of_image("face_box", i)
             )
             with torch.autocast(self.landmark_predictor.device.type, enabled=False):
-                points.append(steer(self.landmark_predictor, of_image("identity", i), image_steering, height, width))
+                identity = of_image("identity", i)
+                points.append(steer(self.landmark_predictor, identity, image_steering, height, width, key_points))
         return torch.cat(points)
 
     def landmark_picture(self, landmarks: torch.Tensor, height: int, width: int) -> torch.Tensor:
-        """The picture `(batch, 3, height, width)` in `[0, 1]` of landmarks `(batch, 72, 2)`, in the adapter's style."""
+        """
+        The picture `(batch, 3, height, width)` in `[0, 1]` of landmarks `(batch, 72, 2)`, in the adapter's style; in that of
+        InstantID also of key points `(batch, 5, 2)`.
+        """
         return draw_for_style(self.config.landmark_style, landmarks.float(), height, width)
 
     @property
@@ -259,7 +285,7 @@ class FaceConditioner:
             analyzer = default_analyzer(config.face_encoder_id, config.normalized_embeds)
         if not isinstance(analyzer, FaceAnalyzer):
             raise InputError(f"face_analyzer must be a FaceAnalyzer, got {type(analyzer).__name__}")
-        if analyzer.encoder != config.face_encoder_id:
+        if config.face_embed_dim is not None and analyzer.encoder != config.face_encoder_id:
             raise FaceEncoderMismatchError(
                 f"face_analyzer makes embeddings of {analyzer.encoder}, the adapter was trained with"
                 f" {config.face_encoder_id}; set face_analyzer to one of that encoder, or to None for the default"
@@ -285,11 +311,18 @@ class FaceConditioner:
 
     def identity_of(self, face: Face) -> FaceIdentity:
         """The identity of a face that the adapter's analyzer found."""
-        return self._identity(face.image, torch.from_numpy(face.landmarks), torch.from_numpy(face.embedding))
+        landmarks, embeds = torch.from_numpy(face.landmarks), torch.from_numpy(face.embedding)
+        key_points = None if face.key_points is None else torch.from_numpy(face.key_points)
+        return self._identity(face.image, landmarks, embeds, key_points, face.encoder)
 
     @torch.no_grad()
     def _identity(
-        self, image: np.ndarray | None, landmarks: torch.Tensor | None, embeds: torch.Tensor
+        self,
+        image: np.ndarray | None,
+        landmarks: torch.Tensor | None,
+        embeds: torch.Tensor,
+        key_points: torch.Tensor | None = None,
+        face_encoder_id: str | None = None,
     ) -> FaceIdentity:
         config, shape, states = self.config, None, None
         if landmarks is not None:
@@ -299,13 +332,16 @@ class FaceConditioner:
                 shape = predictor.encode(landmarks[None].to(predictor.device, torch.float32)).shape[0].float().cpu()
         if image is not None and self.image_encoder is not None:
             assert self.image_processor is not None and landmarks is not None
-            crop = self.image_crop(image, landmarks.numpy())
+            # recognizers align by the detector's own points
+            aligned = key_points if config.image_crop == "arcface" and key_points is not None else landmarks
+            crop = self.image_crop(image, aligned.numpy())
             encoded = self.image_states(self.image_processor(crop, return_tensors="pt").pixel_values)
             states = encoded[0].float().cpu() if encoded is not None else None
         return FaceIdentity(
             face_embeds=embeds,
-            face_encoder_id=config.face_encoder_id,
+            face_encoder_id=face_encoder_id or config.face_encoder_id,
             landmarks=landmarks,
+            key_points=key_points,
             shape=shape,
             photo_size=None if image is None else image.shape[:2],
             image_hidden_states=states,

@@ -35,6 +35,8 @@ class FaceIdentity:
         face_encoder_id (`str`): The recognizer that made it, e.g. `"insightface/w600k_r50"`.
         landmarks (`torch.Tensor` of shape `(68 | 72, 2 | 3)`, *optional*): The face in the first photo, in pixels of
             it: x to the right, y down, z toward the camera.
+        key_points (`torch.Tensor` of shape `(5, 2)`, *optional*): The five points that the detector itself found in the
+            first photo, in pixels of it: right eye, left eye, nose, right and left corner of the mouth.
         shape (`torch.Tensor` of shape `(n,)`, *optional*): Shape coefficients of the landmark predictor; the mean over
             the photos.
         photo_size (`tuple[int, int]`, *optional*): Height and width of the first photo, in pixels.
@@ -53,6 +55,7 @@ class FaceIdentity:
     image_hidden_states: torch.Tensor | None = None
     image_encoder_id: str | None = None
     photo_embeds: torch.Tensor | None = None
+    key_points: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         for name in _TENSORS:
@@ -89,6 +92,8 @@ class FaceIdentity:
             )
         if self.landmarks is not None and not (self.landmarks[:, :2].amax(0) > self.landmarks[:, :2].amin(0)).all():
             raise InputError("landmarks lie all on one line; pass the points of a face")
+        if self.key_points is not None and self.key_points.shape != (5, 2):
+            raise InputError(f"key_points must have shape (5, 2), got {tuple(self.key_points.shape)}")
         if self.shape is not None and self.shape.ndim != 1:
             raise InputError(f"shape must have shape (n,), got {tuple(self.shape.shape)}; encode the face again")
         if self.image_hidden_states is not None and self.image_hidden_states.ndim != 2:
@@ -232,6 +237,7 @@ _MAX_VALUES = {
     "shape": 1e6,
     "image_hidden_states": 1e4,
     "landmarks": 1e6,
+    "key_points": 1e6,
 }
 _MAX_SIDE = 10**6
 _PICTURE_SIDE = 192

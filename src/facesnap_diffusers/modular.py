@@ -149,7 +149,7 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
             )
         if components.ffrnet is not None:
             height, width = _image_size(components, block_state)
-            points = conditioner.landmarks(identities, steering, height, width)
+            points = conditioner.drawn_points(identities, steering, height, width)
             block_state.control_image = conditioner.landmark_picture(points, height, width)
             block_state.controlnet_conditioning_scale = float(block_state.landmark_scale)
 

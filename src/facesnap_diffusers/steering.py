@@ -12,6 +12,7 @@ import torch
 from .errors import InputError
 from .faces.expression import Expression
 from .faces.face import Face
+from .faces.key_points import five_points
 from .faces.placing import check_face_box, check_in_pixels
 from .faces.pose import HeadPose
 from .identity import FaceIdentity
@@ -62,14 +63,20 @@ class ImageSteering:
 
 
 def steer(
-    predictor: LandmarkPredictor, identity: FaceIdentity, steering: ImageSteering, height: int, width: int
+    predictor: LandmarkPredictor,
+    identity: FaceIdentity,
+    steering: ImageSteering,
+    height: int,
+    width: int,
+    key_points: bool = False,
 ) -> torch.Tensor:
     r"""
     The landmarks of one image: the identity's shape, the driving face's (else the identity's own) expression, pose
-    and place, of which `pose`, `expression` and `face_box` replace what they name.
+    and place, of which `pose`, `expression` and `face_box` replace what they name. With `key_points` the five points in
+    their place: the detector's own where the identity has them, else those of the landmarks.
 
     Returns:
-        `torch.Tensor` of shape `(1, 72, 2)`: in pixels of the image.
+        `torch.Tensor` of shape `(1, 72, 2)` or `(1, 5, 2)`: in pixels of the image.
     """
     seen = None if identity.landmarks is None else _on_device_of(predictor, identity.landmarks[None])
     fitted = _neutral_coefficients(predictor) if seen is None else predictor.encode(seen)
@@ -87,9 +94,20 @@ def steer(
         coefficients = replace(coefficients, expression=weights[None].to(coefficients.expression))
 
     landmarks = predictor.decode(coefficients) if seen is None else predictor.repose(seen, fitted, coefficients)
+    own_points = identity.key_points if key_points and seen is not None else None
+    if own_points is not None:
+        missed = _on_device_of(predictor, own_points[None]) - five_points(predictor.decode(fitted))
+        five = five_points(predictor.decode(coefficients)) + predictor.carry(missed, fitted, coefficients)
+        landmarks = torch.cat([landmarks, five], dim=1)  # (1, 77, 2): they are placed together
+
+    def points(placed: torch.Tensor) -> torch.Tensor:
+        if not key_points:
+            return placed
+        return five_points(placed) if own_points is None else placed[:, 72:]
+
     face_box = steering.face_box
     if face_box is None and photo_size is not None:
-        return photo_to_canvas(landmarks, photo_size, height, width)
+        return points(photo_to_canvas(landmarks, photo_size, height, width))
     if face_box is None:
         face_box = torch.tensor(PORTRAIT_BOX)
     frontal = replace(
@@ -97,7 +115,7 @@ def steer(
         expression=torch.zeros_like(coefficients.expression),
         rotation=torch.zeros_like(coefficients.rotation),
     )
-    return fit_into_box(landmarks, predictor.decode(frontal), face_box[None].to(landmarks), height, width)
+    return points(fit_into_box(landmarks, predictor.decode(frontal), face_box[None].to(landmarks), height, width))
 
 
 def photo_to_canvas(landmarks: torch.Tensor, photo_size: tuple[int, ...], height: int, width: int) -> torch.Tensor:

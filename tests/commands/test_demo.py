@@ -131,6 +131,8 @@ def test_a_photo_gets_an_avatar(nano, tmp_path):
 
 
 def test_a_photo_without_dlib(nano, tmp_path, monkeypatch, capsys):
+    # an analyzer that another test has made would need no library
+    monkeypatch.setattr("facesnap_diffusers.faces.analyzers._shared", {})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["facesnap", "demo", "--model", str(nano), "--face", "photo.jpg"])
     with pytest.raises(SystemExit) as raised:

@@ -5,6 +5,7 @@ import third_party
 import tiny
 import torch
 from command_line import command
+from third_party import VARIANTS
 
 from facesnap_diffusers import AdapterError, FaceSnapConfig, InputError
 from facesnap_diffusers.base_models import empty_unet
@@ -22,15 +23,15 @@ def generate(pipe, **kwargs):
     return tiny.generate(pipe, **CALL, **kwargs)
 
 
-@pytest.mark.parametrize("name", [*third_party.VARIANTS, "ip-adapter"])
+@pytest.mark.parametrize("name", [*VARIANTS, "ip-adapter"])
 def test_convert_load_generate(name, tmp_path):
     base = tiny.xl_pipeline() if "sdxl" in name or name == "ip-adapter" else tiny.sd_pipeline()
     base.save_pretrained(tmp_path / "base")
     arguments = ["--base", tmp_path / "base"]
     encoder = {}
-    make = third_party.VARIANTS.get(name, third_party.instantid)
-    identity = third_party.faceid_person(make is third_party.faceid_plus, length=20.0 if "unnorm" in name else 1.0)
-    if make is third_party.faceid_plus:
+    make = VARIANTS.get(name, third_party.instantid)
+    identity = third_party.person_for(name)
+    if make in third_party.WITH_IMAGE_FEATURES:
         encoder = {"image_encoder": tiny.image_encoder()}
         tiny.image_encoder().save_pretrained(tmp_path / "clip")
         arguments += ["--image-encoder", tmp_path / "clip"]
@@ -79,6 +80,7 @@ def test_export_of_an_imported_adapter(make, tmp_path):
     export_ip_adapter(pipe, tmp_path / "exported.safetensors")
     embeds = ip_adapter_image_embeds(pipe, identity)
     stock.load_ip_adapter(str(tmp_path), subfolder=None, weight_name="exported.safetensors", image_encoder_folder=None)
+    stock.set_ip_adapter_scale(pipe.facesnap_scale["identity_scale"])
     tiny.assert_same_image(generate(stock, ip_adapter_image_embeds=[embeds]), original, atol=1e-5)
 
 
@@ -107,7 +109,9 @@ def test_errors_are_typed(tmp_path):
     tiny.add_adapter(pipe)
     with pytest.raises(InputError, match="must end in"):
         export_ip_adapter(pipe, tmp_path / "x.pt")
-    pipe.load_facesnap_adapter(third_party.faceid_plus(pipe.unet), image_encoder=tiny.image_encoder())
+    pipe.load_facesnap_adapter(
+        third_party.faceid_plus(pipe.unet), faceid_plus_v2=False, image_encoder=tiny.image_encoder()
+    )
     with pytest.raises(AdapterError, match="FaceID-Plus"):
         export_ip_adapter(pipe, tmp_path / "x.safetensors")
     torch.save(third_party.faceid(pipe.unet), tmp_path / "x.bin")

@@ -1,15 +1,21 @@
-"""IP-Adapter FaceID checkpoints against stock diffusers' `load_ip_adapter`."""
+"""IP-Adapter checkpoints for faces against stock diffusers' `load_ip_adapter`."""
 
 import os
 
+import numpy as np
+import PIL.Image
 import pytest
 import third_party
 import tiny
 import torch
+from insightface.utils.face_align import norm_crop
 from safetensors.torch import save_file
+from third_party import VARIANTS
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from facesnap_diffusers import AdapterError, FaceEncoderMismatchError, FaceIdentity, InputError
 from facesnap_diffusers.base_models import empty_unet
+from facesnap_diffusers.faces.alignment import align_for_clip
 from facesnap_diffusers.interop import export_ip_adapter, ip_adapter_image_embeds
 from facesnap_diffusers.interop.checkpoint import Checkpoint, recognize
 from facesnap_diffusers.interop.conversion import convert_checkpoint
@@ -76,12 +82,14 @@ def stock_image(base, folder, weight_name, identity, scale):
     base.load_ip_adapter(str(folder), subfolder=None, weight_name=weight_name, image_encoder_folder=None)
     base.set_ip_adapter_scale(scale)
     projection = base.unet.encoder_hid_proj.image_projection_layers[0]
+    with torch.no_grad():
+        empty = tiny.image_encoder()(torch.zeros(1, 3, 32, 32), output_hidden_states=True).hidden_states[-2]
     if hasattr(projection, "clip_embeds"):
-        encoder = tiny.image_encoder()
-        with torch.no_grad():
-            empty = encoder(torch.zeros(1, 3, 32, 32), output_hidden_states=True).hidden_states[-2]
         projection.clip_embeds = torch.stack([empty, identity.image_hidden_states[None]])
         projection.shortcut = "plusv2" in weight_name
+    if "faceid" not in weight_name:
+        embeds = torch.stack([empty, identity.image_hidden_states[None]])
+        return base("a cat", ip_adapter_image_embeds=[embeds], generator=tiny.seeded(), **CALL).images
     embeds = identity.face_embeds[None, None]
     if "unnorm" in weight_name:  # (batch, images, sequence, width)
         embeds = embeds[None]
@@ -89,15 +97,16 @@ def stock_image(base, folder, weight_name, identity, scale):
     return base("a cat", ip_adapter_image_embeds=[embeds], generator=tiny.seeded(), **CALL).images
 
 
-@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
-@pytest.mark.parametrize("name", third_party.VARIANTS)
+@pytest.mark.parametrize(
+    ("suffix", "name"), [(suffix, name) for name in VARIANTS for suffix in (".bin", ".safetensors")]
+)
 def test_equals_stock_diffusers(name, suffix, tmp_path):
     make = third_party.VARIANTS[name]
     base = base_for(name)
     plain = base("a cat", generator=tiny.seeded(), **CALL).images
-    plus = make is third_party.faceid_plus
+    plus = make in third_party.WITH_IMAGE_FEATURES
     weight_name = write(tmp_path, name, make(base.unet), suffix)
-    identity = third_party.faceid_person(plus, length=20.0 if "unnorm" in name else 1.0)
+    identity = third_party.person_for(name)
 
     pipe = tiny.facesnap(base)
     encoder = {"image_encoder": tiny.image_encoder()} if plus else {}
@@ -112,11 +121,14 @@ def test_equals_stock_diffusers(name, suffix, tmp_path):
     tiny.assert_same_image(image, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["ip-adapter-faceid-portrait_sd15", "ip-adapter-faceid-portrait_sdxl"])
+PER_PHOTO = ["faceid-portrait_sd15", "faceid-portrait_sdxl", "faceid-portrait_sdxl_unnorm"]
+
+
+@pytest.mark.parametrize("name", [f"ip-adapter-{name}" for name in PER_PHOTO])
 def test_portrait_sees_each_of_several_photos(name, tmp_path):
     base = base_for(name)
-    weight_name = write(tmp_path, name, third_party.portrait(base.unet), ".bin")
-    photos = [third_party.faceid_person(seed=seed) for seed in range(5)]
+    weight_name = write(tmp_path, name, VARIANTS[name](base.unet), ".bin")
+    photos = [third_party.person_for(name, seed=seed) for seed in range(5)]
     identity = FaceIdentity.fuse(photos)
     identity.save(tmp_path / "identity.safetensors")
     pipe = tiny.facesnap(base)
@@ -134,6 +146,8 @@ def test_portrait_sees_each_of_several_photos(name, tmp_path):
     base.set_ip_adapter_scale(1.0)
     embeds = torch.stack([photo.face_embeds for photo in photos])[None]
     embeds = torch.cat([torch.zeros_like(embeds), embeds])
+    if "unnorm" in name:
+        embeds = embeds[:, :, None]  # (batch, photos, sequence, width)
     expected = base("a cat", ip_adapter_image_embeds=[embeds], generator=tiny.seeded(), **CALL).images
     tiny.assert_same_image(image, expected, atol=1e-4)
 
@@ -213,6 +227,10 @@ def spoiled(key_part, change):
     return make
 
 
+def kolors_unet():
+    return tiny.sd_unet(cross_attention_dim=2048)
+
+
 def mixed(unet):
     return {
         "image_proj": third_party.faceid(unet)["image_proj"],
@@ -232,13 +250,35 @@ class Malicious:
 
 
 WRONG = {
-    "not an adapter": (lambda unet: dict(unet.state_dict()), "is not an identity adapter"),
+    "not an adapter": (lambda unet: {"weight": torch.ones(2)}, "is not an identity adapter"),
+    "Arc2Face": (lambda unet: dict(unet.state_dict()), "as Arc2Face is file, not supported, because it replaces"),
+    "PhotoMaker": (
+        lambda unet: {"id_encoder": {"a": torch.ones(1)}, "lora_weights": {"b": torch.ones(1)}},
+        "a PhotoMaker file, not supported, because",
+    ),
+    "PuLID": (
+        lambda unet: {"id_adapter.latents": torch.ones(1), "id_adapter_attn_layers.1.id_to_k.weight": torch.ones(1)},
+        "a PuLID file, not supported, because",
+    ),
+    "ConsistentID": (
+        lambda unet: {name: {"a": torch.ones(1)} for name in ("image_proj", "adapter_modules", "FacialEncoder")},
+        "a ConsistentID file, not supported, because",
+    ),
+    "UniPortrait": (
+        lambda unet: {name: {"a": torch.ones(1)} for name in ("faceid_proj", "faceid_adapter")},
+        "a UniPortrait file, not supported, because",
+    ),
+    "Kolors": (
+        lambda unet: third_party.plus_face(kolors_unet(), clip_width=1024),
+        "for Kolors, not supported, because",
+    ),
     "picture adapter": (
         lambda unet: {**third_party.faceid(unet), "image_proj": {"proj.weight": torch.ones(4, 4)}},
         "load_ip_adapter",
     ),
+    "renamed": (third_party.faceid_plus, "version 1 or 2.*faceid_plus_v2=True or False"),
     "other family": (lambda unet: third_party.faceid(tiny.xl_unet()), "use a file made for"),
-    "mixed": (mixed, "use a file made for|that this base model has not"),
+    "mixed": (mixed, "use a file made for|which this base model does not contain"),
     "InstantID with FaceID": (
         lambda unet: {**third_party.faceid(unet), "image_proj": third_party.instantid(unet)["image_proj"]},
         "mixes InstantID's",
@@ -261,9 +301,9 @@ def test_a_wrong_file_gives_one_clear_line_and_changes_nothing(case, tmp_path, c
     pipe = tiny.facesnap(base)
     pipe.load_facesnap_adapter(third_party.faceid(base.unet))
     before = pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images
-    torch.save(make(base.unet), tmp_path / "ip-adapter-faceid_sd15.bin")
+    torch.save(make(base.unet), tmp_path / "my adapter.bin")
     with pytest.raises(AdapterError, match=message) as caught:
-        pipe.load_facesnap_adapter(tmp_path, weight_name="ip-adapter-faceid_sd15.bin")
+        pipe.load_facesnap_adapter(tmp_path, weight_name="my adapter.bin")
     assert "\n" not in str(caught.value)
     after = pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images
     assert torch.equal(after, before)
@@ -306,10 +346,142 @@ def test_from_the_hub(hub, tmp_path):
         pipe.load_facesnap_adapter(source, cache_dir=str(tmp_path / "cache"), **options)
         images.append(pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images)
     assert torch.equal(*images)
-    with pytest.raises(AdapterError, match="with weight_name="):
-        pipe.load_facesnap_adapter("h94/IP-Adapter-FaceID", cache_dir=str(tmp_path / "cache"))
-    with pytest.raises(AdapterError, match="could not be loaded from the Hub") as caught:
+    with pytest.raises(
+        AdapterError, match="could not be loaded from the Hub.*its files are ip-adapter-faceid_sd15"
+    ) as caught:
         pipe.load_facesnap_adapter(
             "h94/IP-Adapter-FaceID", weight_name="absent.bin", cache_dir=str(tmp_path / "cache")
         )
     assert "\n" not in str(caught.value)
+
+
+def test_a_repository_without_the_name_of_a_file(hub, tmp_path):
+    """It is said which of its files may be meant."""
+    base = tiny.sd_pipeline()
+    files = {"my_sdxl.bin": b"x", "mine/face.safetensors": b"x", "README.md": b"x"}
+    hub.add_commit("somebody/adapters", files)
+    for folder_file in files:
+        (tmp_path / "folder" / folder_file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "folder" / folder_file).write_bytes(b"x")
+    for name in ("somebody/adapters", tmp_path / "folder"):
+        expected = r"name one with weight_name=: mine/face.safetensors; for other base models: my_sdxl.bin$"
+        with pytest.raises(AdapterError, match=expected):
+            tiny.facesnap(base).load_facesnap_adapter(name, cache_dir=str(tmp_path / "cache"))
+    assert not any("resolve/" in request and "README" not in request for request in hub.requests)
+
+
+def test_a_checkpoint_of_the_training_script(tmp_path):
+    base = tiny.sd_pipeline()
+    checkpoint = third_party.faceid(base.unet)
+    torch.save(third_party.trained(checkpoint), tmp_path / "pytorch_model.bin")
+    images = []
+    for source in (checkpoint, tmp_path / "pytorch_model.bin"):
+        pipe = tiny.facesnap(base)
+        pipe.load_facesnap_adapter(source)
+        images.append(pipe("a cat", identity=third_party.faceid_person(), generator=tiny.seeded(), **CALL).images)
+    assert torch.equal(*images)
+    expected = stock_image(
+        base, *write_in(tmp_path, "ip-adapter-faceid_sd15", checkpoint), third_party.faceid_person(), 1.0
+    )
+    tiny.assert_same_image(images[1], expected, atol=1e-5)
+
+
+def write_in(folder, name, checkpoint):
+    return folder, write(folder, name, checkpoint, ".safetensors")
+
+
+# from a photo
+
+
+@pytest.mark.parametrize("name", ["ip-adapter-faceid-plus_sd15", "ip-adapter-faceid-plusv2_sdxl"])
+def test_faceid_plus_from_a_photo_equals_the_authors_computation(name, tmp_path):
+    """The crop is InsightFace's `norm_crop` of the detector's five points, the embedding the recognizer's."""
+    base = base_for(name)
+    weight_name = write(tmp_path, name, third_party.faceid_plus(base.unet), ".bin")
+    encoder = encoder_of_arcface_crops()
+    photo, face = third_party.photo_and_face("insightface/w600k_r50")
+    pipe = tiny.facesnap(base)
+    pipe.load_facesnap_adapter(tmp_path, weight_name=weight_name, image_encoder=encoder)
+    pipe.face_analyzer = third_party.FixedAnalyzer(face)
+    image = pipe("a cat", face_image=photo, generator=tiny.seeded(), **CALL).images
+
+    crop = norm_crop(photo, face.key_points, image_size=112)
+    assert np.abs(crop.astype(int) - norm_crop(photo, face.five_points + 1.5, image_size=112)).max() > 5
+    processor = CLIPImageProcessor(size={"shortest_edge": 112}, crop_size={"height": 112, "width": 112})
+    pixels = processor(PIL.Image.fromarray(crop), return_tensors="pt").pixel_values
+    with torch.no_grad():
+        states, empty = (
+            encoder(values, output_hidden_states=True).hidden_states[-2]
+            for values in (pixels, torch.zeros_like(pixels))
+        )
+    base.load_ip_adapter(str(tmp_path), subfolder=None, weight_name=weight_name, image_encoder_folder=None)
+    base.set_ip_adapter_scale(1.0)
+    projection = base.unet.encoder_hid_proj.image_projection_layers[0]
+    projection.clip_embeds, projection.shortcut = torch.stack([empty, states]), "plusv2" in name
+    embeds = torch.from_numpy(face.embedding / np.linalg.norm(face.embedding))[None, None]
+    embeds = torch.cat([torch.zeros_like(embeds), embeds])
+    expected = base("a cat", ip_adapter_image_embeds=[embeds], generator=tiny.seeded(), **CALL).images
+    tiny.assert_same_image(image, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "faceid" not in name])
+def test_models_for_faces_equal_stock_diffusers_with_the_same_crop(name, tmp_path):
+    """With an analyzer of any kind: they take no face embedding. Two photos give tokens of each."""
+    base = base_for(name)
+    weight_name = write(tmp_path, name, VARIANTS[name](base.unet), ".safetensors")
+    processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    photos = [third_party.photo_and_face("somebody's own recognizer", seed=seed) for seed in (0, 1)]
+    pipe = tiny.facesnap(base)
+    pipe.load_facesnap_adapter(tmp_path, weight_name=weight_name, image_encoder=tiny.image_encoder())
+    pipe.face_analyzer = third_party.FixedAnalyzer(*(face for _, face in photos))
+    assert pipe.facesnap_config.face_embed_dim is None and pipe.facesnap_config.parts == [
+        "mixer",
+        "identity_attention",
+    ]
+    photo, _ = photos[0]
+    image = pipe("a cat", face_image=photo, generator=tiny.seeded(), **CALL).images
+    both = pipe("a cat", face_image=[photo for photo, _ in photos], generator=tiny.seeded(), **CALL).images
+    assert (both - image).abs().max() > 1e-3
+
+    crops = [PIL.Image.fromarray(align_for_clip(photo, face.landmarks, 32)) for photo, face in photos]
+    base.register_modules(image_encoder=tiny.image_encoder(), feature_extractor=processor)
+    base.load_ip_adapter(str(tmp_path), subfolder=None, weight_name=weight_name, image_encoder_folder=None)
+    base.set_ip_adapter_scale(1.0)
+    expected = base("a cat", ip_adapter_image=crops[0], generator=tiny.seeded(), **CALL).images
+    tiny.assert_same_image(image, expected, atol=1e-5)
+    expected = base("a cat", ip_adapter_image=[crops], generator=tiny.seeded(), **CALL).images
+    tiny.assert_same_image(both, expected, atol=1e-5)
+
+
+def test_the_weight_of_the_structure(tmp_path):
+    """FaceID-Plus v2: `s_scale` of its authors, the layer's `shortcut_scale` in diffusers."""
+    base = tiny.sd_pipeline()
+    name = write(tmp_path, "ip-adapter-faceid-plusv2_sd15", third_party.faceid_plus(base.unet), ".bin")
+    identity = third_party.faceid_person(True)
+    pipe = tiny.facesnap(base)
+    encoder = {"image_encoder": tiny.image_encoder()}
+    pipe.load_facesnap_adapter(tmp_path, weight_name=name, faceid_structure_scale=0.4, **encoder)
+    pipe.save_facesnap_adapter(tmp_path / "ours")
+    pipe.load_facesnap_adapter(tmp_path / "ours", **encoder)
+    image = pipe("a cat", identity=identity, generator=tiny.seeded(), **CALL).images
+
+    plain = stock_image(base, tmp_path, name, identity, scale=1.0)
+    base.unet.encoder_hid_proj.image_projection_layers[0].shortcut_scale = 0.4
+    embeds = torch.cat([torch.zeros_like(identity.face_embeds)[None, None], identity.face_embeds[None, None]])
+    expected = base("a cat", ip_adapter_image_embeds=[embeds], generator=tiny.seeded(), **CALL).images
+    assert (plain - expected).abs().max() > 1e-4
+    tiny.assert_same_image(image, expected, atol=1e-4)
+
+
+def encoder_of_arcface_crops():
+    torch.manual_seed(1)
+    config = CLIPVisionConfig(
+        hidden_size=third_party.CLIP_WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=112,
+        patch_size=28,
+        projection_dim=16,
+    )
+    return CLIPVisionModelWithProjection(config).eval()

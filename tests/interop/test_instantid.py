@@ -9,15 +9,19 @@ import third_party
 import tiny
 import torch
 from diffusers import ControlNetModel
+from faces.test_key_points import authors_drawing
+from safetensors.torch import load_file, save_file
 
 from facesnap_diffusers import (
     AdapterError,
     FaceEncoderMismatchError,
+    FaceIdentity,
     HeadPose,
     Person,
     load_landmark_predictor,
 )
 from facesnap_diffusers.faces.key_points import draw_key_points, five_points
+from facesnap_diffusers.steering import Steering
 
 
 CALL = {**tiny.CALL, "num_inference_steps": 3, "guidance_scale": 5.0}
@@ -93,13 +97,13 @@ class DecoupledAttention:
 
 
 @torch.no_grad()
-def by_hand(base, repo, identity, key_point_image, ip_scale, controlnet_scale):
+def by_hand(base, repo, embedding, key_point_image, ip_scale, controlnet_scale):
     """The loop of InstantID's pipeline."""
     checkpoint = torch.load(repo / "ip-adapter.bin", weights_only=True)
     controlnet = ControlNetModel.from_pretrained(repo / "ControlNetModel")
     unet, scheduler, vae = base.unet, base.scheduler, base.vae
     text, negative_text, pooled, negative_pooled = base.encode_prompt("a cat", device="cpu", num_images_per_prompt=1)
-    embeds = identity.face_embeds[None, None]
+    embeds = torch.from_numpy(embedding)[None, None]
     face = resampler(checkpoint["image_proj"], torch.cat([torch.zeros_like(embeds), embeds]), heads=2)
     prompt = torch.cat([torch.cat([negative_text, text]), face], dim=1)
     conditions = {
@@ -146,26 +150,92 @@ def by_hand(base, repo, identity, key_point_image, ip_scale, controlnet_scale):
 
 @pytest.mark.parametrize(("ip_scale", "controlnet_scale"), [(0.8, 0.8), (1.0, 0.3), (0.0, 0.5)])
 def test_equals_the_public_pipeline(base, repo, ip_scale, controlnet_scale):
+    """From a photo on both sides, of which the analyzer's answer is fixed."""
+    photo, face = third_party.photo_and_face("insightface/glintr100")
     pipe = instantid(base, repo)
-    pipe.set_facesnap_scale(identity_scale=ip_scale, landmark_scale=controlnet_scale)
-    points = pipe.predict_landmarks(third_party.instantid_person(), height=64, width=64)
-    image = pipe("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images
-    expected = by_hand(
-        base, repo, third_party.instantid_person(), draw_key_points(points, 64, 64), ip_scale, controlnet_scale
-    )
+    assert pipe.facesnap_scale == {"identity_scale": 0.8, "landmark_scale": 0.8}  # those of its authors
+    if (ip_scale, controlnet_scale) != (0.8, 0.8):
+        pipe.set_facesnap_scale(identity_scale=ip_scale, landmark_scale=controlnet_scale)
+    pipe.face_analyzer = third_party.FixedAnalyzer(face)
+    image = pipe("a cat", face_image=photo, generator=tiny.seeded(), **CALL).images
+
+    drawn = authors_drawing((64, 64), face.key_points)
+    picture = torch.from_numpy(drawn).permute(2, 0, 1)[None].float() / 255
+    expected = by_hand(base, repo, face.embedding, picture, ip_scale, controlnet_scale)
     plain = base("a cat", generator=tiny.seeded(), **CALL).images
     assert (expected - plain).abs().max() > 1e-2
     tiny.assert_same_image(image, expected, atol=1e-4)
 
 
+def test_the_picture_of_key_points_is_the_authors_to_the_bit(base, repo):
+    """Unsteered from the detector's own points; in 64 poses from those that follow; given by the caller as they are."""
+    photo, face = third_party.photo_and_face("insightface/glintr100", size=512)
+    pipe = instantid(base, repo)
+    pipe.face_analyzer = third_party.FixedAnalyzer(face)
+    conditioner = pipe.face_conditioner()
+    identity = pipe.encode_face(photo)
+    own = conditioner.drawn_points([identity], Steering(), 1024, 1024)
+    torch.testing.assert_close(own, 2 * torch.from_numpy(face.key_points)[None], atol=1e-3, rtol=0)
+    poses = [
+        HeadPose(yaw, pitch, roll)
+        for yaw in (-45, -15, 15, 45)
+        for pitch in (-20, -5, 5, 20)
+        for roll in (-30, -10, 10, 30)
+    ]
+    assert len(poses) == 64
+    points = conditioner.drawn_points([identity], Steering(pose=poses), 1024, 1024)
+    for five in torch.cat([points, own]):
+        drawn = conditioner.landmark_picture(five[None], 1024, 1024)[0]
+        expected = authors_drawing((1024, 1024), five.numpy())
+        assert np.array_equal((drawn.permute(1, 2, 0) * 255).round().byte().numpy(), expected)
+    given = torch.tensor([[20.0, 25], [40, 25], [30, 35], [22, 45], [38, 45]])
+    images = [
+        pipe("a cat", identity=identity, landmarks=given + shift, generator=tiny.seeded(), **CALL).images
+        for shift in (0, 12)
+    ]
+    assert (images[0] - images[1]).abs().max() > 1e-3
+
+
+def test_what_the_detector_saw_follows_the_face(base, repo):
+    """The key points differ from the landmarks' five by the same vector, turned with the head."""
+    photo, face = third_party.photo_and_face("insightface/glintr100", size=512)
+    pipe = instantid(base, repo)
+    pipe.face_analyzer = third_party.FixedAnalyzer(face)
+    identity = pipe.encode_face(photo)
+    predictor = load_landmark_predictor()
+    own = predictor.encode(identity.landmarks[None])
+    rebuilt = five_points(predictor.decode(own))[0]
+    yaw, pitch, roll = own.rotation[0].tolist()
+    missed = torch.from_numpy(face.key_points) - rebuilt
+    assert missed.norm(dim=-1).mean() > 1
+    call = {"height": 512, "width": 512}
+    steering = Steering(pose=HeadPose(yaw, pitch, roll + 40))
+    points = pipe.face_conditioner().drawn_points([identity], steering, **call)[0]
+    target = dataclasses.replace(own, rotation=own.rotation + torch.tensor([[0.0, 0.0, 40.0]]))
+    carried = points - five_points(predictor.decode(target))[0]
+    # turned by 40° with the head, and of one share: what may be noise stays behind
+    cosine, sine = np.cos(np.radians(40)), np.sin(np.radians(40))
+    turns = [missed @ torch.tensor([[cosine, sign * sine], [-sign * sine, cosine]]).float() for sign in (1, -1)]
+    shares = [float((carried * turned).sum() / turned.square().sum()) for turned in turns]
+    share, turned = max(zip(shares, turns), key=lambda pair: pair[0])
+    assert 0.5 < share < 1
+    torch.testing.assert_close(carried, share * turned, atol=1e-2, rtol=0)
+
+
+def test_key_points_are_saved_with_an_identity(base, repo, tmp_path):
+    photo, face = third_party.photo_and_face("insightface/glintr100")
+    pipe = instantid(base, repo)
+    pipe.face_analyzer = third_party.FixedAnalyzer(face)
+    pipe.encode_face(photo).save(tmp_path / "identity.safetensors")
+    loaded = FaceIdentity.load(tmp_path / "identity.safetensors")
+    assert np.array_equal(loaded.key_points.numpy(), face.key_points)
+
+
 def test_pose_is_steered_and_the_proportions_stay_the_references(base, repo):
     pipe = instantid(base, repo)
-    # the shape coefficients that come nearest to a face wider by 15 %
-    predictor = load_landmark_predictor()
-    basis, wider = predictor.shape_basis, predictor.mean * torch.tensor([0.15, 0, 0])
-    shape = torch.linalg.lstsq(basis.flatten(1).T, wider.flatten()[:, None]).solution[:, 0]
-    mean = dataclasses.replace(third_party.instantid_person(), shape=torch.zeros_like(shape))
-    wide = dataclasses.replace(third_party.instantid_person(), shape=shape)
+    mean = third_party.instantid_person()
+    center = mean.landmarks.mean(0)
+    wide = dataclasses.replace(mean, landmarks=(mean.landmarks - center) * torch.tensor([1.15, 1.0]) + center)
     call = {"face_box": (0.2, 0.2, 0.8, 0.8), "height": 512, "width": 512}
 
     def width_to_height(identity, pose):
@@ -243,6 +313,34 @@ def test_without_its_controlnet(base, repo, tmp_path):
         atol=1e-6,
         rtol=0,
     )
+
+
+@pytest.mark.parametrize(
+    "form", ["object", "file", "file alone", "folder", "fp16", "bin", "fp16 bin", "repo's folder"]
+)
+def test_its_controlnet_as_people_have_it(form, base, repo, tmp_path):
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "ip-adapter.bin").write_bytes((repo / "ip-adapter.bin").read_bytes())
+    own = ControlNetModel.from_pretrained(repo / "ControlNetModel")
+    folder, options = tmp_path / "net", {}
+    if form == "fp16":
+        options, own = {"variant": "fp16"}, own.half()
+    own.save_pretrained(folder, safe_serialization="bin" not in form, variant="fp16" if "fp16" in form else None)
+    controlnet = {"object": own, "file": folder / "diffusion_pytorch_model.safetensors", "repo's folder": repo}
+    if form == "file alone":
+        tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
+        save_file(tensors, tmp_path / "instantid-controlnet.safetensors")
+        controlnet[form] = tmp_path / "instantid-controlnet.safetensors"
+    pipe = tiny.facesnap(base)
+    with pytest.raises(AdapterError, match="pass it as controlnet="):
+        pipe.load_facesnap_adapter(tmp_path / "adapter", **options)
+    pipe.load_facesnap_adapter(tmp_path / "adapter", controlnet=controlnet.get(form, folder), **options)
+    image = pipe("a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL).images
+    expected = instantid(base, repo)(
+        "a cat", identity=third_party.instantid_person(), generator=tiny.seeded(), **CALL
+    ).images
+    tiny.assert_same_image(image, expected, atol=2e-3 if form == "fp16" else 1e-6)
+    assert (pipe.ffrnet.dtype, pipe.facesnap_config.landmark_style) == (torch.float32, "instantid5")
 
 
 def test_not_on_another_base_model(repo):

@@ -24,12 +24,13 @@ PARTS = ("mixer", "identity_attention", "ffrnet", "landmark_predictor")
 #: Folder of the CLIP image encoder, in adapters that bring their own.
 IMAGE_ENCODER_FOLDER = "image_encoder"
 
-#: Where `load_facesnap_adapter()` looks when it is given no name.
-DEFAULT_ADAPTERS = {"sd1": "facesnap/facesnap-sd15", "sd2": "facesnap/facesnap-sd21", "sdxl": "facesnap/facesnap-sdxl"}
+#: The scales of an adapter on a pipeline, and what they are where nothing else is recommended.
+DEFAULT_SCALES = {"identity_scale": 1.0, "landmark_scale": 1.0}
 
 # more than any adapter has, and far from what memory cannot hold
 _MAX_WIDTH, _MAX_TOKENS = 65_536, 4096
 Width = Annotated[int, Field(ge=1, le=_MAX_WIDTH)]
+Scale = Annotated[float, Field(ge=0)]
 
 
 @strict_dataclass(frozen=True, error=AdapterError)
@@ -50,6 +51,8 @@ class FaceSnapConfig:
         landmark_style (`str`): How landmarks are drawn: `"facesnap72"`, or `"instantid5"`: InstantID's five points.
         num_tokens (`int`): Number of identity tokens.
         parts (`list[str]`): The parts that it has, of `PARTS`.
+        recommended_scales (`dict[str, float]`): `"identity_scale"` and `"landmark_scale"` that its authors recommend,
+            which hold until `set_facesnap_scale`; 1.0 for what is left out.
         base_family (`str`, *optional*): Family of the base model: `"sd1"`, `"sd2"`, `"sdxl"`, or `"custom-<width>"`.
         base_model (`str`, *optional*): The base model it was trained on.
         license (`str`, *optional*): License of its weights, for the model card.
@@ -67,6 +70,7 @@ class FaceSnapConfig:
     landmark_style: Literal["facesnap72", "instantid5"] = "facesnap72"
     num_tokens: Annotated[int, Field(ge=1, le=_MAX_TOKENS)] = 16
     parts: list[str] = field(default_factory=lambda: ["mixer", "identity_attention", "ffrnet"])
+    recommended_scales: dict[Literal["identity_scale", "landmark_scale"], Scale] = field(default_factory=dict)
     base_family: str | None = None
     base_model: str | None = None
     license: str | None = None
@@ -109,6 +113,11 @@ class FaceSnapConfig:
                 " install the version of facesnap-diffusers that the adapter was made with"
             )
         return parse_settings(cls, values, source, AdapterError)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scales that hold until others are set."""
+        return {**DEFAULT_SCALES, **{str(name): scale for name, scale in self.recommended_scales.items()}}
 
     def replace(self, **values: Any) -> FaceSnapConfig:
         return replace(self, **values)

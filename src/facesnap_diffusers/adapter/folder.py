@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -19,24 +20,34 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from .._upstream import saved_class_name
 from ..base_models import family_of
-from ..errors import AdapterError, InputError, check_path, check_text, one_line
+from ..errors import AdapterError, InputError, as_number, check_path, check_text, one_line
 from ..files import atomic_folder
-from ..interop.loading import bind_image_encoder, is_third_party, load_third_party
-from ..interop.mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
+from ..interop.loading import ControlNetSource, bind_image_encoder, candidates, is_third_party, load_third_party
+from ..interop.mixers import FaceIDMixer, FaceIDPlusMixer, FullFaceMixer, InstantIDMixer, PlusFaceMixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.image_encoder import default_image_processor
 from ..models.landmark_predictor import LandmarkPredictor, load_landmark_predictor
 from ..models.mixer import FacialAttributeMixer
-from .config import DEFAULT_ADAPTERS, IMAGE_ENCODER_FOLDER, PARTS, FaceSnapConfig, check_parts
+from .config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, PARTS, FaceSnapConfig, check_parts
 from .hub import resolve_adapter_folder
 from .model_card import write_model_card
+from .public import default_adapter, described, find_public_adapter
 from .weights import check_files, check_loaded, check_sizes, read_json
 
 
+logger = logging.getLogger(__name__)
+
 #: The classes that a part may be of, its `config.json` says of which: FaceSnap's own first.
 PART_CLASSES: dict[str, tuple[type[ModelMixin], ...]] = {
-    "mixer": (FacialAttributeMixer, FaceIDMixer, FaceIDPlusMixer, InstantIDMixer),
+    "mixer": (
+        FacialAttributeMixer,
+        FaceIDMixer,
+        FaceIDPlusMixer,
+        FullFaceMixer,
+        InstantIDMixer,
+        PlusFaceMixer,
+    ),
     "identity_attention": (IdentityAttention,),
     "ffrnet": (FFRNet, ControlNetModel),
     "landmark_predictor": (LandmarkPredictor,),
@@ -68,6 +79,8 @@ class AdapterSource:
     dtype: torch.dtype | None = None
     image_encoder: CLIPVisionModelWithProjection | None = None
     faceid_plus_v2: bool | None = None
+    faceid_structure_scale: float = 1.0
+    controlnet: ControlNetSource | None = None
 
     def __post_init__(self) -> None:
         name = self.pretrained_model_name_or_path
@@ -79,6 +92,7 @@ class AdapterSource:
             check_parts(self.parts)
         if self.dtype is not None and not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise InputError(f"dtype must be a floating point torch.dtype, got {self.dtype!r}")
+        as_number("faceid_structure_scale", self.faceid_structure_scale, 0)
 
     @property
     def hub_arguments(self) -> dict[str, Any]:
@@ -90,25 +104,37 @@ class AdapterSource:
 def read_adapter(source: AdapterSource, unet: UNet2DConditionModel) -> tuple[FaceSnapConfig, dict[str, Any]]:
     """The config and modules of an adapter for a base model; raises [`AdapterError`] where they could not be loaded."""
     name = source.pretrained_model_name_or_path
-    if name is None:
-        name = _default_adapter(family_of(unet))
+    if name is not None:
+        return _read_named(name, source, unet)
+    name = default_adapter(family_of(unet))
+    public = find_public_adapter(name, None, unet)
+    try:
+        adapter = _read_named(name, source, unet)
+    except AdapterError as error:
+        raise AdapterError(
+            f"the default adapter {str(name)!r} for base models of family {family_of(unet)} could not be loaded: {error}"
+        ) from error
+    if public is not None:
+        logger.warning(described(public))
+    return adapter
+
+
+def _read_named(name: Any, source: AdapterSource, unet: UNet2DConditionModel) -> tuple[FaceSnapConfig, dict[str, Any]]:
     if is_third_party(name, source.weight_name):
         return _read_third_party(name, source, unet)
-    try:
-        folder = resolve_adapter_folder(str(name), source.subfolder, source.variant, **source.hub_arguments)
-    except AdapterError as error:
-        if source.pretrained_model_name_or_path is not None:
-            raise
+    return _read_own(name, source, unet)
+
+
+def _read_own(name: Any, source: AdapterSource, unet: UNet2DConditionModel) -> tuple[FaceSnapConfig, dict[str, Any]]:
+    if source.controlnet is not None:
+        raise AdapterError(f"controlnet= is InstantID's, and {name} is a FaceSnap adapter; leave it out")
+    where = (str(name), source.subfolder, source.variant)
+    # the config first: what does not fit is not downloaded
+    folder = resolve_adapter_folder(*where, config_only=True, **source.hub_arguments)
+    if not (folder / CONFIG_NAME).is_file():
         raise AdapterError(
-            f"the default adapter {name!r} for base models of family {family_of(unet)} could not be loaded; name another"
-            " with load_facesnap_adapter(repo_or_folder), or train one: see examples/training in the repository"
-        ) from error
-    return _read_own(folder, name, source, unet)
-
-
-def _read_own(
-    folder: Path, name: Any, source: AdapterSource, unet: UNet2DConditionModel
-) -> tuple[FaceSnapConfig, dict[str, Any]]:
+            f"{name} has no {CONFIG_NAME}, so it is not a FaceSnap adapter; {candidates(name, source.hub_arguments, unet)}"
+        )
     config = FaceSnapConfig.load(folder)
     family = family_of(unet)
     if config.base_family != family:
@@ -121,6 +147,7 @@ def _read_own(
     if missing:
         raise AdapterError(f"adapter {name} does not contain {missing}; it has {config.parts}")
 
+    folder = resolve_adapter_folder(*where, **source.hub_arguments)
     dtype = source.dtype or unet.dtype
     modules: dict[str, Any] = {part: load_part(part, folder / part, source.variant, dtype) for part in parts}
     modules |= load_image_encoder(config, folder, source.variant, dtype, source.image_encoder, source.hub_arguments)
@@ -132,11 +159,20 @@ def _read_third_party(
     name: Any, source: AdapterSource, unet: UNet2DConditionModel
 ) -> tuple[FaceSnapConfig, dict[str, Any]]:
     config, modules = load_third_party(
-        name, source.weight_name, unet, source.parts, source.subfolder, source.faceid_plus_v2, source.hub_arguments
+        name,
+        source.weight_name,
+        unet,
+        source.parts,
+        source.subfolder,
+        source.faceid_plus_v2,
+        source.hub_arguments,
+        source.variant,
+        source.controlnet,
+        source.faceid_structure_scale,
     )
     dtype = source.dtype or unet.dtype
     modules |= load_image_encoder(config, Path(), None, dtype, source.image_encoder, source.hub_arguments)
-    bind_image_encoder(modules)
+    config = bind_image_encoder(config, modules)
     for part in config.parts:
         if modules[part].dtype != dtype:
             modules[part].to(dtype)
@@ -358,12 +394,3 @@ def bind_to_base(modules: Mapping[str, Any], unet: UNet2DConditionModel) -> None
 
 def _as_lists(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
-
-
-def _default_adapter(family: str) -> str:
-    if family not in DEFAULT_ADAPTERS:
-        raise AdapterError(
-            f"there is no default adapter for base models of family {family};"
-            " name one with load_facesnap_adapter(repo_or_folder)"
-        )
-    return DEFAULT_ADAPTERS[family]

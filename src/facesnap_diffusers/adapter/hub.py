@@ -18,8 +18,12 @@ def resolve_adapter_folder(
     cache_dir: str | None = None,
     force_download: bool = False,
     local_files_only: bool = False,
+    config_only: bool = False,
 ) -> Path:
-    """The local folder of an adapter that is given as a folder or as a Hub repo; downloads what is missing."""
+    """
+    The local folder of an adapter that is given as a folder or as a Hub repo; downloads what is missing, with
+    `config_only` no more than its `facesnap_config.json`.
+    """
     if Path(name).is_dir():
         folder = Path(name)
     else:
@@ -27,7 +31,7 @@ def resolve_adapter_folder(
             folder = Path(
                 snapshot_download(
                     name,
-                    allow_patterns=_file_patterns(subfolder, variant),
+                    allow_patterns=_file_patterns(subfolder, variant)[: 1 if config_only else None],
                     revision=revision,
                     token=token,
                     cache_dir=cache_dir,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import ControlNetModel, UNet2DConditionModel
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from .._upstream import execution_device, resolve_dtype, without_offloading
@@ -21,7 +21,7 @@ from ..models.attention import IdentityAttention, accept_contexts, scale_of_laye
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import load_landmark_predictor
 from ..models.mixer import FacialAttributeMixer
-from .config import PARTS, FaceSnapConfig
+from .config import DEFAULT_SCALES, PARTS, FaceSnapConfig
 from .folder import (
     ADAPTER_COMPONENTS,
     AdapterSource,
@@ -65,6 +65,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         torch_dtype: torch.dtype | None = None,
         image_encoder: CLIPVisionModelWithProjection | None = None,
         faceid_plus_v2: bool | None = None,
+        faceid_structure_scale: float = 1.0,
+        controlnet: ControlNetModel | str | Path | None = None,
     ) -> None:
         r"""
         Loads an adapter onto this pipeline, in place of one that it already has. All or nothing: after an error the
@@ -72,11 +74,12 @@ class FaceSnapAdapterMixin(_Pipeline):
 
         Args:
             pretrained_model_name_or_path (`str`, `Path` or `dict`, *optional*): Hub repo, folder, or a file or state
-                dict of an IP-Adapter FaceID or InstantID. Without it, the default adapter of the base model's family.
-            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognized by its
-                content: IP-Adapter FaceID, FaceID-Plus (both versions), FaceID-Portrait or InstantID, as
-                `.safetensors` or `.bin` (read with `weights_only`). InstantID's ControlNet is looked for beside it, in
-                `ControlNetModel`, and its repo needs no `weight_name`.
+                dict of an IP-Adapter FaceID or InstantID. Without it: on the nano model the adapter that ships with it, on
+                Stable Diffusion 1.x IP-Adapter FaceID-Plus v2, on XL InstantID, which a line of the log says.
+            weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder, recognised by its
+                content: IP-Adapter FaceID, FaceID-Plus (both versions), FaceID-Portrait, plus-face, full-face or
+                InstantID, as `.safetensors` or `.bin` (read with `weights_only`). Public repositories need none: see
+                `facesnap info --public`. InstantID's ControlNet is looked for beside its file, in `ControlNetModel`.
             parts (`list[str]`, *optional*): The parts to load, of `"mixer"`, `"identity_attention"`, `"ffrnet"` and
                 `"landmark_predictor"`. All that the adapter has by default. Without `"landmark_predictor"` the one
                 that comes with this package serves.
@@ -89,6 +92,10 @@ class FaceSnapAdapterMixin(_Pipeline):
                 with, if you have it already; otherwise it is loaded too.
             faceid_plus_v2 (`bool`, *optional*): Whether a FaceID-Plus file is of version 2, which its content does not
                 tell. By default by its name (`plusv2`); all public ones for SDXL are.
+            faceid_structure_scale (`float`): Weight of the face's structure in a FaceID-Plus of version 2 (`s_scale` of its
+                authors).
+            controlnet (`ControlNetModel`, `str` or `Path`, *optional*): InstantID's ControlNet, where it is not beside
+                InstantID's file: an object, a file, a folder or a Hub repo.
 
         Raises:
             AdapterError: The adapter could not be found or read, or does not fit the base model.
@@ -108,6 +115,8 @@ class FaceSnapAdapterMixin(_Pipeline):
             dtype=resolve_dtype(dtype, torch_dtype),
             image_encoder=image_encoder,
             faceid_plus_v2=faceid_plus_v2,
+            faceid_structure_scale=faceid_structure_scale,
+            controlnet=controlnet,
         )
         self._install_adapter(*read_adapter(source, self.unet))
 
@@ -226,7 +235,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         landmark_scale: float | None = None,
     ) -> None:
         r"""
-        Scales the parts of the adapter. What is not given stays as it is; both are 1.0 at first.
+        Scales the parts of the adapter. What is not given stays as it is; at first, both are what the adapter's authors
+        recommend (`facesnap_config.scales`), else 1.0.
 
         Args:
             identity_scale (`float` or `dict[str, float]`, *optional*): Scale of the identity attention, 0 switches it
@@ -256,7 +266,10 @@ class FaceSnapAdapterMixin(_Pipeline):
     @property
     def facesnap_scale(self) -> dict[str, Any]:
         """The scales in force, by the names that [`set_facesnap_scale`] takes."""
-        return dict(self._facesnap_scale or {"identity_scale": 1.0, "landmark_scale": 1.0})
+        if self._facesnap_scale is not None:
+            return dict(self._facesnap_scale)
+        config = self.facesnap_config
+        return dict(DEFAULT_SCALES) if config is None else config.scales
 
     @property
     def facesnap_config(self) -> FaceSnapConfig | None:
@@ -361,5 +374,6 @@ _MAX_SCALE = 1000.0
 
 def _check_scale(name: str, value: Any) -> None:
     # far beyond what makes pictures; NaN is in no range
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value <= _MAX_SCALE:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= _MAX_SCALE:
         raise InputError(f"{name} must be a number ≥ 0, at most {_MAX_SCALE:g}, got {value!r}")

@@ -1,7 +1,7 @@
 """`facesnap convert`: adapters of other projects to FaceSnap's format, and back."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,19 +27,26 @@ def convert(
         typer.Option(help="Base model: a folder with unet/config.json, or sd1, sd2, sdxl. Default: by width."),
     ] = None,
     image_encoder: Annotated[
-        str | None, typer.Option(help="CLIP vision model, folder or repo; only FaceID-Plus needs one.")
+        str | None, typer.Option(help="CLIP vision model, folder or repo; only FaceID-Plus and plus-face need one.")
     ] = None,
     plus_v2: Annotated[
         bool | None, typer.Option(help="FaceID-Plus: whether it is version 2. Default: by the file's name.")
     ] = None,
+    structure_scale: Annotated[
+        float, typer.Option(min=0, help="FaceID-Plus version 2: weight of the face's structure.")
+    ] = 1.0,
+    controlnet: Annotated[
+        str | None, typer.Option(help="InstantID's ControlNet, file, folder or repo, where it is not beside its file.")
+    ] = None,
 ) -> None:
-    """Convert an IP-Adapter FaceID or InstantID checkpoint to a FaceSnap adapter, or a FaceSnap adapter to an IP-Adapter."""
+    """Convert a checkpoint of IP-Adapter for faces or InstantID to a FaceSnap adapter, or a FaceSnap adapter to an IP-Adapter."""
     from ..errors import InputError
     from ..preflight import make_output_folder
 
     make_output_folder(output.parent)
     if to == "facesnap":
-        _to_facesnap(adapter, output, weight_name, base, image_encoder, plus_v2)
+        options = {"plus_v2": plus_v2, "structure_scale": structure_scale, "controlnet": controlnet}
+        _to_facesnap(adapter, output, weight_name, base, image_encoder, options)
     elif to == "ip-adapter":
         _to_ip_adapter(adapter, output, base)
     else:
@@ -48,7 +55,12 @@ def convert(
 
 
 def _to_facesnap(
-    adapter: str, output: Path, weight_name: str | None, base: str | None, image_encoder: str | None, v2: bool | None
+    adapter: str,
+    output: Path,
+    weight_name: str | None,
+    base: str | None,
+    image_encoder: str | None,
+    options: dict[str, Any],
 ) -> None:
     import torch
 
@@ -59,6 +71,7 @@ def _to_facesnap(
 
     if not is_third_party(adapter, weight_name):
         raise InputError(f"adapter {adapter} needs weight_name: which of its files?")
+    base = base or _public_family(adapter, weight_name)
     if base is None:
         tensors = find_checkpoint(adapter, weight_name).ip_adapter
         width = next((tensor.shape[1] for key, tensor in tensors.items() if key.endswith("to_k_ip.weight")), 0)
@@ -67,15 +80,31 @@ def _to_facesnap(
             raise InputError(
                 f"adapter {adapter} takes tokens of width {width}, which no known family has; name the base model with --base"
             )
-    config, modules = load_third_party(adapter, weight_name, _base_unet(base), plus_v2=v2)
+    config, modules = load_third_party(adapter, weight_name, _base_unet(base), **options)
     if config.image_encoder_id is not None:
         source = config.replace(image_encoder_id=image_encoder or config.image_encoder_id)
         modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})
     pipeline = "FaceSnapXLPipeline" if "xl" in (config.base_family or "") else "FaceSnapPipeline"
-    bind_image_encoder(modules)
+    config = bind_image_encoder(config, modules)
     save_adapter_folder(output, config, modules, pipeline, output.name)
     origin = "/".join(filter(None, [Path(adapter).name if Path(adapter).exists() else adapter, weight_name]))
     write_model_card(output / "README.md", config, pipeline, output.name, training=_CONVERTED.format(origin=origin))
+
+
+def _public_family(adapter: str, weight_name: str | None) -> str | None:
+    """The base family of a known public file; raises [`InputError`] where the repository has files for several."""
+    from ..adapter.public import files_of
+    from ..errors import InputError
+
+    known = [
+        line
+        for line in files_of(adapter)
+        if weight_name is None or Path(line.file).stem.lower() == Path(weight_name).stem.lower()
+    ]
+    families = list(dict.fromkeys(line.family for line in known))
+    if len(families) > 1:
+        raise InputError(f"{adapter} has files for {' and '.join(families)}; say which with --base or --weight-name")
+    return families[0] if families else None
 
 
 def _to_ip_adapter(adapter: str, output: Path, base: str | None) -> None:

@@ -9,6 +9,7 @@ import typer
 
 if TYPE_CHECKING:
     import torch
+    from rich.table import Table
 
 
 def info(
@@ -17,13 +18,21 @@ def info(
     ] = None,
     family: Annotated[str, typer.Option(help="Base model of the fresh adapter: sd1, sd2 or sdxl.")] = "sd1",
     variant: Annotated[str | None, typer.Option(help="Variant of the weights, e.g. fp16.")] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="The public adapters of other authors that load by their name.")
+    ] = False,
 ) -> None:
-    """Print the parts of an adapter with their parameters and bytes."""
+    """Print the parts of an adapter with their parameters and bytes, and what it is made for."""
     from rich.console import Console
     from rich.table import Table
 
     from ..errors import InputError
 
+    if public:
+        if adapter is not None or variant is not None:
+            raise InputError("--public lists all public adapters; leave out the other arguments")
+        Console().print(_public_table())
+        return
     if adapter is None and variant is not None:
         raise InputError("variant needs an adapter: a fresh one has no stored weights")
     if adapter is None:
@@ -38,6 +47,40 @@ def info(
     for part, (parameters, size) in sizes.items():
         table.add_row(part, f"{parameters:,}", f"{size / 1e6:,.1f}", end_section=part == list(sizes)[-2])
     Console().print(table)
+    if adapter is not None:
+        Console().print(_facts(adapter), soft_wrap=True)
+
+
+def _public_table() -> "Table":
+    from rich.table import Table
+
+    from ..adapter.public import PUBLIC_ADAPTERS
+
+    table = Table("repository", "file", "base", "face recognizer", "scales", "terms", title="public adapters")
+    for column in table.columns:
+        column.overflow = "fold"
+    for line in PUBLIC_ADAPTERS:
+        name = Path(line.file).name + (" *" if line.default else "")
+        recognizer = line.face_encoder_id or "none"
+        scales = " / ".join(f"{scale:g}" for scale in line.scales.values())
+        table.add_row(line.repo, name, line.family, recognizer, scales, line.terms)
+    table.caption = "* the file that the repository's name alone means, for its base model"
+    return table
+
+
+def _facts(adapter: str) -> str:
+    """What an adapter's config says, in one line."""
+    from ..adapter.config import FaceSnapConfig
+    from ..adapter.hub import resolve_adapter_folder
+
+    config = FaceSnapConfig.load(resolve_adapter_folder(adapter, config_only=True))
+    recognizer = config.face_encoder_id if config.face_embed_dim is not None else "any"
+    scales = config.scales
+    return (
+        f"base family {config.base_family}, face recognizer {recognizer}, image encoder {config.image_encoder_id or 'none'},"
+        f" recommended scales: identity {scales['identity_scale']:g}, landmarks {scales['landmark_scale']:g},"
+        f" license {config.license or 'not stated'}"
+    )
 
 
 def _fresh_sizes(family: str) -> dict[str, tuple[int, int]]:
@@ -72,8 +115,15 @@ def _size(part: "torch.nn.Module") -> tuple[int, int]:
 def _stored_sizes(adapter: str, variant: str | None) -> dict[str, tuple[int, int]]:
     from ..adapter.config import IMAGE_ENCODER_FOLDER, FaceSnapConfig
     from ..adapter.hub import resolve_adapter_folder
-    from ..errors import AdapterError
+    from ..adapter.public import files_of
+    from ..errors import AdapterError, InputError
 
+    known = files_of(adapter)
+    if known:
+        names = ", ".join(Path(line.file).name for line in known)
+        raise InputError(
+            f"adapter {known[0].repo} is in the table of facesnap info --public; convert one of {names} first"
+        )
     folder = resolve_adapter_folder(adapter, variant=variant)
     config = FaceSnapConfig.load(folder)
     parts = [*config.parts, *([IMAGE_ENCODER_FOLDER] if config.image_encoder_id == IMAGE_ENCODER_FOLDER else [])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +11,17 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from .._upstream import convert_image_projection
 from ..adapter.config import FaceSnapConfig
+from ..adapter.public import GLINTR100, PUBLIC_ADAPTERS, W600K
 from ..base_models import family_of
 from ..errors import AdapterError, one_line
+from ..faces.analyzers import DlibFaceAnalyzer
 from ..models.attention import IdentityAttention
 from ..models.mixer import IdentityMixer
-from .checkpoint import Checkpoint
-from .mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
+from .checkpoint import Checkpoint, plain_name
+from .mixers import FaceIDMixer, FaceIDPlusMixer, FullFaceMixer, InstantIDMixer, PlusFaceMixer
 
 
-#: The CLIP model of both FaceID-Plus versions, for SD 1.5 and SDXL.
+#: The CLIP model of both FaceID-Plus versions and of the models for faces without recognizer, for SD 1.5 and SDXL.
 FACEID_PLUS_IMAGE_ENCODER = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 #: How many tokens FaceID-Portrait makes of each photo.
@@ -33,6 +34,7 @@ def convert_checkpoint(
     *,
     controlnet: ControlNetModel | None = None,
     plus_v2: bool | None = None,
+    structure_scale: float = 1.0,
 ) -> tuple[FaceSnapConfig, dict[str, ModelMixin]]:
     r"""
     The config and parts of a checkpoint, in float32.
@@ -44,9 +46,10 @@ def convert_checkpoint(
         controlnet (`ControlNetModel`, *optional*): InstantID's.
         plus_v2 (`bool`, *optional*): Whether a FaceID-Plus checkpoint is of version 2, which does not show in it. By
             default as the file name says; all public ones for SDXL are.
+        structure_scale (`float`): FaceID-Plus version 2: weight of the face's structure (`s_scale` of its authors).
 
     Raises:
-        AdapterError: The checkpoint does not fit the base model or itself.
+        AdapterError: The checkpoint does not fit the base model or itself, or its variant cannot be told.
     """
     family = family_of(unet)
     identity_attention = _identity_attention(checkpoint, unet)
@@ -56,11 +59,15 @@ def convert_checkpoint(
     if checkpoint.kind == "faceid":
         mixer = _faceid_mixer(projection)
     elif checkpoint.kind == "faceid-plus":
-        file_name = Path(checkpoint.source).name.lower().replace("-", "").replace("_", "")
-        by_name = "plusv2" in file_name or "xl" in family
-        mixer = _faceid_plus_mixer(projection, by_name if plus_v2 is None else plus_v2)
+        shortcut = _is_plus_v2(checkpoint.source, family) if plus_v2 is None else plus_v2
+        mixer = _faceid_plus_mixer(projection, shortcut, structure_scale)
+    elif checkpoint.kind == "plus-face":
+        mixer = _plus_face_mixer(projection)
+    elif checkpoint.kind == "full-face":
+        linear, norm = projection.ff.net[0].proj, projection.norm
+        mixer = FullFaceMixer(norm.normalized_shape[0], linear.in_features)
     else:
-        mixer = _instantid_mixer(projection)
+        mixer = _instantid_mixer(projection, per_photo=checkpoint.kind == "faceid-unnorm")
     width = unet.config.cross_attention_dim
     if mixer.cross_attention_dim != width:
         raise AdapterError(
@@ -69,19 +76,26 @@ def convert_checkpoint(
         )
     mixer.projection.load_state_dict(projection.state_dict())
 
-    instantid = checkpoint.kind == "instantid"
     modules = {"mixer": mixer, "identity_attention": identity_attention}
     if controlnet is not None:
         modules["ffrnet"] = controlnet
+    kind = checkpoint.kind
+    # a model without recognizer takes any analyzer; dlib's comes with its package and may be used for anything
+    recognizers = {
+        "instantid": GLINTR100,
+        "plus-face": DlibFaceAnalyzer.encoder,
+        "full-face": DlibFaceAnalyzer.encoder,
+    }
     config = FaceSnapConfig(
-        face_encoder_id="insightface/glintr100" if instantid else "insightface/w600k_r50",
+        face_encoder_id=recognizers.get(kind, W600K),
         face_embed_dim=mixer.face_embed_dim,
-        normalized_embeds=checkpoint.kind in ("faceid", "faceid-plus"),
-        image_encoder_id=FACEID_PLUS_IMAGE_ENCODER if checkpoint.kind == "faceid-plus" else None,
-        image_crop="arcface" if checkpoint.kind == "faceid-plus" else "head",
-        landmark_style="instantid5" if instantid else "facesnap72",
+        normalized_embeds=kind in ("faceid", "faceid-plus"),
+        image_encoder_id=FACEID_PLUS_IMAGE_ENCODER if mixer.image_embed_dim is not None else None,
+        image_crop="arcface" if kind == "faceid-plus" else "head",
+        landmark_style="instantid5" if kind == "instantid" else "facesnap72",
         num_tokens=mixer.num_tokens,
         parts=list(modules),
+        recommended_scales=_recommended_scales(kind),
         base_family=family,
     )
     return config, modules
@@ -106,7 +120,38 @@ def _faceid_mixer(projection: Any) -> FaceIDMixer:
     )
 
 
-def _faceid_plus_mixer(projection: Any, shortcut: bool) -> FaceIDPlusMixer:
+def _is_plus_v2(source: str, family: str) -> bool:
+    """Which version of FaceID-Plus a file is, by its name; raises [`AdapterError`] where that does not say it."""
+    name = plain_name(source)
+    if "plusv2" in name or "xl" in family:  # all public ones for SDXL are
+        return True
+    if "faceidplus" in name:
+        return False
+    raise AdapterError(
+        f"{source} is an IP-Adapter FaceID-Plus, but of version 1 or 2? Its content does not tell; pass"
+        " faceid_plus_v2=True or False (facesnap convert: --plus-v2 or --no-plus-v2), or give it its published name"
+    )
+
+
+def _recommended_scales(kind: str) -> dict[Any, float]:
+    """What the authors' scripts use."""
+    is_instantid = kind == "instantid"
+    return next(
+        dict(adapter.scales) for adapter in PUBLIC_ADAPTERS if (adapter.controlnet is not None) == is_instantid
+    )
+
+
+def _plus_face_mixer(projection: Any) -> PlusFaceMixer:
+    return PlusFaceMixer(
+        cross_attention_dim=projection.proj_out.out_features,
+        image_embed_dim=projection.proj_in.in_features,
+        num_tokens=projection.latents.shape[1],
+        hidden_size=projection.latents.shape[2],
+        num_heads=projection.layers[0].attn.heads,
+    )
+
+
+def _faceid_plus_mixer(projection: Any, shortcut: bool, structure_scale: float) -> FaceIDPlusMixer:
     width = projection.proj_in.in_features
     return FaceIDPlusMixer(
         cross_attention_dim=projection.proj_out.out_features,
@@ -116,16 +161,18 @@ def _faceid_plus_mixer(projection: Any, shortcut: bool) -> FaceIDPlusMixer:
         num_heads=projection.layers[0].attn.heads,
         shortcut=shortcut,
         num_tokens=projection.num_tokens,
+        structure_scale=structure_scale,
     )
 
 
-def _instantid_mixer(projection: Any) -> InstantIDMixer:
+def _instantid_mixer(projection: Any, per_photo: bool) -> InstantIDMixer:
     return InstantIDMixer(
         cross_attention_dim=projection.proj_out.out_features,
         face_embed_dim=projection.proj_in.in_features,
         num_tokens=projection.latents.shape[1],
         hidden_size=projection.latents.shape[2],
         num_heads=projection.layers[0].attn.heads,
+        per_photo=per_photo,
     )
 
 

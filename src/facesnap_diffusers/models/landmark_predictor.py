@@ -246,11 +246,25 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         missed = seen[..., :2] - self.decode(own)[:, : seen.shape[1]]
         if seen.shape[1] == 68:  # eyelid points go with the corner of their eye
             missed = torch.cat([missed, missed[:, [36, 36, 45, 45]]], dim=1)  # (batch, 72, 2)
+        return self.decode(target) + self.carry(missed, own, target)
+
+    def carry(self, missed: torch.Tensor, own: FaceCoefficients, target: FaceCoefficients) -> torch.Tensor:
+        r"""
+        What a reconstruction misses of points of a face, in another pose: turned with the face, as [`repose`] says.
+
+        Args:
+            missed (`torch.Tensor` of shape `(batch, points, 2)`): What was seen less what was decoded, in pixels.
+            own ([`FaceCoefficients`]): Of the faces that were seen.
+            target ([`FaceCoefficients`]): What they are to look like.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, points, 2)`: to be added to what the target decodes to, in pixels of it.
+        """
         rotation, target_rotation = (
             rotation_matrix(torch.deg2rad(c.rotation)) for c in (own, target)
         )  # (batch, 3, 3)
         turn = target_rotation @ rotation.mT
-        space = F.pad(missed * missed.new_tensor([1, -1]), (0, 1))  # (batch, 72, 3), y up
+        space = F.pad(missed * missed.new_tensor([1, -1]), (0, 1))  # (batch, points, 3), y up
         space = space / own.scale[:, None, None]  # in centimeters
 
         size = space.square().sum(-1).mean(-1).sqrt()  # (batch,)
@@ -259,7 +273,7 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         angle = torch.rad2deg(cosine.clamp(-1, 1).acos())
         weight = kept + (1 - kept) * torch.exp(-(angle / FADING_ANGLE).square())
         moved = (space @ turn.mT)[..., :2] * missed.new_tensor([1, -1]) * target.scale[:, None, None]
-        return self.decode(target) + weight[:, None, None] * moved
+        return weight[:, None, None] * moved
 
     def retarget(
         self,

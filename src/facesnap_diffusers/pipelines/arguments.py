@@ -36,8 +36,8 @@ def check_stock_arguments(kwargs: dict[str, Any], size_multiple: int) -> None:
     for name, (low, high) in _NUMBERS.items():
         if name in kwargs:
             value = kwargs[name]
-            # NaN is in no range
-            if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
+            is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not is_number or not low <= value <= high:  # NaN is in no range
                 raise InputError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
     for name in ("height", "width"):
         if kwargs.get(name) is not None:

@@ -197,7 +197,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             face_box (`tuple` or list of them, *optional*): Where the face goes: left, top, right, bottom as shares of
                 the image, for the same face seen from the front.
             landmarks (`torch.Tensor` of shape `([batch,] 72, 2)`, *optional*): Landmarks in pixels of the image, used as
-                they are.
+                they are; for InstantID also its five key points `([batch,] 5, 2)`.
             people (`list[`[`Person`]`]`, *optional*): Several people in one image, each with an identity, a face box
                 and, if you like, a pose and an expression; in place of all of the above but the prompt.
             facesnap_schedule (`str` or [`FaceSnapSchedule`], *optional*): When the parts of the adapter work in this
@@ -258,9 +258,10 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             canvas = (height, width) if crop is None else (crop.image.height, crop.image.width)
             if landmarks is None:
                 steering = self._default_steering(conditioner, steering, picture, mask, *canvas)
-                points = conditioner.landmarks(identities, steering, *canvas)
+                points = conditioner.drawn_points(identities, steering, *canvas)
             else:
-                points = as_landmarks(landmarks, "landmarks")[..., :2]
+                counts = (5, 72) if conditioner.config.landmark_style == "instantid5" else (72,)
+                points = as_landmarks(landmarks, "landmarks", counts)[..., :2]
             if crop is not None:
                 points = crop.move(points)
             prompt = self._match_batch(prompt, identities, points, kwargs)
@@ -384,7 +385,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         for person in people:
             conditioner.check(person.identity)
             steering = Steering(person.pose_image, person.pose, person.expression, person.face_box)
-            points.append(conditioner.landmarks([person.identity], steering, height, width))
+            points.append(conditioner.drawn_points([person.identity], steering, height, width))
         # all faces in one picture: it is black where there is none
         pictures = conditioner.landmark_picture(torch.cat(points), height, width)
         tokens, unconditional_tokens = conditioner.tokens([person.identity for person in people])

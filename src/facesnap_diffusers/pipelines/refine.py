@@ -14,6 +14,7 @@ from .._upstream import progress_bar_config
 from ..base_models import is_sdxl
 from ..errors import InputError, NoFaceFoundError
 from ..faces.face import Face
+from ..steering import Steering
 from .people import Person, check_people, with_identities
 
 
@@ -69,6 +70,7 @@ def redraw_faces(
         raise InputError(f"prompt must be one string, got {type(prompt).__name__}")
     if size is not None and (not isinstance(size, int) or size <= 0 or size % pipe.vae_scale_factor):
         raise InputError(f"size must be a positive multiple of {pipe.vae_scale_factor}, got {size!r}")
+    conditioner = pipe.face_conditioner("redraw_faces")
     found = None
     if people is None:
         people, found = _people_in(image, pipe)
@@ -89,19 +91,10 @@ def redraw_faces(
             continue
         redrawn_faces += 1
         if found is None:
-            points = pipe.predict_landmarks(
-                person.identity,
-                face_box=person.face_box,
-                pose_image=person.pose_image,
-                pose=person.pose,
-                expression=person.expression,
-                height=result.height,
-                width=result.width,
-            )
+            steering = Steering(person.pose_image, person.pose, person.expression, person.face_box)
         else:
-            points = pipe.predict_landmarks(
-                person.identity, pose_image=found[i], height=result.height, width=result.width
-            )
+            steering = Steering(pose_image=found[i])
+        points = conditioner.drawn_points([person.identity], steering, result.height, result.width)
         points = (points - points.new_tensor([left, top])) * (size / side)
         crop = result.crop((left, top, left + side, top + side))
         redrawn = image_to_image(

@@ -1,0 +1,517 @@
+"""Portraits by plain values: one image from a request, the record that makes it again, and tables of thousands."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import PIL.Image
+import PIL.PngImagePlugin
+from pydantic import Field
+
+from .errors import FaceSnapError, InputError, MissingDependencyError, PhotoError, one_line
+from .files import atomic_file
+from .settings import dump_settings, parse_settings, strict_dataclass
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from .identity import FaceIdentity
+
+
+#: The name of the PNG text chunk that holds the record of an image, as JSON.
+RECORD_KEY = "facesnap"
+
+#: The nano model draws in four steps without guidance; other base models get the values that most take.
+NANO_STEPS, STEPS = 4, 30
+
+_PACKAGES = ("facesnap-diffusers", "diffusers", "torch", "transformers")
+_KEPT_IDENTITIES = 32
+
+Angle = Annotated[float, Field(ge=-180, le=180)]
+Scale = Annotated[float, Field(ge=0)]
+Size = Annotated[int, Field(ge=8, le=8192)]
+
+
+@strict_dataclass(frozen=True)
+class ModelSettings:
+    r"""
+    What makes the images.
+
+    Attributes:
+        base (`str`, *optional*): Base model: Hub repo, folder or single file of any Stable Diffusion 1.x, 2.x or XL. The
+            nano model of this package by default.
+        adapter (`str`, *optional*): Adapter: Hub repo, folder or file; the base model's default one if left out.
+        weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder.
+        identity_scale (`float`, *optional*), landmark_scale (`float`, *optional*): As in `set_facesnap_scale`; the
+            adapter's recommended ones by default.
+        dtype (`str`): `"float32"`, `"float16"` or `"bfloat16"`.
+        device (`str`): E.g. `"cpu"` or `"cuda"`.
+        offload (`str`): `"none"`, `"model"` or `"sequential"`: which weights leave the device while they are not needed.
+    """
+
+    base: str | None = None
+    adapter: str | None = None
+    weight_name: str | None = None
+    identity_scale: Scale | None = None
+    landmark_scale: Scale | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    device: str = "cpu"
+    offload: Literal["none", "model", "sequential"] = "none"
+
+
+@strict_dataclass(frozen=True)
+class PortraitRequest:
+    r"""
+    One image.
+
+    Attributes:
+        prompt (`str`): The prompt.
+        photos (`list[str]`): Photos of one person: files or URLs.
+        identity (`str`, *optional*): A file of [`FaceIdentity.save`], in place of photos.
+        negative_prompt (`str`, *optional*): What not to show.
+        pose_image (`str`, *optional*): A photo whose pose, expression and framing the image takes.
+        yaw, pitch, roll (`float`, *optional*): Head pose in degrees; where one is given, the others are 0.
+        expression (`str` or `dict`, *optional*): A preset such as `"smile"`, or ARKit weights.
+        face_box (`list[float]`, *optional*): Left, top, right, bottom as shares of the image.
+        face_index (`int`, *optional*): Which face to take where photos show several; the largest by default.
+        seed (`int`): Seed of the noise.
+        steps (`int`, *optional*): Denoising steps.
+        guidance_scale (`float`, *optional*): Classifier-free guidance.
+        width (`int`, *optional*), height (`int`, *optional*): Size of the image in pixels; the base model's by default.
+    """
+
+    prompt: str
+    photos: list[str] = field(default_factory=list)
+    identity: str | None = None
+    negative_prompt: str | None = None
+    pose_image: str | None = None
+    yaw: Angle | None = None
+    pitch: Angle | None = None
+    roll: Angle | None = None
+    expression: str | dict[str, float] | None = None
+    face_box: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
+    face_index: Annotated[int, Field(ge=0)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
+    guidance_scale: Scale | None = None
+    width: Size | None = None
+    height: Size | None = None
+
+    def __post_init__(self) -> None:
+        if bool(self.photos) == (self.identity is not None):
+            raise InputError("give photos or an identity, one of the two")
+
+
+class PortraitMaker:
+    """Makes images of requests with one model, which it loads at the first. The same in this process and in a worker."""
+
+    def __init__(self, settings: ModelSettings, progress: bool = False):
+        self.settings = settings
+        self.progress = progress
+        self._pipe: Any = None
+        self._identities: dict[str, FaceIdentity] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pipe": None, "_identities": {}}
+
+    def load(self) -> Any:
+        """The pipeline, loaded once; raises [`InputError`] or [`AdapterError`] where it cannot be."""
+        if self._pipe is None:
+            self._pipe = load_pipeline(self.settings)
+            self._pipe.set_progress_bar_config(disable=not self.progress, leave=False)
+        return self._pipe
+
+    def __call__(self, request: PortraitRequest, files: Mapping[str, str] | None = None) -> bytes:
+        """
+        The image of a request as a PNG file with its record. `files` says where a photo, pose image or identity is found
+        now, if not under the name that the request has. Raises [`InputError`] and [`AdapterError`] as the pipelines do.
+        """
+        import torch
+
+        from .faces.pose import HeadPose
+
+        files = files or {}
+        pipe = self.load()
+        names = [*request.photos, request.identity, request.pose_image]
+        digests = {name: digest for name in names if name and (digest := file_digest(files.get(name, name)))}
+        options: dict[str, Any] = {
+            "negative_prompt": request.negative_prompt,
+            "pose_image": None if request.pose_image is None else files.get(request.pose_image, request.pose_image),
+            "expression": request.expression,
+            "face_box": request.face_box,
+            "num_inference_steps": request.steps or (NANO_STEPS if self.settings.base is None else STEPS),
+            "guidance_scale": 1.0
+            if request.guidance_scale is None and self.settings.base is None
+            else request.guidance_scale,
+            "width": request.width,
+            "height": request.height,
+        }
+        angles = {"yaw": request.yaw, "pitch": request.pitch, "roll": request.roll}
+        given = {name: angle for name, angle in angles.items() if angle is not None}
+        if given:
+            options["pose"] = HeadPose(**given)
+        image = pipe(
+            request.prompt,
+            identity=self._identity(request, files),
+            generator=torch.Generator().manual_seed(request.seed),
+            **{name: value for name, value in options.items() if value is not None},
+        ).images[0]
+        record = {
+            "request": dump_settings(request),
+            "model": dump_settings(self.settings),
+            "scales": pipe.facesnap_scale,
+            "files": digests,
+            "versions": {name: version(name) for name in _PACKAGES},
+        }
+        return as_png(image, record)
+
+    def _identity(self, request: PortraitRequest, files: Mapping[str, str]) -> FaceIdentity:
+        from .identity import FaceIdentity
+
+        if request.identity is not None:
+            return FaceIdentity.load(files.get(request.identity, request.identity))
+        paths = [files.get(name, name) for name in request.photos]
+        key = json.dumps([[file_digest(path) or path for path in paths], request.face_index])
+        if key not in self._identities:
+            while len(self._identities) >= _KEPT_IDENTITIES:
+                del self._identities[next(iter(self._identities))]
+            try:
+                self._identities[key] = self.load().encode_face(paths, face_index=request.face_index)
+            except InputError as error:  # with the name that the user typed
+                message = str(error)
+                for i, path in enumerate(paths):
+                    message = message.replace("face_image" if len(paths) == 1 else f"face_image[{i}]", path)
+                raise type(error)(message) from None
+        return self._identities[key]
+
+
+def load_pipeline(settings: ModelSettings) -> Any:
+    """The pipeline of a base model with its adapter; raises [`InputError`] or [`AdapterError`] where there is none."""
+    import torch
+
+    from .preflight import check_device
+
+    check_device(settings.device)
+    dtype = getattr(torch, settings.dtype)
+    if settings.base is None:
+        from .nano.model import load_nano_pipeline
+
+        pipe = load_nano_pipeline(dtype=dtype)
+    else:
+        pipe = _load_base(settings.base, dtype)
+    if settings.base is not None or settings.adapter is not None:
+        pipe.load_facesnap_adapter(settings.adapter, weight_name=settings.weight_name)
+    pipe.set_facesnap_scale(settings.identity_scale, settings.landmark_scale)
+    if settings.offload == "none":
+        pipe.to(settings.device)
+    else:
+        try:
+            if settings.offload == "model":
+                pipe.enable_model_cpu_offload(device=settings.device)
+            else:
+                pipe.enable_sequential_cpu_offload(device=settings.device)
+        except ImportError as error:
+            raise MissingDependencyError(
+                'offloading needs accelerate: pip install "facesnap-diffusers[offload]"'
+            ) from error
+    return pipe
+
+
+def _load_base(base: str, dtype: torch.dtype) -> Any:
+    from diffusers import DiffusionPipeline
+
+    from .pipelines.facesnap import FaceSnapPipeline
+    from .pipelines.facesnap_xl import FaceSnapXLPipeline
+
+    try:
+        if Path(base).is_file():
+            pipeline_class = FaceSnapXLPipeline if _is_xl_file(Path(base)) else FaceSnapPipeline
+            return pipeline_class.from_single_file(base, dtype=dtype)
+        config = DiffusionPipeline.load_config(base)
+        if "unet" in config:
+            pipeline_class = FaceSnapXLPipeline if "text_encoder_2" in config else FaceSnapPipeline
+            return pipeline_class.from_pretrained(base, dtype=dtype)
+    except Exception as error:
+        raise InputError(
+            f"base {base!r} could not be loaded ({one_line(error)}); name a Hub repo, folder or file of Stable Diffusion"
+        ) from error
+    raise InputError(
+        f"base {base!r} is a {config.get('_class_name')}, not a Stable Diffusion model; name one of 1.x, 2.x or XL"
+    )
+
+
+def _is_xl_file(path: Path) -> bool:
+    """Whether a single file is of Stable Diffusion XL: it alone has two text encoders under `conditioner`."""
+    from safetensors import safe_open
+
+    from .interop.checkpoint import read_tensors
+
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+    else:
+        tensors = read_tensors(path)
+        names = list(tensors.get("state_dict", tensors))
+    return any(name.startswith("conditioner.embedders.1.") for name in names)
+
+
+def file_digest(path: str) -> str | None:
+    """The SHA-256 of a file's content; `None` for what is not a file, such as a URL."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else None
+    except OSError as error:
+        raise PhotoError(f"{path} cannot be read ({error.strerror}); name another file") from None
+
+
+def as_png(image: PIL.Image.Image, record: Mapping[str, Any]) -> bytes:
+    """An image as a PNG file with its record."""
+    text = PIL.PngImagePlugin.PngInfo()
+    text.add_itxt(RECORD_KEY, json.dumps(record, sort_keys=True, ensure_ascii=False))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", pnginfo=text)
+    return buffer.getvalue()
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """The record of an image that [`as_png`] wrote; raises [`InputError`] for other files."""
+    try:
+        with PIL.Image.open(path) as image:
+            record = json.loads(image.info[RECORD_KEY])
+    except FileNotFoundError:
+        raise InputError(f"there is no file {path}; name an image of facesnap generate") from None
+    except (KeyError, ValueError, OSError):
+        raise InputError(f"{path} has no record of how it was made; name an image of facesnap generate") from None
+    if not isinstance(record, dict) or not {"request", "model", "files", "versions"} <= set(record):
+        raise InputError(f"{path} has a record of another version; install the facesnap-diffusers that made it")
+    return record
+
+
+def from_record(
+    record: Mapping[str, Any], photos: list[str] | None = None
+) -> tuple[ModelSettings, PortraitRequest, dict[str, str]]:
+    r"""
+    What makes an image again.
+
+    Args:
+        record (`dict`): Of the image, as [`read_record`] gives it.
+        photos (`list[str]`, *optional*): Where its photos are now, if they were moved.
+
+    Returns:
+        The model, the request, and where its files are, for [`PortraitMaker`].
+
+    Raises:
+        InputError: A file is not there, or its content is another one.
+    """
+    model = parse_settings(ModelSettings, record["model"], "the record of the model")
+    request = parse_settings(PortraitRequest, record["request"], "the record of the image")
+    files: dict[str, str] = {}
+    if photos:
+        names = request.photos or [request.identity or ""]
+        if len(photos) != len(names):
+            raise InputError(f"the image was made of {len(names)} photos, {len(photos)} are given; give as many")
+        files = dict(zip(names, photos, strict=True))
+    for name, digest in record["files"].items():
+        path = files.get(name, name)
+        if file_digest(path) is None:
+            raise InputError(f"{path} is not there any more; give the image's photos where they are now")
+        if file_digest(path) != digest:
+            raise InputError(f"{path} is not the file that the image was made of; give the one that was")
+    return model, request, files
+
+
+# tables
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table: the name of its image, and its request or what is wrong with it."""
+
+    name: str
+    request: PortraitRequest | None
+    error: str | None = None
+
+
+def read_table(path: str | Path, defaults: PortraitRequest | Mapping[str, Any]) -> list[Row]:
+    r"""
+    The rows of a table.
+
+    Args:
+        path (`str` or `Path`): `.csv` with a head, or `.jsonl`. Columns are those of [`PortraitRequest`], `photo` for
+            one of `photos`, and `name` for that of the image (the number of the row by default). Relative files are
+            relative to the table.
+        defaults (`dict`): For what a row does not say. Seeds count up from the default one.
+
+    Raises:
+        InputError: The table cannot be read, or names an image twice.
+    """
+    path = Path(path)
+    defaults = dump_settings(defaults) if isinstance(defaults, PortraitRequest) else dict(defaults)
+    rows: list[Row] = []
+    names: set[str] = set()
+    for number, values in enumerate(_records(path)):
+        error = values.pop("_error", None)
+        name = str(values.pop("name", None) or f"{number:06d}")
+        if name in names or "/" in name or name.startswith("."):
+            raise InputError(f"{path}, row {number + 1}: name {name!r} is taken or not a file's name; give another")
+        names.add(name)
+        if "photo" in values:
+            values["photos"] = [values.pop("photo"), *values.get("photos", [])]
+        if values.get("identity"):
+            values.setdefault("photos", [])
+        values = {"seed": defaults.get("seed", 0) + number, **values}
+        for key in ("photos", "identity", "pose_image"):
+            if values.get(key):
+                value = values[key]
+                values[key] = [_beside(path, one) for one in value] if key == "photos" else _beside(path, value)
+        try:
+            if error is not None:
+                raise InputError(error)
+            request = parse_settings(PortraitRequest, {**defaults, **values}, f"row {number + 1}")
+            rows.append(Row(name, request))
+        except InputError as wrong:
+            rows.append(Row(name, None, str(wrong)))
+    return rows
+
+
+def make_table(
+    rows: Iterable[Row], output: Path, maker: PortraitMaker, *, ray: bool = False, workers: int = 1
+) -> Iterator[tuple[Row, str | None]]:
+    r"""
+    Makes the image of each row that is not there yet, and yields each row with what went wrong, or `None`. Failures are
+    recorded in `failures.jsonl`, and do not end it. Killed at any moment and run again, it goes on where it was.
+
+    Args:
+        rows (iterable of [`Row`]): The table.
+        output (`Path`): Folder of the images. One run at a time works on it.
+        maker ([`PortraitMaker`]): Makes them.
+        ray (`bool`): Work on a Ray cluster, each worker with a GPU of its own where the device is one.
+        workers (`int`): How many there.
+    """
+    for left_over in output.glob(".*.png*"):  # of a run that was killed while it wrote
+        left_over.unlink(missing_ok=True)
+    todo: list[Row] = []
+    with open(output / "failures.jsonl", "w", encoding="utf-8") as failures:
+
+        def done(row: Row, png: bytes | None, error: str | None) -> tuple[Row, str | None]:
+            if png is not None:
+                with atomic_file(output / f"{row.name}.png") as temporary:
+                    temporary.write_bytes(png)
+            else:
+                failures.write(json.dumps({"name": row.name, "error": error}, ensure_ascii=False) + "\n")
+                failures.flush()
+            return row, error
+
+        for row in rows:
+            if row.request is None:
+                yield done(row, None, row.error)
+            elif _is_made(output / f"{row.name}.png", row.request, maker.settings):
+                yield row, None
+            else:
+                todo.append(row)
+        for row, png, error in _with_ray(todo, maker, workers) if ray else (_attempt(maker, row) for row in todo):
+            yield done(row, png, error)
+
+
+def _attempt(maker: PortraitMaker, row: Row) -> tuple[Row, bytes | None, str | None]:
+    """The image of one row, or what went wrong: the function of every worker."""
+    assert row.request is not None
+    maker.load()  # a model that cannot be loaded ends the run
+    try:
+        return row, maker(row.request), None
+    except Exception as error:
+        return row, None, str(error) if isinstance(error, FaceSnapError) else one_line(error)
+
+
+class _RayWorker:
+    """One worker of Ray Data."""
+
+    def __init__(self, maker: PortraitMaker):
+        self.maker = maker
+
+    def __call__(self, values: dict[str, Any]) -> dict[str, Any]:
+        request = parse_settings(PortraitRequest, json.loads(values["request"]), "row")
+        _, png, error = _attempt(self.maker, Row(values["name"], request))
+        return {"name": values["name"], "png": png or b"", "error": error or ""}
+
+
+def _with_ray(rows: list[Row], maker: PortraitMaker, workers: int) -> Iterator[tuple[Row, bytes | None, str | None]]:
+    """Over the workers of a cluster. Only this process writes."""
+    try:
+        import ray
+    except ImportError as error:
+        raise MissingDependencyError('--ray needs ray: pip install "facesnap-diffusers[ray]"') from error
+    if not rows:
+        return
+    by_name = {row.name: row for row in rows}
+    items = [{"name": row.name, "request": json.dumps(dump_settings(row.request))} for row in rows]
+    data = ray.data.from_items(items, override_num_blocks=min(len(items), 8 * workers))
+    gpus = {"num_gpus": 1} if maker.settings.device.startswith("cuda") else {}
+    data = data.map(_RayWorker, fn_constructor_args=(maker,), concurrency=workers, **gpus)
+    for values in data.iter_rows():
+        yield by_name[values["name"]], values["png"] or None, values["error"] or None
+
+
+def _is_made(path: Path, request: PortraitRequest, settings: ModelSettings) -> bool:
+    """Whether an image is there, of the same request and model."""
+    if not path.is_file():
+        return False
+    try:
+        record = read_record(path)
+    except InputError:
+        return False
+    return (record["request"], record["model"]) == (dump_settings(request), dump_settings(settings))
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise InputError(f"table {path} cannot be read ({one_line(error)}); name a .csv or .jsonl file") from None
+    if path.suffix == ".jsonl":
+        for line in filter(str.strip, text.splitlines()):
+            try:
+                values = json.loads(line)
+            except ValueError as error:
+                values = {"_error": f"the row is not JSON ({one_line(error)})"}
+            yield values if isinstance(values, dict) else {"_error": "the row is not a JSON object"}
+    elif path.suffix == ".csv":
+        for cells in csv.DictReader(io.StringIO(text)):
+            yield {str(name): _cell(str(name), value) for name, value in cells.items() if value}
+    else:
+        raise InputError(f"table {path} must end in .csv or .jsonl")
+
+
+#: Columns of a CSV file that are text; all others are read as JSON where they can be.
+_TEXT = ("name", "prompt", "negative_prompt", "photo", "identity", "pose_image")
+
+
+def _cell(name: str, value: Any) -> Any:
+    if name in _TEXT:
+        return value
+    if name == "face_box" and "[" not in value:
+        value = f"[{','.join(value.replace(',', ' ').split())}]"
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _beside(table: Path, file: Any) -> Any:
+    """A relative file of a table is beside it."""
+    if not isinstance(file, str) or "://" in file or Path(file).is_absolute():
+        return file
+    return str(table.parent / file)
+
+
+def numbered(request: PortraitRequest, number: int) -> list[PortraitRequest]:
+    """The same request with as many seeds, from its own upwards."""
+    return [replace(request, seed=request.seed + i) for i in range(number)]
