@@ -58,7 +58,7 @@ class TestShards:
             with torch.no_grad():
                 expected = predictor.encode(torch.from_numpy(points).float()[None])
                 drawn = predictor.decode(expected)[0]
-            assert np.abs(face.landmarks[68:] - drawn[68:].numpy()).max() < 0.02
+            assert np.abs(face.landmarks[68:] - drawn[68:].numpy()).max() < 0.03
             for name, value in vars(expected).items():
                 assert np.allclose(getattr(face, name), value[0].numpy(), atol=2e-2), name
 

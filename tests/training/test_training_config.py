@@ -52,11 +52,11 @@ class TestConfig:
             load_config(path, [override])
         assert "\n" not in str(error.value)
 
-    @pytest.mark.parametrize("name", ["sd15", "sdxl"])
+    @pytest.mark.parametrize("name", ["sd15-1", "sd15-2", "sd15-12gb", "sdxl-1", "sdxl-2", "sdxl-24gb"])
     def test_examples(self, name):
         config = load_config(Path(__file__).parents[2] / f"examples/training/{name}.yaml")
         assert config.adapter.train == ["mixer", "ffrnet", "identity_attention"]
-        assert config.base.family == ("sdxl" if name == "sdxl" else "sd")
+        assert config.base.family == ("sdxl" if name.startswith("sdxl") else "sd")
 
     def test_missing_keys_and_files(self, values, tmp_path):
         del values["base"]["model"]
