@@ -9,19 +9,19 @@ pytest.importorskip("dlib")
 pytest.importorskip("cv2")
 pytest.importorskip("scipy")
 
-from attributes import CLASSES, class_numbers, measures, person_mask  # noqa: E402
-from dataset import SEED, TO_PACKAGE  # noqa: E402
-from head_loss import align_heads  # noqa: E402
-from people.sampling import sample_person, sample_scene  # noqa: E402
-from photo_like import photo_like  # noqa: E402
-from start_taught_adapter import fit_projection  # noqa: E402
-from teach_image_encoder import PATCH, SIZE, UNKNOWN, Teaching, enlarged, load_reader, reader_path, to_pixels  # noqa: E402
-from train_judge import Judge, overlap  # noqa: E402
-from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection  # noqa: E402
-from wide_eval_set import turned_scenes  # noqa: E402
+from attributes import CLASSES, class_numbers, measures, person_mask
+from dataset import SEED, TO_PACKAGE
+from head_loss import align_heads
+from people.sampling import sample_person, sample_scene
+from photo_like import photo_like
+from start_taught_adapter import fit_projection
+from teach_image_encoder import PATCH, SIZE, UNKNOWN, Teaching, enlarged, load_reader, reader_path, to_pixels
+from train_judge import Judge, overlap
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+from wide_eval_set import turned_scenes
 
-from facesnap_diffusers.faces.alignment import align_for_clip  # noqa: E402
-from facesnap_diffusers.models.mixer import FacialAttributeMixer  # noqa: E402
+from facesnap_diffusers.faces.alignment import align_for_clip
+from facesnap_diffusers.models.mixer import FacialAttributeMixer
 
 
 def tiny_encoder(layers: int = 2) -> CLIPVisionModelWithProjection:
@@ -159,7 +159,7 @@ def test_the_judge_answers_every_class_and_every_pixel():
     assert overlap(one, other) == pytest.approx([1 / 3])
 
 
-@pytest.mark.parametrize("axis, degrees", [("yaw", 60), ("roll", 25), ("pitch", 25)])
+@pytest.mark.parametrize(("axis", "degrees"), [("yaw", 60), ("roll", 25), ("pitch", 25)])
 def test_wide_scenes_are_turned_about_one_axis(renderer, axis, degrees):
     made = turned_scenes(axis, renderer.model, 3, sample_person(SEED, 3), renderer.size)
     reference, turned = next(made), next(made)
