@@ -111,7 +111,7 @@ def create_processor() -> CLIPImageProcessor:
 def enlarged(start: CLIPVisionModelWithProjection) -> CLIPVisionModelWithProjection:
     """The same encoder for larger pictures of as many patches, and with more layers."""
     old = start.config
-    if SIZE // PATCH != old.image_size // old.patch_size:
+    if old.image_size // old.patch_size != SIZE // PATCH:
         raise SystemExit(f"the encoder to start from has {old.image_size // old.patch_size} patches a side")
     layers = old.num_hidden_layers + NEW_LAYERS
     changes = {"image_size": SIZE, "patch_size": PATCH, "num_hidden_layers": layers}

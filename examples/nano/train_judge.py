@@ -11,6 +11,7 @@ of right answers on people of the validation split; `check_pictures.py` prints i
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from pathlib import Path
 
@@ -60,7 +61,7 @@ class Judge(nn.Module):
         # each class looks where it finds most: eyes are small, hair is not
         self.look = nn.ModuleList([nn.Conv2d(width, len(CLASSES), 1) for width in CHANNELS[1:]])
         self.heads = nn.ModuleList([nn.Linear(sum(CHANNELS[1:]), len(values)) for values in CLASSES.values()])
-        self.up = nn.ModuleList([nn.Conv2d(b, a, 3, padding=1) for a, b in zip(CHANNELS, CHANNELS[1:])])
+        self.up = nn.ModuleList([nn.Conv2d(b, a, 3, padding=1) for a, b in itertools.pairwise(CHANNELS)])
         self.mask = nn.Conv2d(CHANNELS[0], 4, 3, padding=1)
 
     def forward(self, pictures: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
