@@ -10,7 +10,7 @@ PYTEST := -m pytest --numprocesses auto --dist loadfile
 test test-fast test-lowest: export OMP_NUM_THREADS = 1
 SOURCES := src tests examples benchmarks
 
-.PHONY: demo test test-extras test-fast test-lowest style quality clean
+.PHONY: demo app docs release-check test test-extras test-fast test-lowest style quality clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,28 @@ $(VENV)/installed: setup.cfg pyproject.toml
 
 demo: $(VENV)/installed
 	$(BIN)/facesnap demo
+
+app: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[app]"
+	$(BIN)/facesnap app --open
+
+# Strict: a dead link or a public name without documentation fails. The site is in outputs/site.
+docs: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable ".[docs]"
+	$(BIN)/mkdocs build --strict --site-dir outputs/site
+
+# The files of a release, built, installed into a clean environment, and passed through the tests of the source archive.
+release-check: $(VENV)/installed
+	rm -rf dist outputs/release
+	$(BIN)/pip install --quiet build twine
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
+	$(PYTHON) -m venv outputs/release/venv
+	outputs/release/venv/bin/pip install --quiet "$(TORCH)"
+	outputs/release/venv/bin/pip install --quiet "$$(ls dist/*.whl)[test]"
+	cd outputs/release && venv/bin/facesnap demo --people 1
+	tar -xzf dist/*.tar.gz -C outputs/release --strip-components 1 --exclude src
+	cd outputs/release && venv/bin/python -m pytest
 
 # All tests.
 test: $(VENV)/installed

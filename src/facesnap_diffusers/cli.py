@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .commands.app import app as web_app
 from .commands.convert import convert
 from .commands.demo import demo
 from .commands.eval import evaluate
@@ -18,7 +19,7 @@ from .errors import FaceSnapError, one_line
 
 
 #: The extra of setup.cfg that contains what a command needs besides the package itself.
-EXTRAS = {"eval": "eval", "prepare": "train", "train": "train"}
+EXTRAS = {"app": "app", "eval": "eval", "prepare": "train", "train": "train"}
 
 app = typer.Typer(
     name="facesnap",
@@ -26,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
 )
+app.command("app")(web_app)
 app.command()(convert)
 app.command()(demo)
 app.command("eval")(evaluate)

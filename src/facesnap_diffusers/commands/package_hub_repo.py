@@ -41,6 +41,9 @@ def package_hub_repo(
     base_model: Annotated[str | None, typer.Option(help="Base model on the Hub that it was trained on.")] = None,
     license: Annotated[str | None, typer.Option(help="License of the weights, e.g. apache-2.0.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub; may be given several times.")] = None,
+    space: Annotated[
+        Path | None, typer.Option(help="Folder for a Space with the web app for this adapter. Needs the extra [app].")
+    ] = None,
 ) -> None:
     """Make an adapter folder a complete Hub repo: pipeline.py, for SDXL block.py, and a new model card."""
     from ..adapter.config import FaceSnapConfig
@@ -52,6 +55,8 @@ def package_hub_repo(
         raise InputError(f"repo_id {repo_id!r} must be owner/name")
     config = FaceSnapConfig.load(adapter)
     config = config.replace(base_model=base_model or config.base_model, license=license or config.license)
+    if space is not None and config.base_model is None:
+        raise InputError("--space needs a base model; name it with --base-model")
     config.save(adapter)
     is_xl = "xl" in (config.base_family or "")
     pipeline = "FaceSnapXLPipeline" if is_xl else "FaceSnapPipeline"
@@ -62,6 +67,11 @@ def package_hub_repo(
             temporary.write_text(_BLOCK.format(repo_id=repo_id))
     card = adapter / "README.md"
     write_model_card(card, config, pipeline, repo_id, datasets=dataset, training=read_training_section(card))
+    if space is not None:
+        from ..app.space import write_space
+
+        write_space(space, repo_id.split("/")[1], config.base_model, repo_id, config.license)
+        typer.echo(f"wrote a Space to {space}: hf upload {repo_id} {space} --repo-type space")
     for path in sorted(adapter.rglob("*")):
         if path.is_file():
             typer.echo(path.relative_to(adapter))

@@ -130,11 +130,8 @@ class Objective(nn.Module):
             `identity_share` (the share of samples that took part in it), `contrastive`, `align_semantic`, `align_layout` and
             `extra`.
         """
-        clean = batch.get("latents")
-        if clean is None:
-            clean = self.encode_images(batch["pixel_values"], batch["encoder_noise"])
+        clean, noisy = self._noisy(batch)  # (batch, channels, height, width) each
         timesteps = batch["timestep"]
-        noisy = self.noise_schedule.add_noise(clean, batch["noise"], timesteps)  # (batch, channels, height, width)
         conditions = self.encode_conditions(batch)
         with_face = None
         with contextlib.ExitStack() as stack:
@@ -189,6 +186,20 @@ class Objective(nn.Module):
             total = total + extra
             losses["extra"] = extra.detach()
         return {"loss": total, **losses}
+
+    @torch.no_grad()
+    def prediction_error(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The mean squared error of the prediction for a batch, without all else of the loss: is it finite?"""
+        clean, noisy = self._noisy(batch)
+        predicted = self.predict(noisy, batch["timestep"], self.encode_conditions(batch))
+        return (predicted - self.noise_schedule.target(clean, batch["noise"], batch["timestep"])).square().mean()
+
+    def _noisy(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clean latents of a batch, and with noise."""
+        clean = batch.get("latents")
+        if clean is None:
+            clean = self.encode_images(batch["pixel_values"], batch["encoder_noise"])
+        return clean, self.noise_schedule.add_noise(clean, batch["noise"], batch["timestep"])
 
     @torch.no_grad()
     def encode_images(self, pixel_values: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:

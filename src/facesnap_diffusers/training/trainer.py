@@ -299,12 +299,12 @@ class Trainer:
 
     @torch.no_grad()
     def _is_sound(self, batch: dict[str, Any]) -> bool:
-        """Whether weights and averaged weights are finite and give a finite loss: whether they may be saved."""
+        """Whether weights and averaged weights are finite and give a finite prediction: whether they may be saved."""
         tensors = [*self.parameters, *(self.ema.shadow_params if self.ema is not None else [])]
         sound = all_finite(tensors)
         if sound:
             with kept_random_state(), self.accelerator.autocast(), self._attention_kernel():
-                sound = bool(torch.isfinite(self.objective(batch, self.progress.step)["loss"]))
+                sound = bool(torch.isfinite(self.objective.prediction_error(batch)))
         return not in_any_process(self.accelerator, not sound)[0]
 
     def _divergence(self, in_a_row: int) -> str:

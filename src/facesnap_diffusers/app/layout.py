@@ -1,0 +1,396 @@
+"""The page of the app: its fields, and what happens when they change."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from ..errors import FaceSnapError, InputError, one_line
+from ..identity import FaceIdentity
+from .code import picture_code
+from .form import (
+    EXPRESSION_CHOICES,
+    EXPRESSION_GROUPS,
+    GALLERY_SIZE,
+    MODES,
+    OWN_SLIDERS,
+    Made,
+    boxes_for,
+    empty_html,
+    error_html,
+    field_values,
+    gallery_html,
+    picture_html,
+    picture_settings,
+    preset_weights,
+    progress_html,
+)
+from .photos import MAX_PHOTOS, SentPhotos, as_data_url, read_picture
+from .picture_settings import PictureSettings
+from .studio import Studio
+
+
+WIDGETS = Path(__file__).parent / "widgets"
+SESSION_SECONDS = 3600  # what a visitor sent is forgotten after so long without them
+
+CONSENT = (
+    "Only use photos of people who agreed to it, and do not deceive anyone with the pictures. Photos and pictures stay in"
+    " memory for this visit: none is written to disk or logged."
+)
+
+NO_LANDMARKS = "Choose a photo: the landmarks that steer appear here."
+
+#: Events that only refresh the preview: answered at once, the last one counts.
+LIVE: dict[str, Any] = {
+    "queue": False,
+    "show_progress": "hidden",
+    "trigger_mode": "always_last",
+    "api_visibility": "private",
+}
+
+
+def widget(name: str, value: Any = None, **props: Any) -> gr.HTML:
+    """One of the page's own fields, from its files in `widgets/`."""
+    template = WIDGETS / f"{name}.html"
+    return gr.HTML(
+        value,
+        html_template=template.read_text(encoding="utf-8") if template.is_file() else "${value}",
+        js_on_load=(WIDGETS / f"{name}.js").read_text(encoding="utf-8"),
+        apply_default_css=False,
+        **props,
+    )
+
+
+@dataclass(frozen=True)
+class PersonFields:
+    """The fields of one person."""
+
+    photos: gr.HTML
+    message: gr.HTML
+    identity: gr.State
+    steers_pose: gr.Checkbox
+    yaw: gr.Slider
+    pitch: gr.Slider
+    roll: gr.Slider
+    expression: gr.Dropdown
+    weights: gr.HTML
+
+    def steering(self) -> dict[str, Any]:
+        """The fields that steer, by the names of [`picture_settings`]."""
+        names = ("steers_pose", "yaw", "pitch", "roll", "expression", "weights")
+        return {name: getattr(self, name) for name in names}
+
+
+def photo_fields(studio: Studio, number: int) -> tuple[gr.HTML, gr.HTML]:
+    """Lays out the photos of one person, and the message below them."""
+    samples = [
+        {"name": person.name, "picture": as_data_url(person.picture.resize((96, 96)), "JPEG", quality=88)}
+        for person in studio.samples
+    ]
+    photos = widget(
+        "photos",
+        title="Who" if number == 0 else "Who else",
+        hint=f"Up to {MAX_PHOTOS} photos of one person" + (", or a sample person." if samples else "."),
+        max=MAX_PHOTOS,
+        samples=samples,
+        elem_id=f"photos-{number + 1}",
+    )
+    return photos, message_below(photos)
+
+
+def steering_fields(photos: gr.HTML, message: gr.HTML, number: int) -> PersonFields:
+    """Lays out the pose and the expression of one person."""
+    steers_pose = gr.Checkbox(True, label="Set the pose (otherwise as in the photo)")
+    yaw = gr.Slider(-60, 60, 0, step=1, label="Yaw: turn the head, in degrees", elem_id=f"yaw-{number + 1}")
+    pitch = gr.Slider(-40, 40, 0, step=1, label="Pitch: look up or down, in degrees")
+    roll = gr.Slider(-40, 40, 0, step=1, label="Roll: tilt the head, in degrees")
+    expression = gr.Dropdown(
+        EXPRESSION_CHOICES, value="neutral", label="Expression", elem_id=f"expression-{number + 1}"
+    )
+    with gr.Accordion("Expression in detail", open=False):
+        weights = widget("expression", {}, title="Strengths of the expressions", groups=EXPRESSION_GROUPS)
+    identity = gr.State(None, time_to_live=SESSION_SECONDS)
+    return PersonFields(photos, message, identity, steers_pose, yaw, pitch, roll, expression, weights)
+
+
+def message_below(field: gr.HTML | None = None) -> gr.HTML:
+    """Where errors of a field appear; takes no room without one."""
+    elem_id = f"{field.elem_id}-message" if field is not None and field.elem_id else None
+    return gr.HTML(elem_id=elem_id, elem_classes="fs-message")
+
+
+def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) -> gr.Blocks:
+    r"""
+    The page of the app.
+
+    Args:
+        studio ([`Studio`]): The model.
+        queue_size (`int`): How many visitors may wait for a picture.
+        pictures_at_once (`int`): How many pictures are made at the same time.
+    """
+    defaults, size = studio.defaults, studio.size
+    with gr.Blocks(title="FaceSnap", analytics_enabled=False, delete_cache=(600, 600)) as page:
+        gr.Markdown(f"# FaceSnap\nPortraits of a person from one photo and a prompt.\n\n<small>{CONSENT}</small>")
+        pose_face = gr.State(None, time_to_live=SESSION_SECONDS)
+        made = gr.State([], time_to_live=SESSION_SECONDS)
+        with gr.Row():
+            with gr.Column(scale=3, min_width=320):
+                photos = photo_fields(studio, 0)
+                with gr.Row():
+                    with gr.Column(min_width=260):
+                        with gr.Column(elem_classes="fs-stage"):
+                            preview = gr.HTML(empty_html(NO_LANDMARKS), elem_id="preview")
+                            box = boxes_for(1, defaults.face_box)
+                            boxes = widget("boxes", box, elem_classes="fs-overlay", elem_id="boxes")
+                        preview_message = gr.HTML(elem_id="preview-message", elem_classes="fs-message")
+                        places_faces = gr.Checkbox(True, label="Place the face: drag the box")
+                    with gr.Column(min_width=260):
+                        first = steering_fields(*photos, 0)
+                has_second = gr.Checkbox(False, label="A second person", elem_id="second")
+                with gr.Column(visible=False) as second_group:
+                    second = steering_fields(*photo_fields(studio, 1), 1)
+                with gr.Accordion("Pose from a photo", open=False):
+                    pose_photo = widget(
+                        "photos",
+                        title="Pose photo",
+                        hint="Anyone's: pose, expression and place are taken, proportions are not.",
+                        max=1,
+                        elem_id="pose-photo",
+                    )
+                    pose_message = message_below(pose_photo)
+                    uses_pose_photo = gr.Checkbox(False, label="Take pose and expression from this photo")
+                with gr.Accordion("Start picture and inpainting", open=False, elem_id="start-section"):
+                    mode = gr.Radio(list(MODES), value="text to image", label="Mode", elem_id="mode")
+                    start = widget("start", elem_id="start")
+                    strength = gr.Slider(0, 1, 0.6, step=0.05, label="Strength: how much is drawn anew")
+                with gr.Accordion("Settings", open=False):
+                    negative_prompt = gr.Textbox(
+                        defaults.negative_prompt, label="Negative prompt (works with guidance over 1)", max_length=2000
+                    )
+                    identity_scale = gr.Slider(0, 1.5, 1, step=0.05, label="Identity scale")
+                    landmark_scale = gr.Slider(0, 1.5, 1, step=0.05, label="Landmark scale")
+                    steps = gr.Slider(1, 60, defaults.steps, step=1, label="Steps")
+                    guidance_scale = gr.Slider(1, 15, defaults.guidance_scale, step=0.5, label="Guidance scale")
+                    schedule = gr.Radio(
+                        ["exact", "fast"], value="exact", label="Schedule: fast computes FFRNet at some steps only"
+                    )
+                    width = gr.Slider(64, max(1536, size), size, step=64, label="Width in pixels")
+                    height = gr.Slider(64, max(1536, size), size, step=64, label="Height in pixels")
+            with gr.Column(scale=2, min_width=320):
+                prompt = gr.Textbox(defaults.prompt, label="Prompt", lines=2, max_length=2000, elem_id="prompt")
+                with gr.Row():
+                    seed = gr.Number(
+                        0, label="Seed", precision=0, minimum=0, maximum=2**32 - 1, min_width=120, elem_id="seed"
+                    )
+                    new_seed = gr.Checkbox(False, label="New seed each time", min_width=120)
+                with gr.Row():
+                    generate = gr.Button("Make the picture", variant="primary", min_width=180, elem_id="generate")
+                    stop = gr.Button("Stop", min_width=80)
+                message = gr.HTML(elem_id="message", elem_classes="fs-message")
+                result = gr.HTML(empty_html("The picture appears here."), elem_id="result")
+                gr.Markdown("### Pictures of this visit\nChoose one to bring its settings back.")
+                gallery = widget("gallery", "", elem_id="gallery")
+                with gr.Accordion("Python code of this picture", open=False):
+                    code = gr.Code(language="python", label="Code", elem_id="code")
+
+        whole: dict[str, Any] = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "mode": mode,
+            "strength": strength,
+            "identity_scale": identity_scale,
+            "landmark_scale": landmark_scale,
+            "steps": steps,
+            "guidance_scale": guidance_scale,
+            "schedule": schedule,
+            "seed": seed,
+            "width": width,
+            "height": height,
+            "places_faces": places_faces,
+            "boxes": boxes,
+        }
+        people = (first, second)
+
+        # everything but photos: those travel only when they change, and with a picture
+        steering_inputs: set[Any] = {*whole.values(), has_second, uses_pose_photo, pose_face}
+        for person in people:
+            steering_inputs |= {*person.steering().values(), person.identity}
+
+        def read(values: dict[Any, Any], sent: list[SentPhotos]) -> PictureSettings:
+            fields = {name: values[field] for name, field in whole.items()}
+            steered = [person.steering() for person in people[: len(sent)]]
+            persons = [{name: values[field] for name, field in steering.items()} for steering in steered]
+            persons[0]["uses_pose_photo"] = values[uses_pose_photo]
+            return picture_settings(fields, persons, sent)
+
+        def refresh(values: dict[Any, Any]) -> tuple[Any, str]:
+            """The landmark preview, and what is wrong with the fields that it depends on."""
+            count = 2 if values[has_second] else 1
+            identities = [values[person.identity] for person in people[:count]]
+            try:
+                settings = read({**values, prompt: values[prompt] or "-"}, [SentPhotos()] * count)
+                known = [(who, how) for who, how in zip(identities, settings.people, strict=True) if who is not None]
+                if not known:
+                    return empty_html(NO_LANDMARKS), ""
+                drawn = studio.draw_preview(known, values[pose_face], settings.height, settings.width)
+            except FaceSnapError as error:
+                return gr.skip(), error_html(str(error))
+            return f'<img alt="Landmarks that steer the picture" src="{as_data_url(drawn)}">', ""
+
+        shows: dict[str, Any] = {"inputs": steering_inputs, "outputs": [preview, preview_message]}
+
+        def encoder(name: str) -> Callable[[Any], tuple[FaceIdentity | None, str]]:
+            def encode(value: Any) -> tuple[FaceIdentity | None, str]:
+                return guarded(lambda: studio.encode(SentPhotos.of(value), name))
+
+            return encode
+
+        for number, person in enumerate(people):
+            person.photos.sent(
+                encoder("photo" if number == 0 else "photo of the second person"),
+                person.photos,
+                [person.identity, person.message],
+                concurrency_limit=2,
+                concurrency_id="photos",
+                show_progress="hidden",
+                api_visibility="private",
+            ).then(refresh, **shows, **LIVE)
+            person.expression.input(preset_weights, person.expression, person.weights, **LIVE).then(
+                refresh, **shows, **LIVE
+            )
+            person.weights.moved(lambda: OWN_SLIDERS, None, person.expression, **LIVE)
+            person.weights.moved(refresh, **shows, **LIVE)
+            for field in (person.yaw, person.pitch, person.roll, person.steers_pose):
+                field.input(refresh, **shows, **LIVE)
+        pose_photo.sent(
+            lambda value: (
+                *guarded(lambda: studio.find_pose(SentPhotos.of(value))),
+                bool((value or {}).get("photos")),
+            ),
+            pose_photo,
+            [pose_face, pose_message, uses_pose_photo],
+            concurrency_limit=2,
+            concurrency_id="photos",
+            show_progress="hidden",
+            api_visibility="private",
+        ).then(
+            # sliders would replace what the photo says
+            lambda used: (not used, "as in the photo" if used else "neutral"),
+            uses_pose_photo,
+            [first.steers_pose, first.expression],
+            **LIVE,
+        ).then(refresh, **shows, **LIVE)
+        uses_pose_photo.input(refresh, **shows, **LIVE)
+        boxes.moved(refresh, **shows, **LIVE)
+        places_faces.input(lambda on: gr.update(visible=on), places_faces, boxes, **LIVE).then(
+            refresh, **shows, **LIVE
+        )
+        width.release(refresh, **shows, **LIVE)
+        height.release(refresh, **shows, **LIVE)
+        has_second.input(
+            lambda second: (
+                gr.update(visible=second),
+                boxes_for(1 + second, defaults.face_box),
+                min(2 * size, 1536) if second and studio.base is None else size,
+            ),
+            has_second,
+            [second_group, boxes, width],
+            **LIVE,
+        ).then(refresh, **shows, **LIVE)
+
+        def make(values: dict[Any, Any]) -> Iterator[Any]:
+            """The picture, with its progress."""
+            count = 2 if values[has_second] else 1
+            identities = [values[person.identity] for person in people[:count]]
+            try:
+                sent = [SentPhotos.of(values[person.photos]) for person in people[:count]]
+                if any(identity is None for identity in identities):
+                    raise InputError("there is no face yet; choose a photo or a sample person first")
+                chosen = random.randrange(2**32) if values[new_seed] else values[seed]
+                settings = read({**values, seed: chosen}, sent)
+                picture = mask = None
+                if settings.mode != "text" and values[start]:
+                    picture = read_picture(values[start].get("picture"), "the start picture")
+                    if values[start].get("mask"):
+                        mask = read_picture(values[start]["mask"], "the mask")
+            except FaceSnapError as error:
+                yield {message: error_html(str(error))}
+                return
+            yield {message: "", result: progress_html(0, settings.steps, None), seed: settings.seed}
+            for step in studio.steps(settings, identities, values[pose_face], picture, mask):
+                if isinstance(step, tuple):
+                    yield {result: progress_html(*step)}
+                elif isinstance(step, BaseException):
+                    yield {message: error_html(describe(step)), result: empty_html("No picture was made.")}
+                else:
+                    text = picture_code(settings, sent, base=studio.base, adapter=studio.adapter, is_xl=studio.is_xl)
+                    thumbnail = as_data_url(_thumbnail(step), "JPEG", quality=85)
+                    item = Made(settings, tuple(sent), tuple(identities), thumbnail, text)
+                    pictures = [*values[made], item][-GALLERY_SIZE:]
+                    yield {
+                        result: picture_html(as_data_url(step), settings.prompt, settings.seed),
+                        made: pictures,
+                        gallery: gallery_html(pictures),
+                        code: text,
+                    }
+
+        making = generate.click(
+            make,
+            {*steering_inputs, first.photos, second.photos, start, new_seed, made},
+            [message, result, seed, made, gallery, code],
+            concurrency_limit=pictures_at_once,
+            concurrency_id="pictures",
+            show_progress="hidden",
+            api_visibility="private",
+        )
+        stop.click(
+            lambda: empty_html("Stopped."), None, result, cancels=[making], queue=False, api_visibility="private"
+        )
+
+        def bring_back(event: gr.EventData, pictures: list[Made]) -> dict[Any, Any]:
+            """All fields as they were for a picture of the gallery."""
+            item = pictures[event.index]
+            fields, persons = field_values(item.settings)
+            updates: dict[Any, Any] = {field: fields[name] for name, field in whole.items()}
+            updates[has_second] = fields["second"]
+            updates[second_group] = gr.update(visible=fields["second"])
+            updates[uses_pose_photo] = persons[0]["uses_pose_photo"]
+            updates[code] = item.code
+            for person, values, sent, identity in zip(people, persons, item.sent, item.identities, strict=False):
+                updates |= {field: values[name] for name, field in person.steering().items()}
+                updates[person.photos] = {"photos": list(sent.photos), "sample": sent.sample}
+                updates[person.identity] = identity
+            return updates
+
+        restored: set[Any] = {*whole.values(), has_second, second_group, uses_pose_photo, code}
+        for person in people:
+            restored |= {*person.steering().values(), person.photos, person.identity}
+        gallery.pick(bring_back, made, list(restored), **LIVE).then(refresh, **shows, **LIVE)
+    page.queue(max_size=queue_size)
+    return page
+
+
+def guarded(work: Callable[[], Any]) -> tuple[Any, str]:
+    """What some work gives, or `None`; and what is wrong, in one line, as HTML."""
+    try:
+        return work(), ""
+    except Exception as error:
+        return None, error_html(describe(error))
+
+
+def describe(error: BaseException) -> str:
+    """An error in one line for the page."""
+    if isinstance(error, FaceSnapError):
+        return str(error)
+    return f"that did not work ({type(error).__name__}: {one_line(error)}); change the settings or load the page again"
+
+
+def _thumbnail(picture: Any) -> Any:
+    small = picture.copy()
+    small.thumbnail((160, 160))
+    return small

@@ -1,0 +1,97 @@
+// The start picture of image-to-image and inpainting, with a mask painted over it. The value holds both as data URLs.
+const MAX_SIDE = 1536;
+const find = (selector) => element.querySelector(selector);
+const frame = find(".fs-canvas"), image = find("img"), canvas = find("canvas"), error = find(".fs-error");
+const pen = canvas.getContext("2d"), input = find("input[type=file]");
+let picture = null, painted = false;
+
+function send() {
+  props.value = picture && { picture, mask: painted ? blackAndWhite() : null };
+  trigger("sent");
+}
+
+function blackAndWhite() {
+  const mask = document.createElement("canvas");
+  mask.width = canvas.width;
+  mask.height = canvas.height;
+  const mixer = mask.getContext("2d");
+  mixer.drawImage(canvas, 0, 0);
+  mixer.globalCompositeOperation = "source-in";
+  mixer.fillStyle = "white";
+  mixer.fillRect(0, 0, mask.width, mask.height);
+  mixer.globalCompositeOperation = "destination-over";
+  mixer.fillStyle = "black";
+  mixer.fillRect(0, 0, mask.width, mask.height);
+  return mask.toDataURL("image/png");
+}
+
+function clear() {
+  pen.clearRect(0, 0, canvas.width, canvas.height);
+  painted = false;
+}
+
+async function show(url) {
+  picture = url;
+  frame.hidden = !url;
+  if (!url) return;
+  image.src = url;
+  await image.decode();
+  canvas.width = image.naturalWidth;
+  canvas.height = image.naturalHeight;
+  clear();
+}
+
+input.onchange = async () => {
+  const [file] = input.files;
+  input.value = "";
+  error.hidden = true;
+  if (!file) return;
+  try {
+    const bitmap = await createImageBitmap(file);
+    const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
+    const small = document.createElement("canvas");
+    small.width = Math.round(bitmap.width * scale);
+    small.height = Math.round(bitmap.height * scale);
+    small.getContext("2d").drawImage(bitmap, 0, 0, small.width, small.height);
+    await show(small.toDataURL("image/jpeg", 0.95));
+    send();
+  } catch {
+    error.textContent = `${file.name} cannot be read here; choose a JPEG, PNG or WebP file`;
+    error.hidden = false;
+  }
+};
+
+pen.fillStyle = pen.strokeStyle = "#e8590c";
+function at(event) {
+  const { left, top, width } = canvas.getBoundingClientRect(), scale = canvas.width / width;
+  return [(event.clientX - left) * scale, (event.clientY - top) * scale];
+}
+canvas.addEventListener("pointerdown", (event) => {
+  event.preventDefault();
+  canvas.setPointerCapture(event.pointerId);
+  let [x, y] = at(event);
+  const stroke = (now) => {
+    const [nextX, nextY] = at(now);
+    Object.assign(pen, { lineCap: "round", strokeStyle: "#e8590c", lineWidth: (find(".fs-brush").value / 100) * canvas.width });
+    pen.beginPath();
+    pen.moveTo(x, y);
+    pen.lineTo(nextX, nextY + 0.01);
+    pen.stroke();
+    [x, y] = [nextX, nextY];
+    painted = true;
+  };
+  stroke(event);
+  canvas.addEventListener("pointermove", stroke);
+  canvas.addEventListener("pointerup", () => { canvas.removeEventListener("pointermove", stroke); send(); }, { once: true });
+});
+find("[data-do=clear]").onclick = () => { clear(); send(); };
+find("[data-do=oval]").onclick = () => {
+  if (!picture) return;
+  pen.fillStyle = "#e8590c";
+  pen.beginPath();
+  pen.ellipse(canvas.width / 2, canvas.height / 2, canvas.width * 0.28, canvas.height * 0.36, 0, 0, 2 * Math.PI);
+  pen.fill();
+  painted = true;
+  send();
+};
+watch("value", () => { if ((props.value?.picture || null) !== picture) show(props.value?.picture || null); });

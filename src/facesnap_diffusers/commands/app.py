@@ -1,0 +1,46 @@
+"""`facesnap app`: the web app."""
+
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Precision(StrEnum):
+    """The dtypes of a model."""
+
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def app(
+    base: Annotated[
+        str | None, typer.Option(help="Base model: Hub repo, folder or single file. Default: the nano model.")
+    ] = None,
+    adapter: Annotated[str | None, typer.Option(help="Adapter for --base: Hub repo or folder.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
+    dtype: Annotated[Precision, typer.Option(help="float16 suits CUDA.")] = Precision.float32,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Default: a free one from 7860 on.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Make a public address for it, through gradio.")] = False,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open it in the browser.")] = False,
+    queue: Annotated[int, typer.Option(help="How many visitors may wait for a picture.")] = 32,
+) -> None:
+    """Open the web app: photos, prompts, pose and expression by sliders, on the nano model or on your own."""
+    import gradio  # noqa: F401  (first, so that the message on what to install comes at once)
+    import torch
+
+    from ..app.server import checkpoint_studio, nano_studio, serve
+    from ..errors import InputError
+    from ..preflight import check_device
+
+    if adapter is not None and base is None:
+        raise InputError("--adapter is for another base model; name it with --base")
+    if queue < 1:
+        raise InputError(f"queue is {queue}; choose at least 1")
+    check_device(device)
+    studio = (
+        nano_studio(device) if base is None else checkpoint_studio(base, adapter, device, getattr(torch, dtype.value))
+    )
+    serve(studio, host, port, share=share, open_browser=open_browser, queue_size=queue)
