@@ -50,7 +50,9 @@ def convert(
     make_output_folder(output.parent)
     if ffrnet_rank is not None:
         if to != "facesnap" or base is None or not Path(base).is_dir():
-            raise InputError("--ffrnet-rank makes a FaceSnap adapter and needs --base, a folder of the base model's weights")
+            raise InputError(
+                "--ffrnet-rank makes a FaceSnap adapter and needs --base, a folder of the base model's weights"
+            )
         _with_small_ffrnet(adapter, output, weight_name, base, controlnet, ffrnet_rank)
     elif to == "facesnap":
         options = {"plus_v2": plus_v2, "structure_scale": structure_scale, "controlnet": controlnet}
