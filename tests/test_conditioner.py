@@ -9,6 +9,9 @@ from skimage.data import astronaut
 from facesnap_diffusers import DlibFaceAnalyzer, FaceIdentity, FaceSnapPipeline, HeadPose, InputError
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def photo():
     return PIL.Image.fromarray(astronaut())

@@ -11,6 +11,9 @@ import torch
 from facesnap_diffusers import FaceIdentity, FaceSnapError
 
 
+pytestmark = pytest.mark.slow
+
+
 #: A few in every run; many with `pytest -m slow`.
 AMOUNTS = pytest.mark.parametrize(
     "count", [pytest.param(60, id="few"), pytest.param(1100, id="many", marks=pytest.mark.slow)]

@@ -17,6 +17,9 @@ from facesnap_diffusers.adapter.model_card import write_model_card
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 
 
+pytestmark = pytest.mark.slow
+
+
 def make(seed=None, **changes):
     pipe = tiny.facesnap(tiny.sd_pipeline())
     if seed is not None:

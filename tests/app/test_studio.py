@@ -16,6 +16,9 @@ from facesnap_diffusers.faces.drawing import draw_landmarks
 from facesnap_diffusers.faces.face import Face
 
 
+pytestmark = pytest.mark.slow
+
+
 BOX = [0.25, 0.25, 0.75, 0.8]
 PERSON = {"sample": "person-02", "pose": [20.0, 0.0, 5.0], "expression": {"jawOpen": 0.4}, "face_box": BOX}
 

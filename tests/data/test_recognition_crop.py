@@ -10,6 +10,9 @@ from facesnap_diffusers.data.recognition_crop import align_faces
 from facesnap_diffusers.faces.key_points import five_points
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def faces():
     """Photos of faces with dlib's 68 landmarks."""

@@ -10,6 +10,9 @@ from typer.main import get_command
 from facesnap_diffusers.cli import app
 
 
+pytestmark = pytest.mark.slow
+
+
 PAGES = [page for page in pages() if snippets_of(page, "py", "python")]
 
 # What a CPU cannot do is put in its words; everything else runs as it stands.

@@ -22,6 +22,10 @@ from facesnap_diffusers import InputError
 from facesnap_diffusers.cli import app
 from facesnap_diffusers.evaluation.sampling import Sampling, load_base
 
+
+pytestmark = pytest.mark.slow
+
+
 assert not [name for name in sys.modules if name.startswith("facesnap_diffusers.nano")]
 try:
     load_base(Sampling(base={str(tmp_path / "base")!r}))

@@ -14,6 +14,9 @@ from facesnap_diffusers.evaluation.benchmarks import load_benchmark
 from facesnap_diffusers.evaluation.scoring import summarize
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_summary():
     rows = [
         {"case": "1", "person": "a", "group": "x", "m": 1.0},

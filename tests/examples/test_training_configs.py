@@ -20,6 +20,9 @@ from facesnap_diffusers.training.trainer import Trainer
 from facesnap_diffusers.training.training_config import load_config
 
 
+pytestmark = pytest.mark.slow
+
+
 FOLDER = Path(__file__).parents[2] / "examples/training"
 CONFIGS = sorted(FOLDER.glob("*.yaml"))
 #: What stands for a number of steps in a config.

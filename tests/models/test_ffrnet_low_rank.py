@@ -20,6 +20,9 @@ from facesnap_diffusers.models.low_rank import SharedLayer, shared_layers
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 
 
+pytestmark = pytest.mark.slow
+
+
 RANK = 3
 NUM_TOKENS = 5
 

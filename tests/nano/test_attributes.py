@@ -24,6 +24,9 @@ from facesnap_diffusers.faces.alignment import align_for_clip
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 
 
+pytestmark = pytest.mark.slow
+
+
 def tiny_encoder(layers: int = 2) -> CLIPVisionModelWithProjection:
     torch.manual_seed(0)
     config = CLIPVisionConfig(

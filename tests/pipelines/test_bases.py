@@ -32,6 +32,9 @@ from facesnap_diffusers import (
 )
 
 
+pytestmark = pytest.mark.slow
+
+
 def picture(value=100):
     return PIL.Image.new("RGB", (64, 64), (value, 255 - value, value // 2))
 

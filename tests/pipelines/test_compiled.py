@@ -9,6 +9,9 @@ from torch._dynamo.utils import counters
 from facesnap_diffusers import Person
 
 
+pytestmark = pytest.mark.slow
+
+
 CALL = {"height": 64, "width": 64, "output_type": "pt"}
 BOXES = ((0.05, 0.2, 0.4, 0.7), (0.6, 0.25, 0.95, 0.75))
 

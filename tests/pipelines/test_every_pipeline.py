@@ -20,6 +20,9 @@ from facesnap_diffusers import (
 )
 
 
+pytestmark = pytest.mark.slow
+
+
 #: pipeline, its stock counterpart, further arguments
 VARIANTS = [
     (FaceSnapPipeline, None, {}),

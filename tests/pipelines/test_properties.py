@@ -21,6 +21,9 @@ from facesnap_diffusers import (
 )
 
 
+pytestmark = pytest.mark.slow
+
+
 #: A few in every run; many with `pytest -m slow`.
 AMOUNTS = pytest.mark.parametrize(
     "examples", [pytest.param(25, id="few"), pytest.param(250, id="many", marks=pytest.mark.slow)]

@@ -12,6 +12,9 @@ from diffusers import ControlNetModel, EulerDiscreteScheduler, HeunDiscreteSched
 from facesnap_diffusers import FaceSnapImg2ImgPipeline, FaceSnapSchedule, InputError, Person
 
 
+pytestmark = pytest.mark.slow
+
+
 SIZE = {"height": tiny.SIZE, "width": tiny.SIZE}
 #: With 25 steps: each of the first fifth, then at every fifth.
 FAST_STEPS = [0, 1, 2, 3, 4, 9, 14, 19, 24]

@@ -11,6 +11,9 @@ from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.training.base import load_pipeline
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_vae_by_name(faces, tmp_path, named):
     """SDXL's own VAE stays in float32; one that is named comes in the base's dtype, with its own weights."""

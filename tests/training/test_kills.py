@@ -24,6 +24,10 @@ torch.set_num_threads(1)
 from facesnap_diffusers.training.trainer import Trainer
 from facesnap_diffusers.training.training_config import load_config
 
+
+pytestmark = pytest.mark.slow
+
+
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 config = load_config(folder / "config.yaml")
 run = Path(config.output_dir)

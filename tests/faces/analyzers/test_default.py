@@ -12,6 +12,9 @@ from facesnap_diffusers.faces.analyzers import DlibFaceAnalyzer, InsightFaceAnal
 from .packs import photo_with_faces, save_pack
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(autouse=True)
 def nothing_shared(monkeypatch):
     monkeypatch.setattr(analyzers, "_shared", {})

@@ -11,6 +11,9 @@ from facesnap_diffusers.faces.choice import FaceChoice
 from facesnap_diffusers.faces.detection import find_face
 
 
+pytestmark = pytest.mark.slow
+
+
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "photos"
 
 
