@@ -15,6 +15,8 @@ from diffusers.loaders.unet import UNet2DConditionLoadersMixin
 from diffusers.utils.deprecation_utils import _resolve_dtype
 from diffusers.utils.torch_utils import is_compiled_module
 from tokenizers import Tokenizer
+from transformers import PreTrainedModel
+from transformers.utils.output_capturing import maybe_install_capturing_hooks
 
 from .errors import InputError
 
@@ -26,11 +28,13 @@ def without_offloading(pipeline: DiffusionPipeline) -> Iterator[bool]:
     the new ones. Gives whether there was any. There is no public name for what diffusers' own LoRA loader does.
     """
     by_model, by_sequence, _ = _func_optionally_disable_offloading(pipeline)
-    yield by_model or by_sequence
-    if by_model:
-        pipeline.enable_model_cpu_offload(device=pipeline._offload_device)
-    elif by_sequence:
-        pipeline.enable_sequential_cpu_offload(device=pipeline._offload_device)
+    try:
+        yield by_model or by_sequence
+    finally:
+        if by_model:
+            pipeline.enable_model_cpu_offload(device=pipeline._offload_device)
+        elif by_sequence:
+            pipeline.enable_sequential_cpu_offload(device=pipeline._offload_device)
 
 
 def execution_device(pipeline: DiffusionPipeline) -> torch.device:
@@ -102,6 +106,15 @@ def progress_bar_config(pipeline: DiffusionPipeline) -> dict[str, Any]:
     return dict(getattr(pipeline, "_progress_bar_config", {}))
 
 
+def install_capturing_hooks(net: torch.nn.Module) -> None:
+    """
+    Has transformers put its hooks for hidden states onto a model, which it does at the first call that asks for them: it
+    marks the model, but hangs the hooks on the layers, so of a model and its copies that share layers each would add them.
+    """
+    if isinstance(net, PreTrainedModel):
+        maybe_install_capturing_hooks(net)
+
+
 def with_text_model(text_encoder: torch.nn.Module) -> torch.nn.Module:
     """
     A text encoder, with the same weights, that has the attribute `text_model`, where the stock pipelines look for the
@@ -110,6 +123,7 @@ def with_text_model(text_encoder: torch.nn.Module) -> torch.nn.Module:
     """
     if hasattr(text_encoder, "text_model"):
         return text_encoder
+    install_capturing_hooks(text_encoder)
     view = copy.copy(text_encoder)
     # past `nn.Module.__setattr__`, which would make the module a child of its copy
     vars(view)["text_model"] = text_encoder

@@ -19,6 +19,7 @@ The stock blocks stay as they are: one block of ours goes between text encoding 
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -33,8 +34,9 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 from ._upstream import register_in_diffusers
+from .adapter.config import FaceSnapConfig
 from .adapter.folder import ADAPTER_COMPONENTS, AdapterSource, bind_to_base, check_fit, read_adapter
-from .adapter.lifecycle import conditioner_of
+from .adapter.lifecycle import check_scale, conditioner_of
 from .errors import InputError
 from .models.attention import IdentityAttention
 from .models.ffrnet import FFRNet
@@ -96,7 +98,7 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
                 "face_box", description="Where the face goes: left, top, right, bottom as shares of the image."
             ),
             InputParam("face_index", description="Which face to take where a photo shows several."),
-            InputParam("landmark_scale", type_hint=float, default=1.0, description="Scale of FFRNet."),
+            InputParam("landmark_scale", type_hint=float, description="Scale of FFRNet; the adapter's by default."),
             InputParam("controlnet_conditioning_scale", default=1.0, description="Scale of a further ControlNet."),
             InputParam("height", type_hint=int),
             InputParam("width", type_hint=int),
@@ -151,7 +153,11 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
             height, width = _image_size(components, block_state)
             points = conditioner.drawn_points(identities, steering, height, width)
             block_state.control_image = conditioner.landmark_picture(points, height, width)
-            block_state.controlnet_conditioning_scale = float(block_state.landmark_scale)
+            scale = block_state.landmark_scale
+            if scale is None:
+                scale = conditioner.config.scales["landmark_scale"]
+            check_scale("landmark_scale", scale)
+            block_state.controlnet_conditioning_scale = float(scale)
 
 
 class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
@@ -174,7 +180,7 @@ class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
         return [
             *super().inputs,
             InputParam(
-                "identity_scale", default=1.0, description="Scale of the identity attention, or scales by layer."
+                "identity_scale", description="Scale of the identity attention, or by layer; the adapter's by default."
             ),
         ]
 
@@ -186,7 +192,11 @@ class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
         if not num_tokens:
             return super().__call__(components, state)
         call = copy.copy(components)  # what this call changes, others do not see
-        attention, scale = components.identity_attention, state.get("identity_scale", 1.0)
+        attention, scale = components.identity_attention, state.get("identity_scale")
+        if scale is None:
+            scale = FaceSnapConfig.from_dict(dict(components.config.facesnap_config)).scales["identity_scale"]
+        for name, value in scale.items() if isinstance(scale, Mapping) else [("identity_scale", scale)]:
+            check_scale(name, value)
         if attention is None:
             attention = IdentityAttention(layers={})
         context = attention.context(components.unet, num_tokens, scale)

@@ -256,10 +256,10 @@ class FaceSnapAdapterMixin(_Pipeline):
             self._check_layer_scales(identity_scale)
             scales["identity_scale"] = dict(identity_scale)
         elif identity_scale is not None:
-            _check_scale("identity_scale", identity_scale)
+            check_scale("identity_scale", identity_scale)
             scales["identity_scale"] = identity_scale
         if landmark_scale is not None:
-            _check_scale("landmark_scale", landmark_scale)
+            check_scale("landmark_scale", landmark_scale)
             scales["landmark_scale"] = float(landmark_scale)
         return scales
 
@@ -315,7 +315,7 @@ class FaceSnapAdapterMixin(_Pipeline):
                 raise InputError(
                     f"identity_scale must name layers by strings, got {key!r}; layers are like {layers[0]}"
                 )
-            _check_scale(f"identity_scale[{key!r}]", value)
+            check_scale(f"identity_scale[{key!r}]", value)
             if not any(scale_of_layer({key: 1.0}, layer) for layer in layers):
                 raise InputError(
                     f"identity_scale: no attention layer begins with {key!r}; layers are like {layers[0]}"
@@ -372,7 +372,8 @@ def _check_can_be_copied(unet: UNet2DConditionModel) -> None:
 _MAX_SCALE = 1000.0
 
 
-def _check_scale(name: str, value: Any) -> None:
+def check_scale(name: str, value: Any) -> None:
+    """Raises [`InputError`] unless `value` can scale a part of an adapter."""
     # far beyond what makes pictures; NaN is in no range
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or not 0 <= value <= _MAX_SCALE:

@@ -46,7 +46,7 @@ def generate(
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     pose_image: Annotated[str | None, typer.Option(help="Photo whose pose, expression and framing to take.")] = None,
     yaw: Annotated[float | None, typer.Option(help="Degrees; the face turns to image right.")] = None,
-    pitch: Annotated[float | None, typer.Option(help="Degrees; the face looks down.")] = None,
+    pitch: Annotated[float | None, typer.Option(help="Degrees; > 0: the nose goes up.")] = None,
     roll: Annotated[float | None, typer.Option(help="Degrees; the head tilts.")] = None,
     expression: Annotated[
         str | None, typer.Option(help="smile, laugh, surprise, ... or ARKit weights as JSON.")

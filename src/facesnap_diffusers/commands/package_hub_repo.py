@@ -42,7 +42,7 @@ def package_hub_repo(
     license: Annotated[str | None, typer.Option(help="License of the weights, e.g. apache-2.0.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub; may be given several times.")] = None,
     space: Annotated[
-        Path | None, typer.Option(help="Folder for a Space with the web app for this adapter. Needs the extra [app].")
+        Path | None, typer.Option(help="Folder for a Space with the web app for this adapter. Needs the extra `app`.")
     ] = None,
 ) -> None:
     """Make an adapter folder a complete Hub repo: pipeline.py, for SDXL block.py, and a new model card."""

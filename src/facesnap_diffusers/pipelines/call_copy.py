@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from diffusers.utils.peft_utils import scale_lora_layers
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
-from .._upstream import own_tokenizer
+from .._upstream import install_capturing_hooks, own_tokenizer
 
 
 def components_of_call(pipeline: DiffusionPipeline, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -31,9 +32,10 @@ def components_of_call(pipeline: DiffusionPipeline, kwargs: dict[str, Any]) -> d
     for name in ("tokenizer", "tokenizer_2"):
         if components.get(name) is not None:
             own[name] = own_tokenizer(components[name])
-    vae, unet = pipeline.vae, pipeline.unet
-    is_xl = "text_encoder_2" in components
-    if is_xl and vae.config.get("force_upcast") and is_sdxl_upcast(vae, unet) and can_be_copied(vae):
+    vae, is_xl = pipeline.vae, "text_encoder_2" in components
+    # SDXL's pipelines would convert it to float32 and back, or to the dtype of the prompt embeddings
+    is_single = all(dtype == torch.float32 for dtype in dtypes_of_call(components, kwargs))
+    if is_xl and vae.config.get("force_upcast") and not is_single and can_be_copied(vae):
         own["vae"] = copy_modules(vae)
     attention_kwargs = kwargs.get("cross_attention_kwargs") or {}
     scale = attention_kwargs.get("scale", 1.0)
@@ -48,9 +50,12 @@ def components_of_call(pipeline: DiffusionPipeline, kwargs: dict[str, Any]) -> d
     return own
 
 
-def is_sdxl_upcast(vae: nn.Module, unet: nn.Module) -> bool:
-    """Whether SDXL's pipelines would change the dtype of `vae`, for a while or for good."""
-    return any(next(net.parameters()).dtype != torch.float32 for net in (vae, unet))
+def dtypes_of_call(components: Mapping[str, Any], kwargs: Mapping[str, Any]) -> set[torch.dtype]:
+    """The dtypes of the nets and prompt embeddings of a call."""
+    nets = [components.get(name) for name in ("vae", "unet", "text_encoder", "text_encoder_2")]
+    tensors = [next(net.parameters()) for net in nets if isinstance(net, nn.Module)]
+    tensors += [value for value in kwargs.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
+    return {tensor.dtype for tensor in tensors}
 
 
 def can_be_copied(net: nn.Module) -> bool:
@@ -63,6 +68,7 @@ def can_be_copied(net: nn.Module) -> bool:
 
 def copy_modules(net: nn.Module) -> Any:
     """A copy of a net with all its modules and with the same weights in memory; to convert or scale it changes no other."""
+    install_capturing_hooks(net)
     copies: dict[int, nn.Module] = {}
 
     def copied(module: nn.Module) -> nn.Module:
@@ -77,8 +83,8 @@ def copy_modules(net: nn.Module) -> Any:
                     }
                 elif name == "_modules":
                     value = {key: None if child is None else copied(child) for key, child in value.items()}
-                elif type(value) is dict:  # such as the scales of LoRA layers
-                    value = dict(value)
+                elif isinstance(value, dict):  # such as the scales of LoRA layers, and hooks
+                    value = copy.copy(value)
                 vars(twin)[name] = value
         return copies[id(module)]
 

@@ -587,6 +587,12 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 "controlnet_conditioning_scale= is for further ControlNets and this pipeline has none;"
                 " set_facesnap_scale(landmark_scale=) scales FFRNet"
             )
+        for name in ("control_guidance_start", "control_guidance_end"):
+            if name in kwargs:
+                raise InputError(
+                    f"{name}= is for further ControlNets and this pipeline has none;"
+                    " FaceSnapSchedule(landmark_start=, landmark_end=) says when FFRNet works"
+                )
 
     def _check_arguments(self, kwargs: dict[str, Any], with_face: bool) -> None:
         # the stock pipelines take any keyword and ignore those that they do not know

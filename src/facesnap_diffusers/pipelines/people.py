@@ -65,6 +65,9 @@ def check_people(people: Any) -> tuple[list[Person], torch.Tensor]:
             raise InputError(f"people[{i}] has no identity; give a FaceIdentity or a photo")
         if person.face_box is None:
             raise InputError(f"people[{i}] has no face_box; say where each of the {len(people)} faces goes")
+        for name in ("pose", "expression", "pose_image"):
+            if isinstance(getattr(person, name), (list, tuple)):
+                raise InputError(f"people[{i}]: {name} must be one for this person, got a list")
         try:
             box = as_boxes(person.face_box)
         except InputError as error:

@@ -26,6 +26,12 @@ def with_stock_signature(cls: type, name: str) -> Callable[..., Any]:
     stock_parameters = [p for p in inspect.signature(stock).parameters.values() if p.kind is not p.VAR_KEYWORD]
     positional = [p.name for p in stock_parameters[1:]]
     of_stock = {p.name for p in stock_parameters}
+    # what the stock pipeline without ControlNet takes besides, which serves calls without a face
+    plain = inspect.signature(getattr(cls._plain_class, name)).parameters.values()
+    extra_parameters = [
+        p.replace(kind=p.KEYWORD_ONLY) for p in plain if p.name not in of_stock and p.kind is not p.VAR_KEYWORD
+    ]
+    of_stock |= {p.name for p in extra_parameters}
     own_parameters = [
         p for p in inspect.signature(method).parameters.values() if p.name not in of_stock and p.kind is p.KEYWORD_ONLY
     ]
@@ -40,5 +46,5 @@ def with_stock_signature(cls: type, name: str) -> Callable[..., Any]:
             raise TypeError(f"{name}() got multiple values for argument {twice[0]!r}")
         return method(self, **by_position, **kwargs)
 
-    with_positions.__signature__ = inspect.Signature([*stock_parameters, *own_parameters])  # type: ignore[attr-defined]
+    with_positions.__signature__ = inspect.Signature([*stock_parameters, *extra_parameters, *own_parameters])  # type: ignore[attr-defined]
     return with_positions
