@@ -115,6 +115,14 @@ def with_text_model():
     assert embeds.shape == (1, 77, 32)
 
 
+def install_capturing_hooks():
+    text_encoder = tiny.sd_pipeline().text_encoder
+    for _ in range(2):
+        _upstream.install_capturing_hooks(text_encoder)
+    states = text_encoder(torch.tensor([[0, 3, 1]]), output_hidden_states=True).hidden_states
+    assert len(states) == text_encoder.config.num_hidden_layers + 1
+
+
 def resolve_dtype():
     assert _upstream.resolve_dtype(torch.float16, None) == torch.float16
     assert _upstream.resolve_dtype(None, torch.float16) == torch.float16

@@ -55,7 +55,7 @@ def fit_stages(predictor: LandmarkPredictor, sampler: FaceSampler, batches: int,
             for _ in range(batches):
                 faces, _, observed, visible = draw_observations(sampler, batch, dimensions, hard=batch // 6)
                 points, visible = predictor._check_landmarks(observed, visible)
-                points, angle, scale, origin = predictor._canonicalise(points, visible)
+                points, angle, scale, origin = predictor._canonicalize(points, visible)
                 seen = torch.cat([visible, visible, visible * is_3d], dim=-1)
                 even_in, odd_in = predictor._start_features((points - predictor.mean) * seen)
                 even, odd = torch.zeros(batch, predictor.num_even), torch.zeros(batch, predictor.num_odd)

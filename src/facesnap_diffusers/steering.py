@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .errors import InputError
+from .errors import InputError, shown
 from .faces.expression import Expression
 from .faces.face import Face
 from .faces.key_points import five_points
@@ -189,10 +189,10 @@ def as_boxes(value: Any) -> list[torch.Tensor]:
         return []
     try:
         boxes = torch.as_tensor(np.asarray(value, dtype=np.float32))
-    except (TypeError, ValueError):
-        raise InputError(f"face_box must be four numbers (left, top, right, bottom), got {value!r}") from None
+    except Exception:  # what an argument of any type can raise
+        raise InputError(f"face_box must be four numbers (left, top, right, bottom), got {shown(value)}") from None
     if boxes.ndim not in (1, 2) or boxes.shape[-1] != 4 or boxes.numel() == 0:
-        raise InputError(f"face_box must be four numbers (left, top, right, bottom), got {value!r}")
+        raise InputError(f"face_box must be four numbers (left, top, right, bottom), got {shown(value)}")
     boxes = boxes.reshape(-1, 4)
     for box in boxes:
         check_face_box(tuple(box.tolist()))
@@ -203,7 +203,7 @@ def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.
     """Landmarks in pixels that a caller gives, as a tensor of shape `(batch, points, 2 | 3)`."""
     try:
         points = torch.as_tensor(value, dtype=torch.float32)
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # what an argument of any type can raise
         raise InputError(f"{name} must be a tensor or array of numbers, got {type(value).__name__}") from None
     if points.ndim == 2:
         points = points[None]

@@ -194,7 +194,7 @@ def test_the_checkpoints_of_others_become_these_mixers():
     encoder = {"image_encoder": tiny.image_encoder()}
     for make, options, kind in (
         (third_party.faceid, {}, FaceIDMixer),
-        (third_party.faceid_plus, encoder, FaceIDPlusMixer),
+        (third_party.faceid_plus, {**encoder, "faceid_plus_v2": True}, FaceIDPlusMixer),
     ):
         pipe = tiny.facesnap(base)
         pipe.load_facesnap_adapter(make(base.unet), **options)

@@ -127,7 +127,7 @@ def check_parts(parts: Any, source: str = "parts") -> None:
     """Raises [`AdapterError`] unless `parts` are names of [`PARTS`] with which an adapter can work."""
     if isinstance(parts, str) or not isinstance(parts, Sequence):
         raise AdapterError(f"{source} must be a list of names, got {parts!r}")
-    unknown = [part for part in parts if part not in PARTS]
+    unknown = [part for part in parts if not isinstance(part, str) or part not in PARTS]
     if unknown:
         raise AdapterError(f"{source} has unknown parts {unknown}; known are {list(PARTS)}")
     if not set(parts) & {"identity_attention", "ffrnet"}:

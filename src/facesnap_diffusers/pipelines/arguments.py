@@ -30,6 +30,8 @@ def check_stock_arguments(kwargs: dict[str, Any], size_multiple: int) -> None:
     for name in (*_COUNTS, *_NUMBERS):
         if kwargs.get(name, ...) is None:  # as if it were not given
             kwargs.pop(name)
+    if isinstance(kwargs.get("generator"), list) and not kwargs["generator"]:
+        raise InputError("generator is an empty list; give one, or one for each image")
     attention_kwargs = kwargs.get("cross_attention_kwargs")
     if attention_kwargs is not None and not isinstance(attention_kwargs, dict):
         raise InputError(f"cross_attention_kwargs must be a dict, got {type(attention_kwargs).__name__}")

@@ -71,7 +71,7 @@ def is_xl_file(path: Any) -> bool | None:
 
 def check_base(cls: type, is_xl: bool | None, source: str) -> None:
     """Raises [`InputError`], which names the right class, if a base model is not of the pipeline's family."""
-    own = cls.__name__.startswith("FaceSnapXL")
+    own = any(base.__name__.startswith("FaceSnapXL") for base in cls.__mro__)
     if is_xl is not None and is_xl != own:
         raise InputError(
             f"{source} is of {KINDS[is_xl]}, {cls.__name__} takes {KINDS[own]}; use"
