@@ -53,7 +53,7 @@ def components_of_call(pipeline: DiffusionPipeline, kwargs: dict[str, Any]) -> d
 def dtypes_of_call(components: Mapping[str, Any], kwargs: Mapping[str, Any]) -> set[torch.dtype]:
     """The dtypes of the nets and prompt embeddings of a call."""
     nets = [components.get(name) for name in ("vae", "unet", "text_encoder", "text_encoder_2")]
-    tensors = [next(net.parameters()) for net in nets if isinstance(net, nn.Module)]
+    tensors: list[torch.Tensor] = [next(net.parameters()) for net in nets if isinstance(net, nn.Module)]
     tensors += [value for value in kwargs.values() if isinstance(value, torch.Tensor) and value.is_floating_point()]
     return {tensor.dtype for tensor in tensors}
 

@@ -14,7 +14,7 @@ def stock_arguments(method: Callable[..., Any]) -> list[str]:
     return [name for name, p in inspect.signature(method).parameters.items() if p.kind not in kinds and name != "self"]
 
 
-def with_stock_signature(cls: type, name: str) -> Callable[..., Any]:
+def with_stock_signature(cls: Any, name: str) -> Callable[..., Any]:
     r"""
     The method `name` of a pipeline class whose bases are a mixin of ours and a stock pipeline, with a signature that has
     the stock pipeline's arguments in its order, then ours. What is given by position is taken as the stock pipeline does.
