@@ -15,6 +15,7 @@ from torch import nn
 from transformers import CLIPVisionModelWithProjection
 
 from ..errors import AdapterError, InputError
+from ..models.image_encoder import image_hidden_states
 from ..models.mixer import IdentityMixer, check_face_embeds, check_image_hidden_states
 
 
@@ -82,7 +83,7 @@ class ImagePromptMixer(IdentityMixer):
         """Keeps what the image encoder says of an image whose (normalized) pixels are all zero."""
         size = image_encoder.config.image_size
         pixel_values = torch.zeros(1, 3, size, size, device=image_encoder.device, dtype=image_encoder.dtype)
-        states = image_encoder(pixel_values, output_hidden_states=True).hidden_states[-2][0]
+        states = image_hidden_states(image_encoder, pixel_values)[0]  # (sequence, width)
         if states.shape[-1] != self.config.image_embed_dim:
             raise InputError(
                 f"image_encoder gives hidden states of width {states.shape[-1]}, the adapter takes"

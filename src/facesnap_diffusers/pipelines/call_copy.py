@@ -14,6 +14,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
 from .._upstream import install_capturing_hooks, own_tokenizer
+from ..base_models import is_sdxl
 
 
 def components_of_call(pipeline: DiffusionPipeline, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def components_of_call(pipeline: DiffusionPipeline, kwargs: dict[str, Any]) -> d
     for name in ("tokenizer", "tokenizer_2"):
         if components.get(name) is not None:
             own[name] = own_tokenizer(components[name])
-    vae, is_xl = pipeline.vae, "text_encoder_2" in components
+    vae, is_xl = pipeline.vae, is_sdxl(pipeline.unet)
     # SDXL's pipelines would convert it to float32 and back, or to the dtype of the prompt embeddings
     is_single = all(dtype == torch.float32 for dtype in dtypes_of_call(components, kwargs))
     if is_xl and vae.config.get("force_upcast") and not is_single and can_be_copied(vae):

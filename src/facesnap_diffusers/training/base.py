@@ -14,6 +14,7 @@ from .._upstream import supports_gradient_checkpointing
 from ..adapter.config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, FaceSnapConfig
 from ..adapter.hub import resolve_adapter_folder
 from ..errors import InputError, one_line
+from ..models.image_encoder import default_image_processor
 from .training_config import TrainingConfig
 
 
@@ -119,8 +120,7 @@ def _start_adapter(pipeline: Any, config: TrainingConfig) -> None:
         if (Path(adapter.image_encoder_id) / "preprocessor_config.json").is_file():
             processor = CLIPImageProcessor.from_pretrained(adapter.image_encoder_id)
         else:
-            side = encoder.config.image_size
-            processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+            processor = default_image_processor(encoder)
     pipeline.init_facesnap_adapter(
         adapter_config(config),
         mixer=adapter.mixer,

@@ -10,6 +10,7 @@ import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
 
+from ...base_models import is_sdxl
 from ...faces.detection import find_face
 from ...identity import FaceIdentity
 from ...pipelines.facesnap import FaceSnapPipeline
@@ -48,7 +49,7 @@ class FaceSnap(DiffusionMethod):
         check_landmark_source(self.landmarks, cases)
 
     def build(self, base: DiffusionPipeline) -> DiffusionPipeline:
-        pipe = (FaceSnapXLPipeline if hasattr(base, "text_encoder_2") else FaceSnapPipeline).from_pipe(base)
+        pipe = (FaceSnapXLPipeline if is_sdxl(base.unet) else FaceSnapPipeline).from_pipe(base)
         if self.adapter is not None or pipe.facesnap_config is None:
             pipe.load_facesnap_adapter(self.adapter, variant=self.adapter_variant)
         pipe.set_facesnap_scale(identity_scale=self.identity_scale, landmark_scale=self.landmark_scale)

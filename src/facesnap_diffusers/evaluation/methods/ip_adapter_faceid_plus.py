@@ -8,9 +8,10 @@ import numpy as np
 import PIL.Image
 import torch
 from diffusers import DiffusionPipeline
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPVisionModelWithProjection
 
 from ...errors import InputError, one_line
+from ...models.image_encoder import default_image_processor
 from ...settings import strict_dataclass
 from .ip_adapter_faceid import IPAdapterFaceID
 
@@ -39,8 +40,7 @@ class IPAdapterFaceIDPlus(IPAdapterFaceID):
                 f"image_encoder_id {self.image_encoder_id!r} could not be loaded ({one_line(error)}); name a folder or"
                 " Hub repo of a CLIPVisionModelWithProjection"
             ) from None
-        side = encoder.config.image_size
-        processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        processor = default_image_processor(encoder)
         pipe.register_modules(image_encoder=encoder, feature_extractor=processor)
 
     def set_crop(self, crop: np.ndarray, batch: int) -> None:
