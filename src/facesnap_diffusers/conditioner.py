@@ -352,7 +352,7 @@ class FaceConditioner:
         config = self.config
         try:
             embeds = torch.as_tensor(embedding, dtype=torch.float32).detach().cpu()
-        except (TypeError, ValueError, RuntimeError):
+        except Exception:  # what an argument of any type can raise
             raise InputError(f"embedding must be a tensor or array, got {type(embedding).__name__}") from None
         if embeds.ndim != 1 or config.face_embed_dim not in (None, len(embeds)):
             raise InputError(

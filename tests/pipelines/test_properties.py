@@ -1,7 +1,6 @@
 """Whatever is given for an argument: a typed error in one line, or finite images."""
 
 import math
-import os
 
 import numpy as np
 import PIL.Image
@@ -25,9 +24,10 @@ from facesnap_diffusers import (
 pytestmark = pytest.mark.slow
 
 
-#: A few in every run; many with FACESNAP_TEST_MANY=1.
-MANY = pytest.mark.skipif("FACESNAP_TEST_MANY" not in os.environ, reason="minutes; set FACESNAP_TEST_MANY=1 to run it")
-AMOUNTS = pytest.mark.parametrize("examples", [pytest.param(25, id="few"), pytest.param(250, id="many", marks=MANY)])
+#: A few in every run; many with `pytest -m slow`.
+AMOUNTS = pytest.mark.parametrize(
+    "examples", [pytest.param(25, id="few"), pytest.param(250, id="many", marks=pytest.mark.slow)]
+)
 
 
 class Nobody:
