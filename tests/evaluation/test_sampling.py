@@ -12,6 +12,9 @@ from facesnap_diffusers.cli import app
 from facesnap_diffusers.evaluation.sampling import Sampling, load_base
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_the_nano_base(tmp_path):
     """In a process of its own, in which the nano model is not imported yet, neither by the evaluation."""
     tiny.write_nano(tmp_path)
@@ -21,10 +24,6 @@ import facesnap_diffusers.evaluation.evaluate
 from facesnap_diffusers import InputError
 from facesnap_diffusers.cli import app
 from facesnap_diffusers.evaluation.sampling import Sampling, load_base
-
-
-pytestmark = pytest.mark.slow
-
 
 assert not [name for name in sys.modules if name.startswith("facesnap_diffusers.nano")]
 try:

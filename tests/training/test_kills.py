@@ -11,6 +11,9 @@ from test_resuming import checkpoint
 from tiny_training import assert_same, train
 
 
+pytestmark = pytest.mark.slow
+
+
 # More with e.g. FACESNAP_TEST_KILLS=20: each takes some seconds.
 KILLS = int(os.environ.get("FACESNAP_TEST_KILLS", "3"))
 STEPS = 8
@@ -23,10 +26,6 @@ import torch
 torch.set_num_threads(1)
 from facesnap_diffusers.training.trainer import Trainer
 from facesnap_diffusers.training.training_config import load_config
-
-
-pytestmark = pytest.mark.slow
-
 
 folder, kills = Path(sys.argv[1]), int(sys.argv[2])
 config = load_config(folder / "config.yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from glob import glob
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
@@ -63,8 +64,9 @@ class FilePlace:
     def weight_files(self) -> list[str]:
         """The files that may be adapters; none where that cannot be found out."""
         if self.is_local:
-            folder = Path(self.name)
-            names = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file()]
+            # not deeper, for the name may be that of a home folder or of a whole disk
+            patterns = ("*", "*/*", "*/*/*")
+            names = sorted(path for pattern in patterns for path in glob(pattern, root_dir=self.name))
         elif self.hub_arguments.get("local_files_only"):
             names = []
         else:
