@@ -43,7 +43,7 @@ from .models.ffrnet import FFRNet
 from .models.landmark_predictor import LandmarkPredictor
 from .models.mixer import FacialAttributeMixer
 from .pipelines.control import RoutedControlNet
-from .pipelines.mixin import append_tokens
+from .pipelines.mixin import FaceTokens, append_tokens
 from .steering import Steering
 
 
@@ -56,7 +56,7 @@ def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: A
         if isinstance(module, torch.nn.Module):
             module.eval().requires_grad_(False).to(components.unet.device)
     components.update_components(
-        **{name: modules.get(name) for name in ADAPTER_COMPONENTS}, facesnap_config=vars(config)
+        **{name: modules.get(name) for name in ADAPTER_COMPONENTS}, facesnap_config=config.to_dict()
     )
 
 
@@ -80,6 +80,9 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
             ComponentSpec("landmark_predictor", LandmarkPredictor),
             ComponentSpec("face_image_encoder", CLIPVisionModelWithProjection),
             ComponentSpec("face_image_processor", CLIPImageProcessor),
+            ComponentSpec("ffrnet_mixer", FacialAttributeMixer),
+            ComponentSpec("ffrnet_image_encoder", CLIPVisionModelWithProjection),
+            ComponentSpec("ffrnet_image_processor", CLIPImageProcessor),
         ]
 
     @property
@@ -114,6 +117,8 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
             OutputParam("prompt_embeds", type_hint=torch.Tensor, kwargs_type="denoiser_input_fields"),
             OutputParam("negative_prompt_embeds", type_hint=torch.Tensor, kwargs_type="denoiser_input_fields"),
             OutputParam("num_identity_tokens", type_hint=int, description="0 without a face."),
+            OutputParam("num_ffrnet_tokens", type_hint=int, description="How many of them, at the end, FFRNet takes."),
+            OutputParam("num_left_out", type_hint=int, description="How many of those are FFRNet's alone."),
             OutputParam("control_image", type_hint=torch.Tensor, description="The landmark image."),
             OutputParam("controlnet_conditioning_scale", type_hint=float, description="The scale of FFRNet."),
         ]
@@ -123,7 +128,7 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
         self, components: StableDiffusionXLModularPipeline, state: PipelineState
     ) -> tuple[StableDiffusionXLModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
-        block_state.num_identity_tokens = 0
+        block_state.num_identity_tokens = block_state.num_ffrnet_tokens = block_state.num_left_out = 0
         steering = Steering(**{field.name: getattr(block_state, field.name) for field in fields(Steering)})
         if block_state.face_image is not None or block_state.identity is not None:
             self._add_identity(components, block_state, steering)
@@ -142,12 +147,13 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
         prompts = len(block_state.prompt_embeds)
         if prompts % len(identities):
             raise InputError(f"there are {len(identities)} faces for {prompts} prompts; give as many prompts as faces")
-        tokens, unconditional_tokens = conditioner.tokens(identities)
-        block_state.num_identity_tokens = tokens.shape[1]
-        block_state.prompt_embeds = append_tokens(block_state.prompt_embeds, tokens)
+        tokens = FaceTokens.of(conditioner, identities)
+        block_state.num_identity_tokens = tokens.conditional.shape[1]
+        block_state.num_ffrnet_tokens, block_state.num_left_out = tokens.num_ffrnet_tokens, tokens.num_left_out
+        block_state.prompt_embeds = append_tokens(block_state.prompt_embeds, tokens.conditional)
         if block_state.negative_prompt_embeds is not None:
             block_state.negative_prompt_embeds = append_tokens(
-                block_state.negative_prompt_embeds, unconditional_tokens
+                block_state.negative_prompt_embeds, tokens.unconditional
             )
         if components.ffrnet is not None:
             height, width = _image_size(components, block_state)
@@ -199,10 +205,11 @@ class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
             check_scale(name, value)
         if attention is None:
             attention = IdentityAttention(layers={})
-        context = attention.context(components.unet, num_tokens, scale)
+        num_left_out = state.get("num_left_out", 0)
+        context = attention.context(components.unet, num_tokens - num_left_out, scale, num_left_out=num_left_out)
         state.set("cross_attention_kwargs", {**(state.get("cross_attention_kwargs") or {}), **context.as_kwargs()})
         if components.ffrnet is not None:
-            call.controlnet = RoutedControlNet(components.ffrnet, num_tokens, "identity")
+            call.controlnet = RoutedControlNet(components.ffrnet, state.get("num_ffrnet_tokens"), "identity")
         _, state = super().__call__(call, state)
         return components, state
 

@@ -51,6 +51,7 @@ class ModelSettings:
             nano model of this package by default.
         adapter (`str`, *optional*): Adapter: Hub repo, folder or file; the base model's default one if left out.
         weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder.
+        landmarks_from (`str`, *optional*): Another adapter, whose FFRNet is combined with the first one's identity attention.
         identity_scale (`float`, *optional*), landmark_scale (`float`, *optional*): As in `set_facesnap_scale`; the
             adapter's recommended ones by default.
         dtype (`str`): `"float32"`, `"float16"` or `"bfloat16"`.
@@ -61,6 +62,7 @@ class ModelSettings:
     base: str | None = None
     adapter: str | None = None
     weight_name: str | None = None
+    landmarks_from: str | None = None
     identity_scale: Scale | None = None
     landmark_scale: Scale | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -208,8 +210,10 @@ def load_pipeline(settings: ModelSettings) -> Any:
         pipe = load_nano_pipeline(dtype=dtype)
     else:
         pipe = _load_base(settings.base, dtype)
-    if settings.base is not None or settings.adapter is not None:
-        pipe.load_facesnap_adapter(settings.adapter, weight_name=settings.weight_name)
+    if settings.base is not None or settings.adapter is not None or settings.landmarks_from is not None:
+        pipe.load_facesnap_adapter(
+            settings.adapter, weight_name=settings.weight_name, landmarks_from=settings.landmarks_from
+        )
     pipe.set_facesnap_scale(settings.identity_scale, settings.landmark_scale)
     if settings.offload == "none":
         pipe.to(settings.device)

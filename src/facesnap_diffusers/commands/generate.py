@@ -42,6 +42,9 @@ def generate(
         str | None, typer.Option(help="Adapter: Hub repo, folder or file. Default: the base model's public one.")
     ] = None,
     weight_name: Annotated[str | None, typer.Option(help="File of another kind of adapter in that repo.")] = None,
+    landmarks_from: Annotated[
+        str | None, typer.Option(help="Take FFRNet, which brings pose and proportions, from this adapter instead.")
+    ] = None,
     identity: Annotated[str | None, typer.Option(help="Saved FaceIdentity, in place of photos.")] = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     pose_image: Annotated[str | None, typer.Option(help="Photo whose pose, expression and framing to take.")] = None,
@@ -97,6 +100,7 @@ def generate(
         base=base,
         adapter=adapter,
         weight_name=weight_name,
+        landmarks_from=landmarks_from,
         identity_scale=identity_scale,
         landmark_scale=landmark_scale,
         dtype=dtype.value if dtype is not None else "float32" if device == "cpu" else "float16",
