@@ -67,15 +67,22 @@ class FaceTokens:
     ) -> FaceTokens:
         """Those of identities: one for each image, or all `in_one_image`."""
 
-        def tokens_of(source: FaceConditioner, people: Sequence[FaceIdentity]) -> list[torch.Tensor]:
-            return [tokens.flatten(0, 1)[None] if in_one_image else tokens for tokens in source.tokens(people)]
+        def tokens_of(source: FaceConditioner, people: Sequence[FaceIdentity]) -> tuple[torch.Tensor, torch.Tensor]:
+            tokens, unconditional = source.tokens(people)
+            if in_one_image:
+                return tokens.flatten(0, 1)[None], unconditional.flatten(0, 1)[None]
+            return tokens, unconditional
 
-        own = tokens_of(conditioner, identities)
+        tokens, unconditional = tokens_of(conditioner, identities)
         if conditioner.of_ffrnet is None:
-            return cls(*own, num_ffrnet_tokens=own[0].shape[1], num_left_out=0)
-        of_ffrnet = tokens_of(conditioner.of_ffrnet, conditioner.as_ffrnet_sees(identities))
-        both = [torch.cat([tokens, more.to(tokens)], dim=1) for tokens, more in zip(own, of_ffrnet, strict=True)]
-        return cls(*both, num_ffrnet_tokens=of_ffrnet[0].shape[1], num_left_out=of_ffrnet[0].shape[1])
+            return cls(tokens, unconditional, num_ffrnet_tokens=tokens.shape[1], num_left_out=0)
+        own, own_unconditional = tokens_of(conditioner.of_ffrnet, conditioner.as_ffrnet_sees(identities))
+        return cls(
+            torch.cat([tokens, own.to(tokens)], dim=1),
+            torch.cat([unconditional, own_unconditional.to(tokens)], dim=1),
+            num_ffrnet_tokens=own.shape[1],
+            num_left_out=own.shape[1],
+        )
 
 
 @dataclass(frozen=True)
