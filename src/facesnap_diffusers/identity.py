@@ -213,7 +213,7 @@ class FaceIdentity:
         }
 
     @classmethod
-    def _from_file(cls, tensors: dict[str, torch.Tensor], metadata: dict[str, str], **more: Any) -> FaceIdentity:
+    def _from_file(cls, tensors: dict[str, Any], metadata: dict[str, str], **more: Any) -> FaceIdentity:
         photo_size = json.loads(metadata["photo_size"])
         return cls(
             face_encoder_id=metadata["face_encoder"],

@@ -210,7 +210,7 @@ def _config_with_ffrnet(source: AdapterSource, unet: UNet2DConditionModel) -> Fa
     The config of a FaceSnap adapter that has an FFRNet for the base model, `None` for another kind of adapter. Raises
     [`AdapterError`] where it shows without weights that there is no such FFRNet.
     """
-    name = source.pretrained_model_name_or_path
+    name: Any = source.pretrained_model_name_or_path
     if is_third_party(name, None):
         public = find_public_adapter(name, None, unet)
         if public is not None and public.controlnet is None:
