@@ -82,8 +82,11 @@ def check_stock_arguments(pipe: Any, prompt: Any, kwargs: dict[str, Any]) -> Non
         raise InputError(f"masked_image_latents must be a torch.Tensor, got {shown(kwargs['masked_image_latents'])}")
 
 
-def check_batch(prompt: Any, kwargs: dict[str, Any]) -> None:
-    """Raises [`InputError`] unless there are as many of each argument as images are made, or a share that is repeated."""
+def check_batch(prompt: Any, kwargs: dict[str, Any], pictures: tuple[str, ...]) -> None:
+    """
+    Raises [`InputError`] unless there are as many of each argument as images are made, or a share that is repeated. Of
+    `pictures`, the names of those that a call begins with: control images are checked where they are read.
+    """
     prompts = len(prompt) if isinstance(prompt, list) else 1 if prompt is not None else len(kwargs["prompt_embeds"])
     batch = prompts * kwargs.get("num_images_per_prompt", 1)
     for name in _TEXTS:
@@ -95,9 +98,8 @@ def check_batch(prompt: Any, kwargs: dict[str, Any]) -> None:
         raise InputError(f"generator has {len(generator)} entries for {batch} images; give one generator or {batch}")
     if latents is not None and len(latents) != batch:
         raise InputError(f"latents are those of {len(latents)} images, the call makes {batch}")
-    for name in ("image", "mask_image", "masked_image_latents"):
+    for name in pictures:
         count = _number_of_pictures(kwargs.get(name))
-        # control images are checked where they are read
         if count > batch or (count and batch % count):
             raise InputError(f"{name} has {count} pictures for {batch} images; give one or {batch}")
 

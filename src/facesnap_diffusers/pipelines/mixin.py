@@ -515,7 +515,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     def _run(self, call: Any, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
         """The stock `__call__` of a pipeline that was made for this call."""
-        check_batch(prompt, kwargs)
+        check_batch(prompt, kwargs, ("image", "mask_image", "masked_image_latents") if self._takes_picture else ())
         self._check_latents_of_picture(kwargs, is_plain=not isinstance(call, FaceSnapMixin))
         requests = self._stop_requests
         StepEnd.add_to(kwargs, lambda: self._stop_requests != requests)
