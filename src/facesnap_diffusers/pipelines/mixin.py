@@ -194,7 +194,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 batch.
             identity ([`FaceIdentity`] or list, *optional*): What [`encode_face`] gave, in place of `face_image`; a list
                 has one for each image of the batch.
-            face_index (`int`, *optional*): Which face to take where photos show several; the largest by default.
+            face_index (`int` or [`FaceChoice`], *optional*): Which face to take where photos show several; the largest by default.
             pose_image (photo or list of photos, *optional*): Another photo whose pose, expression and framing the
                 image takes. It may show anyone: the proportions stay those of the reference.
             pose ([`HeadPose`] or list, *optional*): Yaw, pitch and roll in degrees.
