@@ -169,7 +169,9 @@ def test_a_lora_scale_of_a_call_is_its_own():
     pipe = tiny.facesnap(stock)
     call = {"num_inference_steps": 2, "output_type": "pt", "cross_attention_kwargs": {"scale": 0.25}}
     given = dict(call["cross_attention_kwargs"])
-    pipe.encode_prompt("a cat", "cpu", 1, False, lora_scale=0.25)  # lets transformers put its hooks on the text encoder
+    pipe.encode_prompt(
+        "a cat", "cpu", 1, False, lora_scale=0.25
+    )  # lets transformers put its hooks on the text encoder
     before = shared_state.snapshot(pipe)
     image = pipe("a cat", generator=tiny.seeded(), **call).images
     embeds = pipe.encode_prompt("a cat", "cpu", 1, False, lora_scale=0.25)[0]

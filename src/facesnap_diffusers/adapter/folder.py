@@ -488,6 +488,8 @@ def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DCo
     """Raises [`AdapterError`] unless the parts of an adapter fit the base model, the config and one another."""
     _check_mixer_fits("mixer", config, modules, unet)
     if config.ffrnet_config is not None:
+        if "ffrnet_mixer" not in modules:
+            raise AdapterError("ffrnet_mixer is missing, which makes the tokens of this ffrnet; load the adapter again")
         encoders = (
             {"face_image_encoder": modules.get("ffrnet_image_encoder")} if not config.shares_image_encoder else {}
         )
