@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 # a process a core, each with one thread; the tests of a file stay together, for they share what they make
 PYTEST := -m pytest --numprocesses auto --dist loadfile
 test test-fast test-lowest: export OMP_NUM_THREADS = 1
+# Material's notice about MkDocs 2, which is not a warning of this site
+docs: export NO_MKDOCS_2_WARNING = 1
 SOURCES := src tests examples benchmarks
 
 .PHONY: demo app docs release-check test test-extras test-fast test-lowest style quality clean

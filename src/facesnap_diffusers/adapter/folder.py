@@ -184,7 +184,6 @@ def save_adapter_folder(
     folder: Path,
     config: FaceSnapConfig,
     modules: Mapping[str, Any],
-    pipeline: str,
     repo_id: str,
     variant: str | None = None,
 ) -> None:
@@ -215,7 +214,7 @@ def save_adapter_folder(
             config.save(new)
             card = new / "README.md"
             if not card.exists():
-                write_model_card(card, config, pipeline, repo_id)
+                write_model_card(card, config, repo_id)
     except (OSError, SafetensorError, RuntimeError, shutil.Error) as error:
         raise AdapterError(
             f"the adapter could not be saved in {folder} ({one_line(error)}), which is as it was; make room, or name"
