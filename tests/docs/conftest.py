@@ -48,8 +48,8 @@ def text_encoder(width: int, cls: type = CLIPTextModel):
 def base_models():
     """Tiny bases whose contexts are as wide as those of the public ones, which tells their families."""
     sd, xl = tiny.sd_pipeline(), tiny.xl_pipeline()
-    sd.register_modules(unet=wide(sd.unet, 768), text_encoder=text_encoder(768))
-    pooled = {"projection_class_embeddings_input_dim": 1024 + 6 * 8}
+    sd.register_modules(unet=wide(sd.unet, 768, sample_size=16), text_encoder=text_encoder(768))
+    pooled = {"sample_size": 16, "projection_class_embeddings_input_dim": 1024 + 6 * 8}
     xl.register_modules(
         unet=wide(xl.unet, 2048, **pooled),
         text_encoder=text_encoder(1024),
