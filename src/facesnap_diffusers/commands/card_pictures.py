@@ -72,6 +72,7 @@ def draw_pictures(
     Raises:
         InputError: The base model could not be loaded, or a photo could not be read or shows no face.
     """
+    assert config.base_model is not None  # the command has checked it
     is_nano = config.base_family == NANO_FAMILY
     steps = steps or (NANO_STEPS if is_nano else STEPS)
     if guidance_scale is None:
@@ -89,7 +90,7 @@ def draw_pictures(
     )
     first, second = groups[0][1][:2] if len(groups[0][1]) > 1 else groups[0][1] * 2
 
-    rows = []
+    rows: list[list[list[Column]]] = []
     for number, photo in enumerate(photos):
         reference = PIL.Image.fromarray(load_photo(photo, str(photo)))
         try:
@@ -137,7 +138,8 @@ def _nano_scenes() -> list[tuple[str, list[Scene]]]:
 def _column(pipe: Any, scene: Scene, identity: Any, seed: int, sampling: dict[str, Any]) -> Column:
     """A picture, and below it the landmarks that steered it; without FFRNet the picture of another noise."""
     if pipe.ffrnet is None:
-        return tuple(_sample(pipe, scene, start, sampling, identity=identity) for start in (seed, seed + 50))
+        first, second = (_sample(pipe, scene, start, sampling, identity=identity) for start in (seed, seed + 50))
+        return first, second
     sample_size = pipe.unet.config.sample_size
     height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
     height, width = height * pipe.vae_scale_factor, width * pipe.vae_scale_factor

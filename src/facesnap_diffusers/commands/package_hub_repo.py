@@ -93,8 +93,16 @@ def package_hub_repo(
         from .card_pictures import draw_pictures
 
         check_device(device)
-        sampling = {"steps": steps, "guidance_scale": guidance_scale, "seed": seed, "device": device}
-        grid, caption = draw_pictures(adapter, config, photo, prompt or (), **sampling)
+        grid, caption = draw_pictures(
+            adapter,
+            config,
+            photo,
+            prompt or (),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            device=device,
+        )
         with atomic_file(adapter / PICTURES) as temporary:
             grid.save(temporary, format="JPEG", quality=90)
         sections["pictures"] = (
