@@ -123,7 +123,6 @@ def _combined(
     from ..adapter.config import FaceSnapConfig
     from ..adapter.folder import AdapterSource, load_image_encoder, read_adapter, save_adapter_folder
     from ..adapter.model_card import write_model_card
-    from ..base_models import is_sdxl
     from ..errors import InputError
 
     base = base or _public_family(landmarks_from, None) or _public_family(adapter, weight_name)
@@ -142,11 +141,10 @@ def _combined(
         image_encoder=encoder.get("face_image_encoder"),
     )
     config, modules = read_adapter(source, unet)
-    pipeline = "FaceSnapXLPipeline" if is_sdxl(unet) else "FaceSnapPipeline"
-    save_adapter_folder(output, config, modules, pipeline, output.name)
+    save_adapter_folder(output, config, modules, output.name)
     names = [Path(name).name if Path(name).exists() else name for name in (adapter, landmarks_from)]
     training = _CONVERTED.format(origin="` and `".join(names))
-    write_model_card(output / "README.md", config, pipeline, output.name, training=training)
+    write_model_card(output / "README.md", config, output.name, training=training)
 
 
 def _public_family(adapter: str, weight_name: str | None) -> str | None:
