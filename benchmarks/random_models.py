@@ -44,8 +44,8 @@ ROWS = (
 
 
 def unet_config(family: str, width: float = 1.0) -> dict[str, Any]:
-    """That of a family, with channels by the factor `width`."""
-    config = dict(UNET_CONFIGS[family])
+    """That of a family, with channels by the factor `width`: 1, 0.5 or 0.25."""
+    config = {**UNET_CONFIGS[family], "norm_num_groups": 32 if width >= 0.5 else 16}
     channels = config.get("block_out_channels", (320, 640, 1280, 1280))
     config["block_out_channels"] = tuple(round(width * value) for value in channels)
     return config
@@ -161,9 +161,7 @@ def calls(
         return lambda: pipe("a person", generator=tiny.seeded(), **given, **call)
 
     def with_facesnap(pipe: Any, schedule: str) -> Callable[[], Any]:
-        return lambda: pipe(
-            "a person", identity=person(), facesnap_schedule=schedule, generator=tiny.seeded(), **call
-        )
+        return lambda: pipe("a person", identity=person(), facesnap_schedule=schedule, generator=tiny.seeded(), **call)
 
     made = {
         "plain": lambda: stock(False, False),

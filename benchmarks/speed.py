@@ -3,7 +3,7 @@ What a call of 25 steps with guidance costs, as a ratio to the plain one: by ari
 
     python benchmarks/speed.py                                     # counts multiplications on shapes: seconds
     python benchmarks/speed.py --measure --side 512 --width 1      # and times whole calls with random weights: hours
-    python benchmarks/speed.py --measure --side 256 --width 0.5    # of nets half as wide, beside their arithmetic
+    python benchmarks/speed.py --measure --side 256 --width 0.25   # of nets a quarter as wide, beside their arithmetic
 
 Rows: plain; diffusers' IP-Adapter FaceID; its ControlNet; both, the rivals' stack; FaceSnap exact, fast, and fast with a small
 FFRNet (rank 128 at full width). Arithmetic counts the UNet and what is added to it. Measured are calls without text encoders' and
@@ -79,11 +79,22 @@ def count(family: str, side: int, width: float = 1.0) -> dict[str, float]:
         def embedding(batch: int) -> float:
             return flops(full.embed_landmarks, torch.zeros(batch, 3, side, side))
 
-        plain, identity = STEPS * unet_step(0), STEPS * unet_step(NUM_TOKENS, cross_attention_kwargs=context.as_kwargs())
+        plain, identity = (
+            STEPS * unet_step(0),
+            STEPS * unet_step(NUM_TOKENS, cross_attention_kwargs=context.as_kwargs()),
+        )
         rival = STEPS * (control_step(full, 2) + embedding(2))  # at every step
         exact = exact_runs * control_step(full, exact_batch) + embedding(exact_batch)  # once
         fast, fast_small = (fast_runs * control_step(net, fast_batch) + embedding(fast_batch) for net in (full, small))
-    costs = (plain, identity, plain + rival, identity + rival, identity + exact, identity + fast, identity + fast_small)
+    costs = (
+        plain,
+        identity,
+        plain + rival,
+        identity + rival,
+        identity + exact,
+        identity + fast,
+        identity + fast_small,
+    )
     return {row: cost / plain for row, cost in zip(ROWS, costs, strict=True)}
 
 
@@ -114,7 +125,9 @@ def main() -> None:
     parser.add_argument("--families", nargs="+", choices=["sd1", "sdxl"], default=["sd1", "sdxl"])
     parser.add_argument("--measure", action="store_true", help="also time it, on the CPU with random weights")
     parser.add_argument("--side", type=int, help="of the images, in pixels; the family's own by default")
-    parser.add_argument("--width", type=float, choices=[0.5, 1.0], default=1.0, help="factor of the nets' channels")
+    parser.add_argument(
+        "--width", type=float, choices=[0.25, 0.5, 1.0], default=1.0, help="factor of the nets' channels"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()

@@ -33,7 +33,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 )
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from ._upstream import register_in_diffusers
+from ._upstream import execution_device, register_in_diffusers
 from .adapter.config import FaceSnapConfig
 from .adapter.folder import ADAPTER_COMPONENTS, AdapterSource, bind_to_base, check_fit, read_adapter
 from .adapter.lifecycle import check_scale, conditioner_of
@@ -199,7 +199,7 @@ class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
             check_scale(name, value)
         if attention is None:
             attention = IdentityAttention(layers={})
-        context = attention.context(components.unet, num_tokens, scale)
+        context = attention.context(components.unet, num_tokens, scale, device=execution_device(components))
         state.set("cross_attention_kwargs", {**(state.get("cross_attention_kwargs") or {}), **context.as_kwargs()})
         if components.ffrnet is not None:
             call.controlnet = RoutedControlNet(components.ffrnet, num_tokens, "identity")

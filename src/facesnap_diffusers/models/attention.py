@@ -151,6 +151,7 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         num_tokens: int,
         scale: float | Mapping[str, float] = 1.0,
         regions: Regions | None = None,
+        device: torch.device | None = None,
     ) -> IdentityContext:
         r"""
         What one call brings to the attention layers of `unet`, to be given as
@@ -165,12 +166,13 @@ class IdentityAttention(ModelMixin, ConfigMixin):
                 none fits get 0). Low-rank updates are on unless it is 0.
             regions ([`Regions`], *optional*): Where each of several people is; `num_tokens` are those of all, one
                 person's after the other's, and each place attends to its own person's.
+            device (`torch.device`, *optional*): Where `unet` computes; by default where it is, which offloading changes.
         """
         accept_contexts(unet)
         active = any(scale.values()) if isinstance(scale, Mapping) else scale != 0
         values = {name: scale_of_layer(scale, name) for name in self.config.layers}
         # as tensors, a compiled UNet need not be compiled again for another value
-        device = unet.device  # diffusers goes through all modules for it
+        device = device or unet.device
         scales = {name: torch.tensor(float(value), device=device) for name, value in values.items() if value != 0}
         return IdentityContext(
             num_tokens=num_tokens,

@@ -422,7 +422,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         num_tokens = conditions.tokens.shape[1]
         # without identity attention the tokens are only kept from the UNet
         attention = self.identity_attention if self.identity_attention is not None else IdentityAttention(layers={})
-        context = attention.context(call.unet, num_tokens, attention_scale, conditions.regions)
+        device = execution_device(self)
+        context = attention.context(call.unet, num_tokens, attention_scale, conditions.regions, device)
         attention_kwargs = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
         kwargs["cross_attention_kwargs"] = attention_kwargs
 
@@ -435,7 +436,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if self.ffrnet is not None:
             regions = None
             if conditions.regions is not None:
-                regions = RegionalContext(conditions.regions.masks(num_tokens, execution_device(self)))
+                regions = RegionalContext(conditions.regions.masks(num_tokens, device))
             ffrnet = ScheduledFFRNet(
                 self.ffrnet, num_tokens, schedule, progress, lambda: call.do_classifier_free_guidance, regions
             )
