@@ -25,8 +25,8 @@ from facesnap_diffusers.pipelines.call_copy import copy_modules
 
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-import third_party  # noqa: E402
-import tiny  # noqa: E402
+import third_party
+import tiny
 
 
 NUM_TOKENS = 16

@@ -422,7 +422,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         num_tokens = conditions.tokens.shape[1]
         # without identity attention the tokens are only kept from the UNet
         attention = self.identity_attention if self.identity_attention is not None else IdentityAttention(layers={})
-        device = execution_device(self)
+        device = conditions.tokens.device  # where the pipeline computes; offloaded components are elsewhere
         context = attention.context(call.unet, num_tokens, attention_scale, conditions.regions, device)
         attention_kwargs = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
         kwargs["cross_attention_kwargs"] = attention_kwargs
