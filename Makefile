@@ -7,10 +7,10 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 # a process a core, each with one thread; the tests of a file stay together, for they share what they make
 PYTEST := -m pytest --numprocesses auto --dist loadfile
-test test-fast test-lowest: export OMP_NUM_THREADS = 1
+test test-fast test-inputs test-lowest: export OMP_NUM_THREADS = 1
 SOURCES := src tests examples benchmarks
 
-.PHONY: demo app docs release-check test test-extras test-fast test-lowest style quality clean
+.PHONY: demo app docs release-check test test-extras test-fast test-inputs test-lowest style quality clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -50,6 +50,12 @@ test: $(VENV)/installed
 # Those without the mark `slow`: less than three minutes on two cores.
 test-fast: $(VENV)/installed
 	$(BIN)/python $(PYTEST) -m "not slow"
+
+# All made-up and damaged inputs, with the numbers of those that were refused and taken: a quarter of an hour.
+test-inputs: export FACESNAP_ALL_INPUTS = 1
+test-inputs: $(VENV)/installed
+	$(BIN)/python $(PYTEST) -rP -k many tests/adapter/test_damage.py tests/pipelines/test_properties.py
+	$(BIN)/python $(PYTEST) tests/faces/test_properties.py tests/faces/test_photo.py tests/data/test_shards.py
 
 # What stands on diffusers' and transformers' insides, with the oldest versions that setup.cfg promises, in an environment of their own.
 LOWEST := .venv-lowest

@@ -258,7 +258,7 @@ def measure_training(report: Report, device: str, width: float, side: int | None
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
-    parser.add_argument("--tiny", action="store_true", help="nets a quarter as wide, small images, few steps")
+    parser.add_argument("--tiny", action="store_true", help="nets a tenth as wide, small images, few steps")
     parser.add_argument("--minutes", type=float, default=7.5, help="nothing is begun after that")
     args = parser.parse_args()
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -268,8 +268,8 @@ def main() -> None:
     check_everything(report, args.device)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if args.tiny:
-        measure_calls(report, args.device, [64], 0.25, 2, 1)
-        measure_training(report, args.device, 0.25, 64, 1)
+        measure_calls(report, args.device, [64], 0.1, 2, 1)
+        measure_training(report, args.device, 0.1, 64, 1)
     else:
         measure_calls(report, args.device, [512, 1024], 1.0, STEPS, 2)
         measure_training(report, args.device, 1.0, None, None)

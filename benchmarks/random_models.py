@@ -44,10 +44,12 @@ ROWS = (
 
 
 def unet_config(family: str, width: float = 1.0) -> dict[str, Any]:
-    """That of a family, with channels by the factor `width`: 1, 0.5 or 0.25."""
+    """That of a family, with channels by the factor `width`: 1, 0.5, 0.25, or 0.1 for tests."""
     config = {**UNET_CONFIGS[family], "norm_num_groups": 32 if width >= 0.5 else 16}
     channels = config.get("block_out_channels", (320, 640, 1280, 1280))
     config["block_out_channels"] = tuple(round(width * value) for value in channels)
+    if width < 0.25:
+        config["attention_head_dim"] = 4
     return config
 
 
@@ -64,7 +66,8 @@ def base_pipeline(
     with torch.device(device):
         unet = UNet2DConditionModel(**unet_config(family, width)).to(dtype).eval()
         vae = AutoencoderKL(
-            block_out_channels=tuple(round(width * value) for value in (128, 256, 512, 512)),
+            block_out_channels=tuple(max(32, round(width * value)) for value in (128, 256, 512, 512)),
+            norm_num_groups=32 if width >= 0.25 else 1,
             down_block_types=["DownEncoderBlock2D"] * 4,
             up_block_types=["UpDecoderBlock2D"] * 4,
             layers_per_block=2,
@@ -99,7 +102,9 @@ def facesnap(base: Any, rank: int | None = None) -> Any:
         face_encoder_id="random/recognizer", face_embed_dim=FACE_WIDTH, image_encoder_id=None, num_tokens=NUM_TOKENS
     )
     torch.manual_seed(1)
-    pipe.init_facesnap_adapter(config, ffrnet_rank=rank)
+    small = {"hidden_size": 64, "num_layers": 1, "attention_head_dim": 32}
+    is_small = base.unet.config.block_out_channels[0] < 80
+    pipe.init_facesnap_adapter(config, mixer=small if is_small else None, ffrnet_rank=rank)
     wake(pipe.ffrnet)
     return pipe
 

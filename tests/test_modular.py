@@ -17,7 +17,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 )
 from skimage.data import astronaut
 
-from facesnap_diffusers import FaceSnapXLImg2ImgPipeline, HeadPose, InputError
+from facesnap_diffusers import FaceSnapXLImg2ImgPipeline, HeadPose, InputError, Person
 from facesnap_diffusers.modular import (
     FaceSnapXLBlocks,
     FaceSnapXLCoreDenoiseStep,
@@ -110,10 +110,22 @@ def test_wrong_arguments_raise_typed_errors(pipe, adapter):
     for arguments, message in [
         ({"identity": [tiny.identity(), tiny.identity(4)]}, "2 faces for 1 prompts"),
         ({"pose": HeadPose(yaw=20)}, "pose= steers a face"),
+        ({"identity": tiny.identity(), "pose": [HeadPose(), HeadPose(yaw=20)]}, "for 2 images, there are 1 prompts"),
+        ({"identity": tiny.identity(), "face_index": 1}, "face_index= picks a face"),
+        ({"face_index": 1}, "face_index= picks a face"),
+        ({"people": [Person(tiny.identity(), (0, 0, 1, 1))]}, "people= goes with FaceSnapXLPipeline only"),
+        ({"identity": tiny.identity(), "identity_scale": {"no_block": 1.0}}, "no attention layer begins with"),
         ({"identity": tiny.identity(), "control_image": torch.zeros(1, 3, 64, 64)}, "further ControlNets"),
     ]:
         with pytest.raises(InputError, match=message):
             modular(prompt="a cat", output="images", **arguments, **SIZE, **CALL)
+
+
+def test_torch_dtype_is_dtype_with_a_warning(pipe, adapter):
+    modular = modular_pipeline(FaceSnapXLBlocks(), pipe)
+    with pytest.warns(FutureWarning, match="torch_dtype"):
+        load_facesnap_adapter(modular, adapter, torch_dtype=torch.float64)
+    assert modular.mixer.dtype == torch.float64
 
 
 def test_instantid(tmp_path):

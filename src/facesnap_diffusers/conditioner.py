@@ -69,7 +69,7 @@ class FaceConditioner:
         Args:
             face_image (photo or list of photos, *optional*): One photo, or several of the same person, which are
                 fused: PIL images, paths, URLs, arrays or tensors.
-            face_index (`int`, *optional*): Which face to take where a photo shows several; the largest by default.
+            face_index (`int` or [`FaceChoice`], *optional*): Which face to take where a photo shows several; the largest by default.
             embedding (`torch.Tensor` of shape `(face_embed_dim,)`, *optional*): Your own embedding of the adapter's
                 face encoder; no recognizer runs then.
             landmarks (`torch.Tensor` of shape `(68 | 72, 2 | 3)`, *optional*): Your own landmarks in pixels of the

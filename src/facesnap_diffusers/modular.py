@@ -33,10 +33,10 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 )
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from ._upstream import execution_device, register_in_diffusers
+from ._upstream import execution_device, register_in_diffusers, resolve_dtype
 from .adapter.config import FaceSnapConfig
 from .adapter.folder import ADAPTER_COMPONENTS, AdapterSource, bind_to_base, check_fit, read_adapter
-from .adapter.lifecycle import check_scale, conditioner_of
+from .adapter.lifecycle import check_layer_scales, check_scale, conditioner_of
 from .errors import InputError
 from .models.attention import IdentityAttention
 from .models.ffrnet import FFRNet
@@ -49,6 +49,8 @@ from .steering import Steering
 
 def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: Any, **kwargs: Any) -> None:
     """As [`~FaceSnapAdapterMixin.load_facesnap_adapter`], onto any modular pipeline with FaceSnap's blocks."""
+    if "torch_dtype" in kwargs:
+        kwargs["dtype"] = resolve_dtype(kwargs.get("dtype"), kwargs.pop("torch_dtype"))
     config, modules = read_adapter(AdapterSource(*args, **kwargs), components.unet)
     check_fit(config, modules, components.unet)
     bind_to_base(modules, components.unet)
@@ -98,6 +100,7 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
                 "face_box", description="Where the face goes: left, top, right, bottom as shares of the image."
             ),
             InputParam("face_index", description="Which face to take where a photo shows several."),
+            *(InputParam(name, description="Not here: FaceSnapXLPipeline takes it.") for name in _OF_THE_PIPELINE),
             InputParam("landmark_scale", type_hint=float, description="Scale of FFRNet; the adapter's by default."),
             InputParam("controlnet_conditioning_scale", default=1.0, description="Scale of a further ControlNet."),
             InputParam("height", type_hint=int),
@@ -124,6 +127,11 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
     ) -> tuple[StableDiffusionXLModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
         block_state.num_identity_tokens = 0
+        for name in _OF_THE_PIPELINE:
+            if getattr(block_state, name) is not None:
+                raise InputError(f"{name}= goes with FaceSnapXLPipeline only; leave it out")
+        if block_state.face_index is not None and block_state.face_image is None and block_state.pose_image is None:
+            raise InputError("face_index= picks a face from face_image= or pose_image=; pass one of them")
         steering = Steering(**{field.name: getattr(block_state, field.name) for field in fields(Steering)})
         if block_state.face_image is not None or block_state.identity is not None:
             self._add_identity(components, block_state, steering)
@@ -152,6 +160,11 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
         if components.ffrnet is not None:
             height, width = _image_size(components, block_state)
             points = conditioner.drawn_points(identities, steering, height, width)
+            if prompts % len(points):
+                raise InputError(
+                    f"pose=, expression= and the like are for {len(points)} images, there are {prompts} prompts; give as"
+                    " many prompts"
+                )
             block_state.control_image = conditioner.landmark_picture(points, height, width)
             scale = block_state.landmark_scale
             if scale is None:
@@ -195,8 +208,10 @@ class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
         attention, scale = components.identity_attention, state.get("identity_scale")
         if scale is None:
             scale = FaceSnapConfig.from_dict(dict(components.config.facesnap_config)).scales["identity_scale"]
-        for name, value in scale.items() if isinstance(scale, Mapping) else [("identity_scale", scale)]:
-            check_scale(name, value)
+        if isinstance(scale, Mapping):
+            check_layer_scales(scale, attention)
+        else:
+            check_scale("identity_scale", scale)
         if attention is None:
             attention = IdentityAttention(layers={})
         context = attention.context(components.unet, num_tokens, scale, device=execution_device(components))
@@ -228,6 +243,9 @@ class FaceSnapXLBlocks(SequentialPipelineBlocks):
 
 
 register_in_diffusers(FaceSnapXLBlocks)
+
+#: What calls of the pipeline take, and the blocks do not.
+_OF_THE_PIPELINE = ("people", "landmarks", "facesnap_schedule")
 
 
 def _image_size(components: StableDiffusionXLModularPipeline, block_state: Any) -> tuple[int, int]:

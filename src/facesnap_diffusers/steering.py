@@ -33,7 +33,7 @@ class Steering:
         pose ([`HeadPose`] or list, *optional*): Yaw, pitch and roll in degrees.
         expression (`str`, `dict`, [`Expression`] or list, *optional*): A preset such as `"smile"`, or ARKit weights.
         face_box (`tuple` or list of them, *optional*): Left, top, right, bottom as shares of the image.
-        face_index (`int`, *optional*): Which face of `pose_image`; the largest by default.
+        face_index (`int` or [`FaceChoice`], *optional*): Which face of `pose_image`; the largest by default.
     """
 
     pose_image: Any = None

@@ -4,20 +4,12 @@ import json
 import random
 import shutil
 
-import pytest
 import tiny
 import torch
+from input_counts import counts
 
 from facesnap_diffusers import FaceIdentity, FaceSnapError
 
-
-pytestmark = pytest.mark.slow
-
-
-#: A few in every run; many with `pytest -m slow`.
-AMOUNTS = pytest.mark.parametrize(
-    "count", [pytest.param(60, id="few"), pytest.param(1100, id="many", marks=pytest.mark.slow)]
-)
 
 VALUES = [None, True, -1, 0, 1, 10**9, 10**400, 1e308, "", "x", "../../x", [], [[]], {}, {"a": 1}, "a\0b", "é" * 300]
 
@@ -64,7 +56,7 @@ def say(error):
     assert "\n" not in text and len(text) < 1500, text
 
 
-@AMOUNTS
+@counts(few=12, many=150, all_of_them=1100)
 def test_adapters(count, tmp_path):
     source = tiny.facesnap(tiny.sd_pipeline())
     tiny.add_adapter(source)
@@ -101,7 +93,7 @@ def test_adapters(count, tmp_path):
     assert outcomes["typed"] > count // 3
 
 
-@AMOUNTS
+@counts(few=60, many=1100)
 def test_identities(count, tmp_path):
     path = tmp_path / "me.safetensors"
     FaceIdentity.fuse([tiny.identity(), tiny.identity(4)]).save(path)

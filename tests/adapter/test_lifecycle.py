@@ -2,6 +2,7 @@
 
 import tiny
 import torch
+from transformers import CLIPImageProcessor
 
 from facesnap_diffusers import FaceSnapPipeline
 
@@ -17,6 +18,15 @@ class TestScale:
         pipe.set_facesnap_scale(landmark_scale=0.25)
         assert pipe.facesnap_scale == {"identity_scale": 0.5, "landmark_scale": 0.25}
         assert trained.facesnap_scale == {"identity_scale": 1.0, "landmark_scale": 1.0}
+
+    def test_a_dictionary_is_copied(self, trained):
+        pipe = FaceSnapPipeline.from_pipe(trained)
+        mine = {"mid_block": 0.5}
+        pipe.set_facesnap_scale(identity_scale=mine)
+        mine["mid_block"] = 0.1
+        pipe.facesnap_scale["identity_scale"]["mid_block"] = 0.2
+        FaceSnapPipeline.from_pipe(pipe).facesnap_scale["identity_scale"]["mid_block"] = 0.3
+        assert pipe.facesnap_scale["identity_scale"] == {"mid_block": 0.5}
 
     def test_by_layer(self, trained):
         pipe = FaceSnapPipeline.from_pipe(trained)
@@ -43,3 +53,19 @@ def test_init_leaves_a_pipeline_that_generates_like_the_base():
         **tiny.CALL,
     ).images
     torch.testing.assert_close(face, plain, atol=1e-5, rtol=0)
+
+
+def test_the_unet_of_the_caller_stays_as_it_is_and_parts_become_the_pipelines():
+    pipe = tiny.new_pipeline()
+    pipe.unet.train().requires_grad_(True)
+    encoder = tiny.image_encoder().train().requires_grad_(True)
+    pipe.init_facesnap_adapter(
+        tiny.adapter_config(),
+        mixer={"hidden_size": 32, "num_layers": 1, "attention_head_dim": 8},
+        image_encoder=encoder,
+        image_processor=CLIPImageProcessor(),
+    )
+    assert pipe.unet.training and all(parameter.requires_grad for parameter in pipe.unet.parameters())
+    for part in (pipe.face_image_encoder, pipe.mixer, pipe.ffrnet, pipe.identity_attention):
+        assert not part.training and not any(parameter.requires_grad for parameter in part.parameters())
+    assert pipe.face_image_encoder is encoder

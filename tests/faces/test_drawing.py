@@ -7,6 +7,7 @@ import torch
 
 from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.faces.drawing import draw_landmarks, landmark_radius
+from facesnap_diffusers.faces.key_points import draw_key_points
 from facesnap_diffusers.faces.layout import MIRROR, NUM_LANDMARKS, PARTS
 
 
@@ -131,3 +132,19 @@ def test_wrong_arguments_are_named(landmarks):
 
 def test_empty_batch():
     assert draw_landmarks(torch.zeros(0, 72, 2), 8, 8).shape == (0, 3, 8, 8)
+
+
+@pytest.mark.parametrize(
+    "points",
+    ["x", None, np.zeros((1, 72, 2)), torch.zeros(72, 2), torch.zeros(1, 72, 2, dtype=torch.complex64)]
+    + [
+        torch.zeros(1, 72, 2, device="meta"),
+        torch.zeros(1, 72, 2).to_sparse(),
+        torch.zeros(1, 72, 2, dtype=torch.bool),
+    ],
+    ids=lambda value: str(type(value).__name__),
+)
+def test_what_are_no_landmarks(points):
+    for draw in (draw_landmarks, draw_key_points):
+        with pytest.raises(InputError, match="landmarks must"):
+            draw(points, 64, 64)

@@ -11,7 +11,14 @@ from facesnap_diffusers.adapter.config import FaceSnapConfig
 from facesnap_diffusers.conditioner import FaceConditioner
 from facesnap_diffusers.errors import AdapterError, InputError
 from facesnap_diffusers.identity import FaceIdentity
-from facesnap_diffusers.interop.mixers import FaceIDMixer, FaceIDPlusMixer, InstantIDMixer
+from facesnap_diffusers.interop.mixers import (
+    FaceIDMixer,
+    FaceIDPlusMixer,
+    FullFaceMixer,
+    ImagePromptMixer,
+    InstantIDMixer,
+    PlusFaceMixer,
+)
 from facesnap_diffusers.models.landmark_predictor import load_landmark_predictor
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 
@@ -19,7 +26,8 @@ from facesnap_diffusers.models.mixer import FacialAttributeMixer
 WIDTH, EMBED, STATES = 64, 32, 24
 FAM = {"cross_attention_dim": WIDTH, "hidden_size": 32, "num_layers": 1, "attention_head_dim": 8, "num_tokens": 5}
 FACE_ID = {"cross_attention_dim": WIDTH, "face_embed_dim": EMBED}
-PLUS = {**FACE_ID, "image_embed_dim": STATES, "image_sequence_length": 5, "hidden_size": WIDTH, "num_heads": 1}
+IMAGE = {"cross_attention_dim": WIDTH, "image_embed_dim": STATES, "image_sequence_length": 5}
+PLUS = {**FACE_ID, **IMAGE, "hidden_size": WIDTH, "num_heads": 1}
 
 MIXERS = {
     "FacialAttributeMixer": lambda: FacialAttributeMixer(**FAM, face_embed_dim=EMBED, image_embed_dim=STATES),
@@ -33,6 +41,9 @@ MIXERS = {
     "FaceID-Plus": lambda: FaceIDPlusMixer(**PLUS),
     "FaceID-Plus v2": lambda: FaceIDPlusMixer(**PLUS, shortcut=True),
     "InstantID": lambda: InstantIDMixer(**FACE_ID, hidden_size=64, num_heads=1),
+    "Portrait unnorm": lambda: InstantIDMixer(**FACE_ID, hidden_size=64, num_heads=1, per_photo=True),
+    "plus-face": lambda: PlusFaceMixer(**IMAGE, num_tokens=6, hidden_size=64, num_heads=1),
+    "full-face": lambda: FullFaceMixer(**IMAGE),
 }
 
 
@@ -42,7 +53,7 @@ def mixer(request):
     mixer = MIXERS[request.param]().eval().requires_grad_(False)
     for parameter in mixer.parameters():  # what starts at zero has values too
         parameter.add_(0.1 * torch.randn_like(parameter))
-    if isinstance(mixer, FaceIDPlusMixer):
+    if isinstance(mixer, ImagePromptMixer):
         mixer.set_image_encoder(tiny.image_encoder())
     return mixer
 

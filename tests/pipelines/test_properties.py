@@ -9,6 +9,7 @@ import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from input_counts import counts
 
 from facesnap_diffusers import (
     Expression,
@@ -21,13 +22,7 @@ from facesnap_diffusers import (
 )
 
 
-pytestmark = pytest.mark.slow
-
-
-#: A few in every run; many with `pytest -m slow`.
-AMOUNTS = pytest.mark.parametrize(
-    "examples", [pytest.param(25, id="few"), pytest.param(250, id="many", marks=pytest.mark.slow)]
-)
+AMOUNTS = counts(few=25, many=250)
 
 
 class Nobody:
@@ -93,12 +88,12 @@ modest = st.one_of(
 )
 
 
-def check(examples, strategy, call):
+def check(count, strategy, call):
     """Runs `call` on values of a strategy: what it returns must be finite, what it raises typed and of one line."""
-    counts = {"typed": 0, "finite": 0}
+    outcomes = {"typed": 0, "finite": 0}
 
     @settings(
-        max_examples=examples, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=count, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(strategy)
     def run(value):
@@ -106,16 +101,16 @@ def check(examples, strategy, call):
             result = call(value)
         except FaceSnapError as error:
             assert "\n" not in str(error) and len(str(error)) < 1000, error
-            counts["typed"] += 1
+            outcomes["typed"] += 1
         else:
-            counts["finite"] += 1
+            outcomes["finite"] += 1
             for tensor in result if isinstance(result, (list, tuple)) else [result]:
                 if isinstance(tensor, torch.Tensor):
                     assert torch.isfinite(tensor).all()
 
     run()
-    print(counts)
-    assert counts["typed"]
+    print(outcomes)
+    assert outcomes["typed"]
 
 
 @pytest.fixture(scope="module")
@@ -141,14 +136,14 @@ FACE = ("face_image", "identity", "face_index", "pose_image", "pose", "expressio
 
 @AMOUNTS
 @pytest.mark.parametrize("who", [{}, {"identity": tiny.identity()}], ids=["alone", "with a person"])
-def test_arguments_for_the_face(pipe, who, examples):
+def test_arguments_for_the_face(pipe, who, count):
     values = st.dictionaries(st.sampled_from(FACE), anything, min_size=1, max_size=2)
-    check(examples, values, lambda value: pipe("a", **{**CALL, **who, **value}).images)
+    check(count, values, lambda value: pipe("a", **{**CALL, **who, **value}).images)
 
 
 @AMOUNTS
 @pytest.mark.parametrize("who", [{}, {"identity": tiny.identity()}], ids=["plain", "face"])
-def test_numbers_of_a_call(pipe, who, examples):
+def test_numbers_of_a_call(pipe, who, count):
     names = ("height", "width", "num_inference_steps", "num_images_per_prompt", "guidance_scale", "eta", "clip_skip")
     values = st.dictionaries(st.sampled_from(names), modest, min_size=1, max_size=2)
 
@@ -156,11 +151,11 @@ def test_numbers_of_a_call(pipe, who, examples):
         value = {name: number for name, number in value.items() if number is not None}
         return pipe("a", **{**CALL, "height": 8, "width": 8, **who, **value}).images
 
-    check(examples, values, call)
+    check(count, values, call)
 
 
 @AMOUNTS
-def test_tensors_and_texts_of_a_call(pipe, examples):
+def test_tensors_and_texts_of_a_call(pipe, count):
     names = (
         "prompt",
         "negative_prompt",
@@ -171,11 +166,11 @@ def test_tensors_and_texts_of_a_call(pipe, examples):
         "image",
     )
     values = st.dictionaries(st.sampled_from(names), anything, min_size=1, max_size=1)
-    check(examples, values, lambda value: pipe(**{"prompt": "a", "identity": tiny.identity(), **CALL, **value}).images)
+    check(count, values, lambda value: pipe(**{"prompt": "a", "identity": tiny.identity(), **CALL, **value}).images)
 
 
 @AMOUNTS
-def test_pictures_and_masks(inpaint, examples):
+def test_pictures_and_masks(inpaint, count):
     names = ("image", "mask_image", "strength", "padding_mask_crop")
     values = st.dictionaries(st.sampled_from(names), anything, min_size=1, max_size=2)
     picture = {"image": PIL.Image.new("RGB", (16, 16)), "mask_image": PIL.Image.new("L", (16, 16), 255)}
@@ -186,23 +181,23 @@ def test_pictures_and_masks(inpaint, examples):
             value = {**value, "output_type": "pil"}
         return inpaint("a", **{**call, **value}).images
 
-    check(examples, values, run)
+    check(count, values, run)
 
 
 @AMOUNTS
-def test_landmarks_and_identities(pipe, examples):
+def test_landmarks_and_identities(pipe, count):
     names = ("identity", "height", "width", "pose_image", "pose", "expression", "face_box", "face_index")
     values = st.dictionaries(st.sampled_from(names), anything, min_size=1, max_size=2)
     size = {"identity": tiny.identity(), "height": 16, "width": 16}
-    check(examples, values, lambda value: pipe.predict_landmarks(**{**size, **value}))
+    check(count, values, lambda value: pipe.predict_landmarks(**{**size, **value}))
 
     names = ("face_image", "face_index", "embedding", "landmarks")
     values = st.dictionaries(st.sampled_from(names), anything, max_size=3)
-    check(examples, values, lambda value: pipe.encode_face(**value).face_embeds)
+    check(count, values, lambda value: pipe.encode_face(**value).face_embeds)
 
 
 @AMOUNTS
-def test_identities_and_configs_from_anything(examples):
+def test_identities_and_configs_from_anything(count):
     names = (
         "face_embeds",
         "landmarks",
@@ -214,20 +209,21 @@ def test_identities_and_configs_from_anything(examples):
     )
     values = st.dictionaries(st.sampled_from(names), anything, min_size=1, max_size=2)
     person = {"face_embeds": torch.ones(128), "face_encoder_id": tiny.FACE_ENCODER}
-    check(examples, values, lambda value: FaceIdentity(**{**person, **value}).face_embeds)
-    check(examples, anything, lambda value: FaceIdentity(torch.ones(4), value).face_embeds)
-    check(examples, st.lists(anything, max_size=2) | anything, lambda value: FaceIdentity.fuse(value).face_embeds)
+    check(count, values, lambda value: FaceIdentity(**{**person, **value}).face_embeds)
+    check(count, anything, lambda value: FaceIdentity(torch.ones(4), value).face_embeds)
+    check(count, st.lists(anything, max_size=2) | anything, lambda value: FaceIdentity.fuse(value).face_embeds)
 
     fields = list(FaceSnapConfig.__dataclass_fields__)
     values = st.dictionaries(st.sampled_from(fields), anything, min_size=1, max_size=2)
-    check(examples, values, lambda value: FaceSnapConfig(**value) and None)
-    check(examples, anything, lambda value: FaceSnapConfig.from_dict(value) and None)
+    check(count, values, lambda value: FaceSnapConfig(**value) and None)
+    check(count, anything, lambda value: FaceSnapConfig.from_dict(value) and None)
 
 
 @AMOUNTS
-def test_scales_and_names_of_adapters(pipe, examples):
+def test_scales_and_names_of_adapters(pipe, count, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # a Hub that is closed is asked six times
     values = st.fixed_dictionaries({}, optional={"identity_scale": anything, "landmark_scale": anything})
-    check(examples, values, lambda value: pipe.set_facesnap_scale(**value))
+    check(count, values, lambda value: pipe.set_facesnap_scale(**value))
     pipe.set_facesnap_scale(identity_scale=1.0, landmark_scale=1.0)
 
     names = ("weight_name", "parts", "subfolder", "variant", "revision", "dtype", "image_encoder")
@@ -236,10 +232,10 @@ def test_scales_and_names_of_adapters(pipe, examples):
     def load(value):
         pipe.load_facesnap_adapter("/nowhere/at/all", **value)
 
-    check(examples, values, load)
-    check(examples, texts | anything, lambda name: pipe.load_facesnap_adapter(name, local_files_only=True))
-    check(examples, anything, lambda value: tiny.facesnap(tiny_base(), None).from_pipe(value) and None)
-    check(examples, anything, lambda value: pipe.init_facesnap_adapter(value, image_encoder=value) and None)
+    check(count, values, load)
+    check(count, texts | anything, lambda name: pipe.load_facesnap_adapter(name, local_files_only=True))
+    check(count, anything, lambda value: tiny.facesnap(tiny_base(), None).from_pipe(value) and None)
+    check(count, anything, lambda value: pipe.init_facesnap_adapter(value, image_encoder=value) and None)
 
 
 _BASE = []

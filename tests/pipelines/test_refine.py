@@ -174,3 +174,28 @@ def test_errors_are_typed(pipe):
         redraw_faces(inpainting, picture(), "a cat", people)
     with pytest.raises(AdapterError, match="redraw_faces needs"):
         redraw_faces(FaceSnapPipeline.from_pipe(tiny.sd_pipeline()), picture(), "a cat", people)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"margin": float("inf")}, "margin must be a finite number"),
+        ({"strength": True}, "strength must be a finite number"),
+        ({"feather": "x"}, "feather must be a finite number"),
+        ({"size": 63}, "size must be a positive multiple"),
+        ({"height": 64}, "height= is that of each square"),
+        ({"identity": tiny.identity()}, "identity= is that of each square"),
+    ],
+)
+def test_odd_values(pipe, arguments, message):
+    with pytest.raises(InputError, match=message):
+        redraw_faces(pipe, picture(), "a cat", [Person(tiny.identity(), SMALL)], **{**CALL, **arguments})
+    with pytest.raises(InputError, match="pipe must be a FaceSnap pipeline"):
+        redraw_faces(None, picture(), "a cat", [Person(tiny.identity(), SMALL)])
+
+
+def test_a_box_of_less_than_a_pixel_and_a_tuple(pipe):
+    image, people = picture(), [Person(tiny.identity(), (0.5, 0.5, 0.501, 0.501))]
+    result = redraw_faces(pipe, image, "a cat", people, return_dict=False, generator=tiny.seeded(), **CALL)
+    changed = (pixels(result) != pixels(image)).any(-1)
+    assert changed.sum() <= 1 and result.size == image.size

@@ -1,6 +1,8 @@
 """The same face gives the same tokens and the same landmark picture wherever it is used, bit for bit."""
 
 import itertools
+import os
+from contextlib import contextmanager
 
 import numpy as np
 import PIL.Image
@@ -12,9 +14,18 @@ from skimage.data import astronaut
 import facesnap_diffusers
 from facesnap_diffusers.faces.face import Face
 from facesnap_diffusers.interop import ip_adapter_image_embeds
+from facesnap_diffusers.interop.mixers import (
+    FaceIDMixer,
+    FaceIDPlusMixer,
+    FullFaceMixer,
+    ImagePromptMixer,
+    InstantIDMixer,
+    PlusFaceMixer,
+)
 from facesnap_diffusers.modular import FaceSnapXLIdentityStep
 from facesnap_diffusers.training.objective import Objective
-from facesnap_diffusers.training.training_config import IdentityLossConfig, LossConfig
+from facesnap_diffusers.training.training_config import IdentityLossConfig, LossConfig, ValidationConfig
+from facesnap_diffusers.training.validation import sample_picture
 
 
 pytestmark = pytest.mark.slow
@@ -24,11 +35,26 @@ PIPELINES = {
     "sd": ["FaceSnapPipeline", "FaceSnapImg2ImgPipeline", "FaceSnapInpaintPipeline"],
     "xl": ["FaceSnapXLPipeline", "FaceSnapXLImg2ImgPipeline", "FaceSnapXLInpaintPipeline"],
 }
-CONDITIONS = [
-    {"landmark_style": style, "image_crop": crop, "normalized_embeds": normalized, "parts": parts}
-    for style, crop, normalized in itertools.product(["facesnap72", "instantid5"], ["head", "arcface"], [True, False])
-    for parts in [["mixer", "identity_attention", "ffrnet", "landmark_predictor"]]
+STATES = 5  # of the tiny image encoder, for a crop
+IMAGE = {"image_embed_dim": 24, "image_sequence_length": STATES}
+MIXERS = {
+    "facesnap": None,  # the one that `tiny.add_adapter` makes
+    "faceid": lambda sizes: FaceIDMixer(**sizes, num_tokens=4),
+    "faceid-plus": lambda sizes: FaceIDPlusMixer(**sizes, **IMAGE, hidden_size=64, num_heads=1),
+    "plus-face": lambda sizes: PlusFaceMixer(
+        sizes["cross_attention_dim"], **IMAGE, num_tokens=6, hidden_size=64, num_heads=1
+    ),
+    "full-face": lambda sizes: FullFaceMixer(sizes["cross_attention_dim"], **IMAGE),
+    "instantid": lambda sizes: InstantIDMixer(**sizes, hidden_size=64, num_heads=1),
+}
+ALL = [
+    (family, mixer, {"landmark_style": style, "image_crop": crop, "normalized_embeds": normalized})
+    for style, crop, normalized, mixer, family in itertools.product(
+        ["facesnap72", "instantid5"], ["head", "arcface"], [True, False], MIXERS, PIPELINES
+    )
 ]
+# Every fifth meets every pair of values; all 96 with FACESNAP_TEST_ALL=1.
+CONDITIONS = ALL if "FACESNAP_TEST_ALL" in os.environ else ALL[::5]
 PHOTO = PIL.Image.fromarray(astronaut()).crop((100, 0, 356, 256))
 SIZE = 64
 
@@ -48,22 +74,39 @@ class OneFace:
         return [Face(image, box, landmarks, self.embedding, 1.0, self.encoder)]
 
 
-def adapter_pipeline(family, condition):
+def adapter_pipeline(family, mixer, condition):
     pipe = tiny.facesnap(tiny.sd_pipeline() if family == "sd" else tiny.xl_pipeline())
     tiny.add_adapter(pipe, **condition)
+    if MIXERS[mixer] is not None:
+        sizes = {"cross_attention_dim": pipe.mixer.cross_attention_dim, "face_embed_dim": tiny.FACE_EMBED_DIM}
+        other = MIXERS[mixer](sizes).eval().requires_grad_(False)
+        if isinstance(other, ImagePromptMixer):
+            other.set_image_encoder(pipe.face_image_encoder)
+        pipe.register_modules(mixer=other)
+        pipe.register_to_config(facesnap_config=vars(pipe.facesnap_config.replace(num_tokens=other.num_tokens)))
     pipe.face_analyzer = OneFace(condition["normalized_embeds"])
     return pipe
 
 
-def seen_by_ffrnet(pipe, **arguments):
-    """The conditional tokens and the landmark picture that reach FFRNet in a call."""
+@contextmanager
+def seen_tokens_and_pictures(pipe):
+    """The conditional tokens and the landmark pictures that reach FFRNet."""
     seen = []
-    handle = pipe.ffrnet.register_forward_pre_hook(lambda net, args, kwargs: seen.append(kwargs), with_kwargs=True)
-    pipe(
-        "a cat", num_inference_steps=1, guidance_scale=1.0, output_type="latent", height=SIZE, width=SIZE, **arguments
-    )
+
+    def note(net, args, kwargs):
+        seen.append((kwargs["encoder_hidden_states"], kwargs["controlnet_cond"]))
+
+    handle = pipe.ffrnet.register_forward_pre_hook(note, with_kwargs=True)
+    yield seen
     handle.remove()
-    return seen[0]["encoder_hidden_states"], seen[0]["controlnet_cond"]
+
+
+def seen_by_ffrnet(pipe, **arguments):
+    """Those of a call."""
+    settings = {"num_inference_steps": 1, "guidance_scale": 1.0, "output_type": "latent"}
+    with seen_tokens_and_pictures(pipe) as seen:
+        pipe("a cat", **settings, height=SIZE, width=SIZE, **arguments)
+    return seen[0]
 
 
 def picture_arguments(name):
@@ -72,28 +115,32 @@ def picture_arguments(name):
     return {**arguments, "mask_image": torch.ones(1, 1, SIZE, SIZE)} if "Inpaint" in name else arguments
 
 
-@pytest.mark.parametrize("condition", CONDITIONS, ids=lambda c: "-".join(str(v) for v in list(c.values())[:3]))
-def test_every_user_of_the_conditioner(condition):
-    for family in PIPELINES:
-        base = adapter_pipeline(family, condition)
-        conditioner = base.face_conditioner()
-        identities = conditioner.identities(PHOTO)
-        tokens, unconditional = conditioner.tokens(identities)
-        points = base.predict_landmarks(identities, height=SIZE, width=SIZE)
-        picture = conditioner.landmark_picture(points, SIZE, SIZE)
+@pytest.mark.parametrize(
+    ("family", "mixer", "condition"),
+    CONDITIONS,
+    ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())),
+)
+def test_every_user_of_the_conditioner(family, mixer, condition):
+    base = adapter_pipeline(family, mixer, condition)
+    conditioner = base.face_conditioner()
+    identities = conditioner.identities(PHOTO)
+    tokens, unconditional = conditioner.tokens(identities)
+    points = base.predict_landmarks(identities, height=SIZE, width=SIZE)
+    picture = conditioner.landmark_picture(points, SIZE, SIZE)
 
-        for name in PIPELINES[family]:
-            pipe = tiny.facesnap(base, getattr(facesnap_diffusers, name))
-            arguments = picture_arguments(name)
-            if arguments:  # a face stands where the given picture has one, unless the caller says where
-                arguments["landmarks"] = points
-            seen = seen_by_ffrnet(pipe, face_image=PHOTO, **arguments)
-            assert torch.equal(seen[0], tokens) and torch.equal(seen[1], picture), name
+    for name in PIPELINES[family]:
+        pipe = tiny.facesnap(base, getattr(facesnap_diffusers, name))
+        arguments = picture_arguments(name)
+        if arguments:  # a face stands where the given picture has one, unless the caller says where
+            arguments["landmarks"] = points
+        seen = seen_by_ffrnet(pipe, face_image=PHOTO, **arguments)
+        assert torch.equal(seen[0], tokens) and torch.equal(seen[1], picture), name
 
-        check_training(base, identities[0], points, tokens, unconditional, picture)
+    check_training(base, identities[0], points, tokens, unconditional, picture)
+    if mixer != "faceid-plus":
         check_export(base, identities[0], tokens, unconditional)
-        if family == "xl":
-            check_modular(base, tokens, unconditional, picture)
+    if family == "xl":
+        check_modular(base, tokens, unconditional, picture)
 
 
 def check_training(pipe, identity, points, tokens, unconditional, picture):
@@ -122,8 +169,11 @@ def check_training(pipe, identity, points, tokens, unconditional, picture):
     mixed = conditioner.mix(batch["face_embeds"], states.expand(2, -1, -1), left_out)
     assert torch.equal(mixed, torch.cat([tokens, unconditional]))
     assert torch.equal(conditions["landmark_picture"][:1], picture)
-    seen = seen_by_ffrnet(pipe, identity=identity, landmarks=points)
-    assert torch.equal(seen[0], tokens) and torch.equal(seen[1], picture)
+    sample = {"clip_crop": pixels, "pixel_values": torch.zeros(1, 3, SIZE, SIZE)}
+    sample |= {key: batch[key][:1] for key in ("caption", "face_embeds", "landmarks")}
+    with seen_tokens_and_pictures(objective.pipeline) as seen:
+        sample_picture(objective, sample, ValidationConfig(inference_steps=1, guidance_scale=1.0), seed=0)
+    assert torch.equal(seen[0][0], tokens) and torch.equal(seen[0][1], picture)
 
 
 def check_export(pipe, identity, tokens, unconditional):

@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from facesnap_diffusers import FaceSnapPipeline
+from facesnap_diffusers import AdapterError, FaceSnapPipeline
 
 
 STEPS = {"num_inference_steps": 2, "output_type": "pt", "height": tiny.SIZE, "width": tiny.SIZE}
@@ -59,3 +59,27 @@ def test_saved_with_the_whole_pipeline(tmp_path):
 def test_fast(pipe):
     call = {"num_inference_steps": 12, "facesnap_schedule": "fast"}
     assert generate(pipe, **call).isfinite().all()
+
+
+def test_another_unet_is_the_one_that_is_shared():
+    pipe = tiny.facesnap(tiny.sd_pipeline())
+    pipe.init_facesnap_adapter(
+        tiny.adapter_config(image_encoder_id=None), mixer={"hidden_size": 32, "attention_head_dim": 8}, ffrnet_rank=4
+    )
+    for parameter in pipe.ffrnet.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    before = generate(pipe)
+    unet = tiny.sd_pipeline(seed=7).unet
+    other = tiny._quiet(FaceSnapPipeline.from_pipe(pipe, unet=unet))
+    assert other.ffrnet.is_bound_to(unet) and pipe.ffrnet.is_bound_to(pipe.unet)
+    full = tiny._quiet(FaceSnapPipeline.from_pipe(other, ffrnet=other.ffrnet.to_full()))
+    tiny.assert_same_image(generate(other), generate(full), atol=1e-5)
+    assert torch.equal(generate(pipe), before)
+    assert tiny.facesnap(pipe).ffrnet is pipe.ffrnet
+
+
+def test_another_unet_that_the_adapter_does_not_fit():
+    pipe = tiny.with_adapter(tiny.sd_pipeline())
+    for changes in ({"cross_attention_dim": 16}, {"block_out_channels": (32, 32)}):
+        with pytest.raises(AdapterError, match="base model|unet"):
+            FaceSnapPipeline.from_pipe(pipe, unet=tiny.sd_unet(**changes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -89,7 +90,8 @@ class FaceSnapAdapterMixin(_Pipeline):
             dtype (`torch.dtype`, *optional*): That of the UNet by default.
             torch_dtype (`torch.dtype`, *optional*): The deprecated name of `dtype`.
             image_encoder (`CLIPVisionModelWithProjection`, *optional*): The image encoder that the adapter was trained
-                with, if you have it already; otherwise it is loaded too.
+                with, if you have it already; otherwise it is loaded too. It becomes a component of the pipeline: moved to
+                its device, in evaluation mode and frozen. So does `controlnet`; the UNet stays as it is.
             faceid_plus_v2 (`bool`, *optional*): Whether a FaceID-Plus file is of version 2, which its content does not
                 tell. By default by its name (`plusv2`); all public ones for SDXL are.
             faceid_structure_scale (`float`): Weight of the face's structure in a FaceID-Plus of version 2 (`s_scale` of its
@@ -140,7 +142,8 @@ class FaceSnapAdapterMixin(_Pipeline):
                 [`FFRNet.from_unet`]. A full one by default.
             image_encoder (`CLIPVisionModelWithProjection`, *optional*): The image encoder, if you have it already;
                 otherwise `config.image_encoder_id` is loaded. With `config.image_encoder_id="image_encoder"` it becomes
-                a part of the adapter.
+                a part of the adapter. It becomes a component of the pipeline: moved to its device, in evaluation mode
+                and frozen; the UNet stays as it is.
             image_processor (`CLIPImageProcessor`, *optional*): The processor that belongs to it.
 
         Raises:
@@ -253,7 +256,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         """The scales in force with those that are given in their place, checked."""
         scales = self.facesnap_scale
         if isinstance(identity_scale, Mapping):
-            self._check_layer_scales(identity_scale)
+            self._require_adapter("set_facesnap_scale")
+            check_layer_scales(identity_scale, self.identity_attention)
             scales["identity_scale"] = dict(identity_scale)
         elif identity_scale is not None:
             check_scale("identity_scale", identity_scale)
@@ -267,9 +271,9 @@ class FaceSnapAdapterMixin(_Pipeline):
     def facesnap_scale(self) -> dict[str, Any]:
         """The scales in force, by the names that [`set_facesnap_scale`] takes."""
         if self._facesnap_scale is not None:
-            return dict(self._facesnap_scale)
+            return copy.deepcopy(self._facesnap_scale)
         config = self.facesnap_config
-        return dict(DEFAULT_SCALES) if config is None else config.scales
+        return dict(DEFAULT_SCALES) if config is None else copy.deepcopy(config.scales)
 
     @property
     def facesnap_config(self) -> FaceSnapConfig | None:
@@ -305,21 +309,18 @@ class FaceSnapAdapterMixin(_Pipeline):
                 modules["mixer"]._facesnap_config = vars(config)
             self._facesnap_scale = None
 
-    def _check_layer_scales(self, scales: Mapping[str, float]) -> None:
-        self._require_adapter("set_facesnap_scale")
-        if self.identity_attention is None:
-            raise AdapterError("identity_scale: the adapter was loaded without identity_attention; load that part too")
-        layers = list(self.identity_attention.config.layers)
-        for key, value in scales.items():
-            if not isinstance(key, str):
-                raise InputError(
-                    f"identity_scale must name layers by strings, got {key!r}; layers are like {layers[0]}"
-                )
-            check_scale(f"identity_scale[{key!r}]", value)
-            if not any(scale_of_layer({key: 1.0}, layer) for layer in layers):
-                raise InputError(
-                    f"identity_scale: no attention layer begins with {key!r}; layers are like {layers[0]}"
-                )
+
+def check_layer_scales(scales: Mapping[str, float], identity_attention: IdentityAttention | None) -> None:
+    """Raises [`InputError`] unless each name is that of a layer or block, and each value a scale."""
+    if identity_attention is None:
+        raise AdapterError("identity_scale: the adapter was loaded without identity_attention; load that part too")
+    layers = list(identity_attention.config.layers)
+    for key, value in scales.items():
+        if not isinstance(key, str):
+            raise InputError(f"identity_scale must name layers by strings, got {key!r}; layers are like {layers[0]}")
+        check_scale(f"identity_scale[{key!r}]", value)
+        if not any(scale_of_layer({key: 1.0}, layer) for layer in layers):
+            raise InputError(f"identity_scale: no attention layer begins with {key!r}; layers are like {layers[0]}")
 
 
 def require_adapter(config: FaceSnapConfig | None, purpose: str) -> FaceSnapConfig:

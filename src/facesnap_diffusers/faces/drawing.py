@@ -1,8 +1,11 @@
 """Landmarks as a picture: what FFRNet is conditioned on."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 
-from ..errors import InputError, as_integer, as_number
+from ..errors import InputError, as_integer, as_number, shown
 from .layout import NUM_LANDMARKS, PARTS
 
 
@@ -48,10 +51,7 @@ def draw_landmarks(landmarks: torch.Tensor, height: int, width: int, radius: flo
     Raises:
         InputError: A wrong shape, a size or radius that is not positive, or landmarks that are not finite.
     """
-    if landmarks.ndim != 3 or landmarks.shape[1:] != (NUM_LANDMARKS, 2):
-        raise InputError(f"landmarks must have shape (batch, {NUM_LANDMARKS}, 2), got {tuple(landmarks.shape)}")
-    if not torch.isfinite(landmarks).all():
-        raise InputError("landmarks has values that are not finite; leave out faces that were not found")
+    check_points(landmarks, (NUM_LANDMARKS,))
     check_size(height, width)
     if radius is not None and not as_number("radius", radius, unit=" of pixels") > 0:
         raise InputError(f"radius must be a positive number of pixels, got {radius}")
@@ -79,6 +79,20 @@ def check_size(height: int, width: int) -> None:
     """Raises [`InputError`] unless height and width are those of a picture, in pixels."""
     as_integer("height", height, 1, MAX_SIDE)
     as_integer("width", width, 1, MAX_SIDE)
+
+
+def check_points(landmarks: Any, counts: Sequence[int]) -> None:
+    """Raises [`InputError`] unless `landmarks` are a tensor `(batch, one of counts, 2)` of finite real numbers."""
+    if not isinstance(landmarks, torch.Tensor):
+        raise InputError(f"landmarks must be a torch.Tensor, got {shown(landmarks)}")
+    if landmarks.ndim != 3 or landmarks.shape[1] not in counts or landmarks.shape[2] != 2:
+        expected = " or ".join(map(str, counts))
+        raise InputError(f"landmarks must have shape (batch, {expected}, 2), got {tuple(landmarks.shape)}")
+    is_dense = landmarks.layout == torch.strided and landmarks.device.type != "meta"
+    if not is_dense or landmarks.is_complex() or landmarks.dtype == torch.bool:
+        raise InputError(f"landmarks must be a dense tensor of real numbers, got {landmarks.dtype}")
+    if not torch.isfinite(landmarks).all():
+        raise InputError("landmarks has values that are not finite; leave out faces that were not found")
 
 
 def _coverage(points: torch.Tensor, radii: torch.Tensor, reach: int, height: int, width: int) -> torch.Tensor:

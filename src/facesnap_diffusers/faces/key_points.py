@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ..errors import InputError
-from .drawing import check_size, draw_landmarks
+from .drawing import check_points, check_size, draw_landmarks
 from .layout import NUM_LANDMARKS
 
 
@@ -69,10 +69,7 @@ def draw_key_points(points: torch.Tensor, height: int, width: int) -> torch.Tens
     Raises:
         InputError: Points of another shape, or not finite; a size that is not positive.
     """
-    if points.ndim != 3 or points.shape[1:] not in ((5, 2), (NUM_LANDMARKS, 2)):
-        raise InputError(f"landmarks must have shape (batch, 5 or {NUM_LANDMARKS}, 2), got {tuple(points.shape)}")
-    if not torch.isfinite(points).all():
-        raise InputError("landmarks has values that are not finite; leave out faces that were not found")
+    check_points(points, (5, NUM_LANDMARKS))
     check_size(height, width)
     if points.dtype != torch.float64:
         points = points.float()

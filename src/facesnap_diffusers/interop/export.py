@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..errors import AdapterError, InputError, check_path
+from ..errors import AdapterError, InputError, check_path, one_line
+from ..files import atomic_file
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
 from ..models.mixer import IdentityMixer
@@ -36,9 +38,10 @@ def export_ip_adapter(pipe: FaceSnapMixin, path: str | Path) -> None:
         path (`str` or `Path`): A `.safetensors` or `.bin` file; made or replaced, its folder made if need be.
 
     Raises:
-        AdapterError: There is no identity attention, or a stock IP-Adapter cannot express its tokens.
-        InputError: `path` is not a path or has another suffix.
+        AdapterError: There is no identity attention.
+        InputError: `path` has another suffix or cannot be written, or `pipe` is not a FaceSnap pipeline.
     """
+    _check_pipeline(pipe)
     pipe._require_adapter("export_ip_adapter")
     if pipe.identity_attention is None:
         raise AdapterError("the adapter was loaded without identity_attention; load that part too")
@@ -52,7 +55,16 @@ def ip_adapter_image_embeds(pipe: FaceSnapMixin, identity: FaceIdentity) -> torc
 
     Returns:
         `torch.Tensor` of shape `(2, num_tokens, cross_attention_dim)`: the unconditional half, then the conditional.
+
+    Raises:
+        AdapterError: There is no adapter.
+        InputError: `identity` is not a single [`FaceIdentity`], or `pipe` is not a FaceSnap pipeline.
     """
+    _check_pipeline(pipe)
+    if not isinstance(identity, FaceIdentity):
+        raise InputError(
+            f"identity must be one FaceIdentity, got {type(identity).__name__}; call it for each of several"
+        )
     conditioner = pipe.face_conditioner("ip_adapter_image_embeds")
     # the tokens before the last norm, seen on a copy of the mixer so that calls that run meanwhile are not
     mixer = copy.deepcopy(conditioner.mixer)
@@ -71,12 +83,22 @@ def write_ip_adapter(
     path = Path(path)
     if path.suffix not in (".safetensors", ".bin"):
         raise InputError(f"path {path} must end in .safetensors or .bin")
-    path.parent.mkdir(parents=True, exist_ok=True)
     groups = {"image_proj": _image_proj(mixer), "ip_adapter": _ip_adapter(identity_attention, unet)}
-    if path.suffix == ".bin":
-        torch.save(groups, path)
-    else:
-        save_file({f"{name}.{key}": tensor for name, group in groups.items() for key, tensor in group.items()}, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            if path.suffix == ".bin":
+                torch.save(groups, temporary)
+            else:
+                tensors = {f"{name}.{key}": tensor for name, group in groups.items() for key, tensor in group.items()}
+                save_file(tensors, temporary)
+    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save raises the last one on a full disk
+        raise InputError(f"path {path} could not be written ({one_line(error)}); give another") from None
+
+
+def _check_pipeline(pipe: Any) -> None:
+    if not hasattr(pipe, "face_conditioner"):
+        raise InputError(f"pipe must be a FaceSnap pipeline, got {type(pipe).__name__}")
 
 
 def _image_proj(mixer: IdentityMixer) -> dict[str, torch.Tensor]:

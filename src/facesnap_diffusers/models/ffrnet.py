@@ -225,6 +225,16 @@ class FFRNet(ControlNetModel):
         """Whether it can compute: a full FFRNet always, one of low rank after [`bind`]."""
         return all(layer._base.module is not None for _, layer in shared_layers(self))
 
+    def is_bound_to(self, unet: UNet2DConditionModel) -> bool:
+        """Whether the layers that it shares are those of `unet`; a full FFRNet shares none."""
+        root = uncompiled(unet)
+        try:
+            return all(
+                layer._base.module is without_lora(root.get_submodule(name)) for name, layer in shared_layers(self)
+            )
+        except AttributeError:
+            return False
+
     def has_fused_lora(self) -> bool:
         """Whether a LoRA is fused into layers that are shared (`fuse_lora()`), and so reaches FFRNet too."""
         bases = {id(layer._base.module) for _, layer in shared_layers(self)}

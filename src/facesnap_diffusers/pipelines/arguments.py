@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import operator
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import torch
 
-from ..errors import InputError
+from ..base_models import is_sdxl
+from ..errors import InputError, shown
 from .picture import as_size
 
 
@@ -18,23 +22,29 @@ _COUNTS = {"num_inference_steps": 1, "num_images_per_prompt": 1, "clip_skip": 0,
 #: Real numbers with their range.
 _NUMBERS = {
     "guidance_scale": (-1e4, 1e4),
+    "guidance_rescale": (0.0, 1.0),
     "eta": (0.0, 1.0),
     "strength": (0.0, 1.0),
     "aesthetic_score": (-1e4, 1e4),
     "negative_aesthetic_score": (-1e4, 1e4),
 }
 
+#: What SDXL is told of an image's size and place: two numbers of pixels each.
+_PAIRS = tuple(
+    prefix + name for name in ("original_size", "crops_coords_top_left", "target_size") for prefix in ("", "negative_")
+)
 
-def check_stock_arguments(kwargs: dict[str, Any], size_multiple: int) -> None:
-    """Raises [`InputError`] for wrong values; sizes and counts become plain numbers."""
+#: What images are given back as.
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+_TEXTS = ("negative_prompt", "prompt_2", "negative_prompt_2")
+
+
+def check_stock_arguments(pipe: Any, prompt: Any, kwargs: dict[str, Any]) -> None:
+    """Raises [`InputError`] for wrong values; sizes and counts become plain numbers, latents take the pipeline's dtype."""
     for name in (*_COUNTS, *_NUMBERS):
         if kwargs.get(name, ...) is None:  # as if it were not given
             kwargs.pop(name)
-    if isinstance(kwargs.get("generator"), list) and not kwargs["generator"]:
-        raise InputError("generator is an empty list; give one, or one for each image")
-    attention_kwargs = kwargs.get("cross_attention_kwargs")
-    if attention_kwargs is not None and not isinstance(attention_kwargs, dict):
-        raise InputError(f"cross_attention_kwargs must be a dict, got {type(attention_kwargs).__name__}")
     for name, least in _COUNTS.items():
         if name in kwargs:
             kwargs[name] = _count(name, kwargs[name], least)
@@ -43,41 +53,182 @@ def check_stock_arguments(kwargs: dict[str, Any], size_multiple: int) -> None:
             value = kwargs[name]
             is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
             if not is_number or not low <= value <= high:  # NaN is in no range
-                raise InputError(f"{name} must be a number from {low:g} to {high:g}, got {value!r}")
+                raise InputError(f"{name} must be a number from {low:g} to {high:g}, got {shown(value)}")
     for name in ("height", "width"):
         if kwargs.get(name) is not None:
-            kwargs[name] = as_size(name, kwargs[name], size_multiple)
+            kwargs[name] = as_size(name, kwargs[name], pipe.vae_scale_factor)
+    for name in _PAIRS:
+        if kwargs.get(name) is not None:
+            kwargs[name] = _pair(name, kwargs[name])
     strength, steps = kwargs.get("strength"), kwargs.get("num_inference_steps")
     if strength is not None and steps is not None and int(steps * strength) < 1:
         raise InputError(
             f"strength {strength} of {steps} steps leaves none; raise one of them to a product of at least 1"
         )
-    for name in ("negative_prompt", "prompt_2", "negative_prompt_2"):
-        check_prompt(name, kwargs.get(name))
-    generator = kwargs.get("generator")
-    for item in generator if isinstance(generator, list) else [generator]:
-        if item is not None and not isinstance(item, torch.Generator):
+    output_type = kwargs.get("output_type", "pil")
+    if not isinstance(output_type, str) or output_type not in _OUTPUT_TYPES:
+        raise InputError(f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, got {shown(output_type)}")
+    for name in ("callback", "callback_on_step_end"):
+        if kwargs.get(name) is not None and not callable(kwargs[name]):
+            raise InputError(f"{name} must be a function, got {shown(kwargs[name])}")
+    _check_generator(kwargs.get("generator"))
+    _check_attention_kwargs(kwargs.get("cross_attention_kwargs"))
+    _check_texts(pipe, prompt, kwargs)
+    _check_embeds(pipe, kwargs)
+    _check_image_prompts(pipe, kwargs)
+    if kwargs.get("latents") is not None:
+        kwargs["latents"] = _as_latents("latents", kwargs["latents"], pipe)
+    if isinstance(kwargs.get("masked_image_latents"), (str, bytes)):
+        raise InputError(f"masked_image_latents must be a torch.Tensor, got {shown(kwargs['masked_image_latents'])}")
+
+
+def check_batch(prompt: Any, kwargs: dict[str, Any], pictures: tuple[str, ...]) -> None:
+    """
+    Raises [`InputError`] unless there are as many of each argument as images are made, or a share that is repeated. Of
+    `pictures`, the names of those that a call begins with: control images are checked where they are read.
+    """
+    prompts = len(prompt) if isinstance(prompt, list) else 1 if prompt is not None else len(kwargs["prompt_embeds"])
+    batch = prompts * kwargs.get("num_images_per_prompt", 1)
+    for name in _TEXTS:
+        value = kwargs.get(name)
+        if isinstance(value, list) and len(value) != prompts:
+            raise InputError(f"{name} has {len(value)} entries for {prompts} prompts; give one text or {prompts}")
+    generator, latents = kwargs.get("generator"), kwargs.get("latents")
+    if isinstance(generator, list) and len(generator) != batch:
+        raise InputError(f"generator has {len(generator)} entries for {batch} images; give one generator or {batch}")
+    if latents is not None and len(latents) != batch:
+        raise InputError(f"latents are those of {len(latents)} images, the call makes {batch}")
+    for name in pictures:
+        count = _number_of_pictures(kwargs.get(name))
+        if count > batch or (count and batch % count):
+            raise InputError(f"{name} has {count} pictures for {batch} images; give one or {batch}")
+
+
+def check_prompt(name: str, value: Any) -> None:
+    """Raises [`InputError`] unless a prompt is text, a list of texts, or `None`."""
+    if value is None:
+        return
+    if not isinstance(value, (str, list)):
+        raise InputError(f"{name} must be a string or a list of strings, got {type(value).__name__}")
+    if isinstance(value, list) and not value:
+        raise InputError(f"{name} is an empty list; give at least one")
+    for item in value if isinstance(value, list) else [value]:
+        if not isinstance(item, str):
+            raise InputError(f"{name} must be a string or a list of strings, got a list with {type(item).__name__}")
+        try:
+            item.encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{name} is not valid Unicode: {ascii(item)[:60]}") from None
+
+
+def _check_generator(generator: Any) -> None:
+    if isinstance(generator, list) and not generator:
+        raise InputError("generator is an empty list; give one, or one for each image")
+    for item in generator if isinstance(generator, list) else [] if generator is None else [generator]:
+        if not isinstance(item, torch.Generator):
             raise InputError(f"generator must be a torch.Generator or a list of them, got {type(item).__name__}")
-    embeds = [name for name in kwargs if name.endswith("prompt_embeds") and kwargs[name] is not None]
-    for name in embeds:
+
+
+def _check_attention_kwargs(attention_kwargs: Any) -> None:
+    if attention_kwargs is None:
+        return
+    if not isinstance(attention_kwargs, dict) or not all(isinstance(key, str) for key in attention_kwargs):
+        raise InputError(f"cross_attention_kwargs must be a dict with strings as keys, got {shown(attention_kwargs)}")
+    scale = attention_kwargs.get("scale", 1.0)
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real) or not math.isfinite(scale):
+        raise InputError(f"cross_attention_kwargs: scale must be a finite number, got {shown(scale)}")
+
+
+def _check_texts(pipe: Any, prompt: Any, kwargs: dict[str, Any]) -> None:
+    for name in _TEXTS:
+        check_prompt(name, kwargs.get(name))
+    negative = kwargs.get("negative_prompt")
+    if isinstance(prompt, str) and isinstance(negative, list):
+        if len(negative) > 1:
+            raise InputError(f"negative_prompt has {len(negative)} entries for 1 prompt; give one text")
+        kwargs["negative_prompt"] = negative[0]
+    for text, embeds in (("negative_prompt", "negative_prompt_embeds"), ("prompt_2", "prompt_embeds")):
+        if kwargs.get(text) is not None and kwargs.get(embeds) is not None:
+            raise InputError(f"{text}= and {embeds}= are both given; pass one of the two")
+    if kwargs.get("clip_skip"):
+        # SDXL counts from the last layer but one
+        encoders = [pipe.components.get(name) for name in ("text_encoder", "text_encoder_2")]
+        layers = [encoder.config.num_hidden_layers for encoder in encoders if encoder is not None]
+        most = min(layers, default=0) - is_sdxl(pipe.unet)
+        if layers and kwargs["clip_skip"] > most:
+            raise InputError(
+                f"clip_skip must be at most {most} with this base model's text encoders, got {kwargs['clip_skip']}"
+            )
+
+
+def _check_embeds(pipe: Any, kwargs: dict[str, Any]) -> None:
+    config = pipe.unet.config
+    text_width = config.get("encoder_hid_dim") or config.cross_attention_dim
+    pooled = pipe.components.get("text_encoder_2")
+    widths = {3: text_width, 2: None if pooled is None else pooled.config.projection_dim}
+    names = [name for name in kwargs if name.endswith("prompt_embeds") and kwargs[name] is not None]
+    for name in names:
         value, dims = kwargs[name], 2 if "pooled" in name else 3
         is_plain = isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided
         if not is_plain or value.ndim != dims or value.numel() == 0 or value.device.type == "meta":
             shape = "(batch, width)" if dims == 2 else "(batch, tokens, width)"
             raise InputError(f"{name} must be a floating point torch.Tensor of shape {shape}")
+        if not torch.isfinite(value).all():
+            raise InputError(f"{name} has values that are not finite")
+        if isinstance(widths[dims], int) and value.shape[-1] != widths[dims]:
+            raise InputError(
+                f"{name} have width {value.shape[-1]}, this base model takes {widths[dims]};"
+                " encode the prompt with this pipeline's text encoders"
+            )
+        pair = name.replace("pooled_", "")
+        if dims == 2 and kwargs.get(pair) is not None and len(kwargs[pair]) != len(value):
+            raise InputError(f"{name} has {len(value)} entries, {pair} {len(kwargs[pair])}; give as many")
+    if is_sdxl(pipe.unet):
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            other = name.replace("prompt_embeds", "pooled_prompt_embeds")
+            if (kwargs.get(name) is None) != (kwargs.get(other) is None):
+                raise InputError(f"{name}= and {other}= go together; encode_prompt gives both")
 
 
-def check_prompt(name: str, value: Any) -> None:
-    """Raises [`InputError`] unless a prompt is text, a list of texts, or `None`."""
-    if value is None or isinstance(value, str):
-        return
-    if not isinstance(value, list):
-        raise InputError(f"{name} must be a string or a list of strings, got {type(value).__name__}")
-    if not value:
-        raise InputError(f"{name} is an empty list; give at least one")
-    for item in value:
-        if not isinstance(item, str):
-            raise InputError(f"{name} must be a string or a list of strings, got a list with {type(item).__name__}")
+def _check_image_prompts(pipe: Any, kwargs: dict[str, Any]) -> None:
+    for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
+        if kwargs.get(name) is not None and getattr(pipe.unet, "encoder_hid_proj", None) is None:
+            raise InputError(f"{name}= is for an IP-Adapter, and none is loaded; call load_ip_adapter() first")
+
+
+def _as_latents(name: str, value: Any, pipe: Any) -> torch.Tensor:
+    """Latents in the dtype of the pipeline's own."""
+    channels = pipe.vae.config.latent_channels
+    if not isinstance(value, torch.Tensor) or value.ndim != 4 or value.shape[1] != channels or value.numel() == 0:
+        raise InputError(f"{name} must be a torch.Tensor of shape (batch, {channels}, height, width)")
+    if not value.is_floating_point() or value.layout != torch.strided or value.device.type == "meta":
+        raise InputError(f"{name} must be a dense tensor in floating point, got {value.dtype}")
+    if not torch.isfinite(value).all():
+        raise InputError(f"{name} has values that are not finite")
+    encoder = pipe.components.get("text_encoder")
+    dtype = (pipe.unet if encoder is None else encoder).dtype
+    return value.to(dtype) if dtype in (torch.float16, torch.bfloat16, torch.float32) else value
+
+
+def _number_of_pictures(pictures: Any) -> int:
+    """How many pictures there are in one of the forms that the stock pipelines take; 0 for what is none of them."""
+    if isinstance(pictures, (list, tuple)):
+        return sum(_number_of_pictures(item) for item in pictures)
+    if isinstance(pictures, (torch.Tensor, np.ndarray)):
+        return len(pictures) if pictures.ndim == 4 else 1
+    return int(isinstance(pictures, PIL.Image.Image))
+
+
+def _pair(name: str, value: Any) -> tuple[int, int]:
+    if not isinstance(value, (list, tuple)) or len(value) != 2:
+        raise InputError(f"{name} must be two whole numbers of pixels, got {shown(value)}")
+    first, second = (_count(name, item, -_LARGEST) for item in value)
+    if max(abs(first), abs(second)) > _LARGEST:
+        raise InputError(f"{name} must be two whole numbers of pixels, got {shown(value)}")
+    return first, second
+
+
+_LARGEST = 1_000_000
 
 
 def _count(name: str, value: Any, low: int) -> int:
@@ -86,7 +237,7 @@ def _count(name: str, value: Any, low: int) -> int:
             raise TypeError
         count = operator.index(value)
     except TypeError:
-        raise InputError(f"{name} must be a whole number ≥ {low}, got {value!r}") from None
+        raise InputError(f"{name} must be a whole number ≥ {low}, got {shown(value)}") from None
     if count < low:
-        raise InputError(f"{name} must be a whole number ≥ {low}, got {value!r}")
+        raise InputError(f"{name} must be a whole number ≥ {low}, got {shown(value)}")
     return count

@@ -12,8 +12,12 @@ from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
 from .._upstream import uncompiled
+from ..adapter.config import FaceSnapConfig
+from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, check_fit
 from ..base_models import is_sdxl
 from ..errors import InputError
+from ..models.ffrnet import FFRNet
+from .call_copy import copy_modules
 
 
 #: Arguments of `from_pretrained` that say where a checkpoint is.
@@ -93,3 +97,23 @@ def check_components(cls: type, unet: Any, controlnet: Any) -> None:
                 f"controlnet must be a ControlNetModel or a list of them, got {type(net).__name__}; union ControlNets and"
                 " other kinds have loops of their own and do not go with FaceSnap"
             )
+
+
+def ffrnet_for(unet: Any, ffrnet: Any) -> Any:
+    """
+    An FFRNet that computes with a pipeline's UNet. One of low rank that shares the layers of another UNet stays as it is:
+    a copy with the same weights shares those of this one. Raises [`AdapterError`] where the UNet has other layers.
+    """
+    if not isinstance(ffrnet, FFRNet) or ffrnet.is_bound_to(unet):
+        return ffrnet
+    if ffrnet.is_bound:
+        ffrnet = copy_modules(ffrnet)
+    bind_to_base({"ffrnet": ffrnet}, unet)
+    return ffrnet
+
+
+def check_adapter(pipe: Any) -> None:
+    """Raises [`AdapterError`] unless the adapter that a pipeline is made with, if any, fits its UNet."""
+    if pipe.config.facesnap_config and pipe.mixer is not None:
+        modules = {name: getattr(pipe, name) for name in ADAPTER_COMPONENTS if getattr(pipe, name) is not None}
+        check_fit(FaceSnapConfig.from_dict(dict(pipe.config.facesnap_config)), modules, pipe.unet)

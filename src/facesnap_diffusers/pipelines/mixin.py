@@ -33,7 +33,7 @@ from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
 from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
-from .arguments import check_prompt, check_stock_arguments
+from .arguments import check_batch, check_prompt, check_stock_arguments
 from .bases import check_base, is_xl_components, is_xl_file, is_xl_folder
 from .call_copy import components_of_call
 from .control import RoutedControlNet, ScheduledFFRNet
@@ -41,6 +41,7 @@ from .people import Person, check_people, with_identities
 from .picture import Crop, as_size, is_latent, open_pictures, picture_size
 from .schedule import CallProgress, FaceSnapSchedule
 from .signatures import stock_arguments, with_stock_signature
+from .step import RescaledGuidance, StepEnd
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     #: When the parts of an adapter work; see [`set_facesnap_schedule`].
     _facesnap_schedule = FaceSnapSchedule()
+
+    #: How often the calls that ran were told to stop; each stops when this is no longer what it was as it began.
+    _stop_requests = 0
 
     #: Whether a call begins with a picture, which is then its `image=`.
     _takes_picture = False
@@ -129,6 +133,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
         Raises:
             InputError: `pipeline` is of another family, or an argument is wrong.
+            AdapterError: The adapter that comes along does not fit `unet=`.
         """
         dtype = resolve_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
         if not isinstance(pipeline, DiffusionPipeline):
@@ -189,7 +194,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 batch.
             identity ([`FaceIdentity`] or list, *optional*): What [`encode_face`] gave, in place of `face_image`; a list
                 has one for each image of the batch.
-            face_index (`int`, *optional*): Which face to take where photos show several; the largest by default.
+            face_index (`int` or [`FaceChoice`], *optional*): Which face to take where photos show several; the largest by default.
             pose_image (photo or list of photos, *optional*): Another photo whose pose, expression and framing the
                 image takes. It may show anyone: the proportions stay those of the reference.
             pose ([`HeadPose`] or list, *optional*): Yaw, pitch and roll in degrees.
@@ -221,11 +226,11 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         schedule = self._facesnap_schedule if facesnap_schedule is None else FaceSnapSchedule.of(facesnap_schedule)
         self._check_arguments(kwargs, with_face=not (face_image is None and identity is None and people is None))
         check_prompt("prompt", prompt)
-        check_stock_arguments(kwargs, self.vae_scale_factor)
         if (prompt is None) == (kwargs.get("prompt_embeds") is None):
             raise InputError("prompt= or prompt_embeds= must be given, and not both")
         _read_pictures(kwargs)
         self._open_pictures(kwargs)
+        check_stock_arguments(self, prompt, kwargs)
         crop = None
         if people is not None:
             own = {"face_image": face_image, "identity": identity, "face_index": face_index, "landmarks": landmarks}
@@ -377,6 +382,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _blend_by_mask(self, kwargs: dict[str, Any]) -> None:
         """Has the mask applied after each step."""
 
+    def _check_latents_of_picture(self, kwargs: dict[str, Any], is_plain: bool) -> None:
+        """Raises [`InputError`] for latents that do not go with the picture of a call."""
+
     def _conditions_of_people(self, people: Sequence[Person], height: int, width: int) -> FaceConditions:
         conditioner = self.face_conditioner("people=")
         people, boxes = check_people(people)
@@ -473,6 +481,17 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
     @property
+    def _interrupt(self) -> bool:
+        """Whether the last call was told to stop. Set to `True`, as in the stock pipelines, it stops all that run."""
+        return vars(self).get("_interrupt", False)
+
+    @_interrupt.setter
+    def _interrupt(self, value: bool) -> None:
+        self.__dict__["_interrupt"] = value
+        if value and not self._is_of_call:
+            self.__dict__["_stop_requests"] = self._stop_requests + 1
+
+    @property
     def _mask_is_ours(self) -> bool:
         """Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here."""
         return False
@@ -497,16 +516,25 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     def _run(self, call: Any, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
         """The stock `__call__` of a pipeline that was made for this call."""
+        check_batch(prompt, kwargs, ("image", "mask_image", "masked_image_latents") if self._takes_picture else ())
+        self._check_latents_of_picture(kwargs, is_plain=not isinstance(call, FaceSnapMixin))
+        requests = self._stop_requests
+        StepEnd.add_to(kwargs, lambda: self._stop_requests != requests)
         try:
             if isinstance(call, FaceSnapMixin):
                 if self._mask_is_ours:
                     call._blend_by_mask(kwargs)
+                if "guidance_rescale" not in stock_arguments(super().__call__):
+                    rescale = kwargs.pop("guidance_rescale", 0.0)
+                    if rescale > 0:
+                        RescaledGuidance(call, rescale)
                 return super(FaceSnapMixin, call).__call__(prompt, **kwargs)
             return call(prompt, **kwargs)
         finally:
             for name in _SHOWN_AFTER_A_CALL:
                 if hasattr(call, name):
-                    setattr(self, name, getattr(call, name))
+                    # past the setter of `_interrupt`: it is not asked for of other calls
+                    self.__dict__[name] = getattr(call, name)
             if is_model_offloaded(self):  # the stock call has put its hooks on what the copy holds
                 self.maybe_free_model_hooks()
 
@@ -603,6 +631,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         )
         for name in kwargs:
             if name in known or name in plain or name in ("callback", "callback_steps"):
+                continue
+            if name == "guidance_rescale" and name in stock_arguments(self._plain_class.__call__):
                 continue
             if name in stock_arguments(self._plain_class.__call__):
                 raise InputError(f"{name}= works only without a face and without ControlNets; leave it out")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import PIL.Image
 import torch
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 
 from ..base_models import is_sdxl
@@ -107,6 +106,14 @@ class InpaintMixin(PictureMixin):
             kwargs[name] = _map_pictures(kwargs[name], lambda item: crop.cut(item, self.control_image_processor), name)
         return crop
 
+    def _check_latents_of_picture(self, kwargs: dict[str, Any], is_plain: bool) -> None:
+        if kwargs.get("latents") is not None:
+            self._image_size(dict(kwargs))
+        if kwargs.get("masked_image_latents") is not None or (is_plain and is_sdxl(self.unet)):
+            return
+        if is_latent(kwargs["image"], self.vae.config.latent_channels):
+            raise InputError("image= are latents, in which inpainting cannot mask anything; pass a picture")
+
     def prepare_latents(self, *args: Any, **kwargs: Any) -> Any:
         """As in the stock pipeline."""
         if self._blend is None:
@@ -125,11 +132,8 @@ class InpaintMixin(PictureMixin):
 
     def _blend_by_mask(self, kwargs: dict[str, Any]) -> None:
         """Has the mask applied after each step of this copy's call, before the caller's own callback."""
-        self._blend = _Blend(self.scheduler, kwargs.get("callback_on_step_end"))
-        callback = kwargs.get("callback_on_step_end")
-        names = kwargs.get("callback_on_step_end_tensor_inputs") or ["latents"]
-        if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
-            names = callback.tensor_inputs
+        self._blend = _Blend(self.scheduler, kwargs["callback_on_step_end"])
+        names = kwargs["callback_on_step_end_tensor_inputs"]
         kwargs["callback_on_step_end"] = self._blend
         kwargs["callback_on_step_end_tensor_inputs"] = list(dict.fromkeys(["latents", *names]))
 
@@ -141,7 +145,7 @@ class _Blend:
     image_latents: torch.Tensor
     mask: torch.Tensor
 
-    def __init__(self, scheduler: Any, callback: Callable[..., Any] | None):
+    def __init__(self, scheduler: Any, callback: Callable[..., Any]):
         self.scheduler = scheduler
         self.callback = callback
 
@@ -151,8 +155,6 @@ class _Blend:
         if step < len(timesteps) - 1:
             kept = self.scheduler.add_noise(kept, self.noise, timesteps[step + 1].reshape(1))
         tensors["latents"] = (1 - self.mask) * kept + self.mask * tensors["latents"]
-        if self.callback is None:
-            return tensors
         return {"latents": tensors["latents"], **self.callback(pipeline, step, timestep, tensors)}
 
 

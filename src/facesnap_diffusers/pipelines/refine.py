@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -12,14 +12,29 @@ import torch
 
 from .._upstream import progress_bar_config
 from ..base_models import is_sdxl
-from ..errors import InputError, NoFaceFoundError
+from ..errors import InputError, NoFaceFoundError, as_number
 from ..faces.face import Face
 from ..steering import Steering
+from .mixin import FaceSnapMixin
 from .people import Person, check_people, with_identities
+from .picture import as_size
 
 
-if TYPE_CHECKING:
-    from .mixin import FaceSnapMixin
+#: Arguments of image-to-image that are those of each square.
+_OF_THE_SQUARE = [
+    "image",
+    "height",
+    "width",
+    "face_image",
+    "identity",
+    "face_index",
+    "pose_image",
+    "pose",
+    "expression",
+    "face_box",
+    "landmarks",
+    "people",
+]
 
 
 def redraw_faces(
@@ -49,7 +64,7 @@ def redraw_faces(
         strength (`float`): How much is drawn anew, from 0 to 1.
         size (`int`, *optional*): Side of the enlarged square, in pixels; by default the base model's own size. Faces
             whose square is as large already are left as they are.
-        margin (`float`): What the square has around the face box on each side, as a share of the box.
+        margin (`float`): What the square has around the face box on each side, as a share of the box; up to 100.
         feather (`float`): Width of the soft edges, as a share of the square's side; up to 0.5.
         kwargs: All arguments of the image-to-image pipeline, such as `generator` and `num_inference_steps`.
 
@@ -63,13 +78,17 @@ def redraw_faces(
     """
     if not isinstance(image, PIL.Image.Image):
         raise InputError(f"image must be a PIL image, got {type(image).__name__}")
-    for name, value, high in (("strength", strength, 1), ("feather", feather, 0.5), ("margin", margin, float("inf"))):
-        if not isinstance(value, (int, float)) or not 0 <= value <= high:
-            raise InputError(f"{name} must be a number from 0 to {high}, got {value!r}")
+    if not isinstance(pipe, FaceSnapMixin):
+        raise InputError(f"pipe must be a FaceSnap pipeline, got {type(pipe).__name__}")
+    strength, feather = as_number("strength", strength, 0, 1), as_number("feather", feather, 0, 0.5)
+    margin = as_number("margin", margin, 0, 100)
     if not isinstance(prompt, str):
         raise InputError(f"prompt must be one string, got {type(prompt).__name__}")
-    if size is not None and (not isinstance(size, int) or size <= 0 or size % pipe.vae_scale_factor):
-        raise InputError(f"size must be a positive multiple of {pipe.vae_scale_factor}, got {size!r}")
+    if size is not None:
+        size = as_size("size", size, pipe.vae_scale_factor)
+    for name in _OF_THE_SQUARE:
+        if name in kwargs:
+            raise InputError(f"{name}= is that of each square here; leave it out, size= is the side of the squares")
     conditioner = pipe.face_conditioner("redraw_faces")
     found = None
     if people is None:
@@ -105,7 +124,7 @@ def redraw_faces(
             strength=strength,
             height=size,
             width=size,
-            **{**kwargs, "output_type": "pil"},
+            **{**kwargs, "output_type": "pil", "return_dict": True},
         ).images[0]
         redrawn = redrawn.resize((side, side), PIL.Image.Resampling.LANCZOS)
         others = torch.cat([boxes[:i], boxes[i + 1 :]]).numpy()
@@ -167,7 +186,7 @@ def _image_to_image(pipe: FaceSnapMixin) -> Any:
 def _square(box: torch.Tensor, margin: float, height: int, width: int) -> tuple[int, int, int]:
     """Left, top and side of the square around a face box, all in pixels, inside of the image."""
     left, top, right, bottom = box.tolist()
-    side = min(round((1 + 2 * margin) * max(right - left, bottom - top)), height, width)
+    side = min(max(round((1 + 2 * margin) * max(right - left, bottom - top)), 1), height, width)
     corner = [(left + right - side) / 2, (top + bottom - side) / 2]
     x, y = (round(min(max(value, 0), limit - side)) for value, limit in zip(corner, (width, height), strict=True))
     return x, y, side

@@ -11,12 +11,12 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from transformers import CLIPImageProcessor, CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from .._upstream import with_text_model
-from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, config_of_mixer
+from ..adapter.folder import ADAPTER_COMPONENTS, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
 from ..models.mixer import IdentityMixer
-from .bases import check_components
+from .bases import check_adapter, check_components, ffrnet_for
 from .mixin import FaceSnapMixin
 
 
@@ -91,14 +91,13 @@ class FaceSnapSDMixin(FaceSnapMixin, _Pipeline):
         self.register_modules(
             mixer=mixer,
             identity_attention=identity_attention,
-            ffrnet=ffrnet,
+            ffrnet=ffrnet_for(unet, ffrnet),
             landmark_predictor=landmark_predictor,
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
         )
-        if isinstance(ffrnet, FFRNet) and not ffrnet.is_bound:
-            bind_to_base({"ffrnet": ffrnet}, unet)
         self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))
+        check_adapter(self)
 
     def encode_prompt(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """As in the stock pipeline; in a call with a face, the identity tokens follow the text."""

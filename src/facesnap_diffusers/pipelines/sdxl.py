@@ -14,12 +14,12 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, config_of_mixer
+from ..adapter.folder import ADAPTER_COMPONENTS, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
 from ..models.mixer import IdentityMixer
-from .bases import check_components
+from .bases import check_adapter, check_components, ffrnet_for
 from .mixin import FaceSnapMixin
 
 
@@ -91,11 +91,10 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
         self.register_modules(
             mixer=mixer,
             identity_attention=identity_attention,
-            ffrnet=ffrnet,
+            ffrnet=ffrnet_for(unet, ffrnet),
             landmark_predictor=landmark_predictor,
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
         )
-        if isinstance(ffrnet, FFRNet) and not ffrnet.is_bound:
-            bind_to_base({"ffrnet": ffrnet}, unet)
         self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))
+        check_adapter(self)

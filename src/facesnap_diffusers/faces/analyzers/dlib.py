@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 # The detectors see faces from 80 px, so the side that a photo is scaled to sets how small a part of it a face may be.
 SMALLEST_FACE = 80
+SMALLEST_PHOTO = 65  # Longer side; a face in fewer pixels says little about who it is.
 FRONTAL_SIDE = 640  # HOG, at least: 1/8 of the photo's longer side, in 0.05 s.
 LARGEST_FRONTAL_SIDE = 2048  # HOG, at most: 1/25, in 0.6 s.
 ENLARGED_SIDE = 1280  # HOG, where nothing is found: 1/16, in 0.25 s.
@@ -52,7 +53,7 @@ class DlibFaceAnalyzer:
     The fast detector (HOG) sees frontal, upright faces from 80 px, or 1/8 of the longer side of a photo below 640 px.
     dlib's convolutional one (MMOD, up to 1 s on a CPU) looks for profiles and tilted heads: all that are not much smaller
     than the largest frontal face, and at least 1/4.5 of the longer side. Where both see nothing, small photos are
-    enlarged, down to faces of 1/16. Embeddings of the same person are nearer than 0.6 (Euclidean). Landmarks of profiles
+    enlarged, down to faces of 1/16. Photos up to 64 px have none. Embeddings of the same person are nearer than 0.6 (Euclidean). Landmarks of profiles
     are rough: the shape predictor expects to see both eyes.
 
     Threads may share an analyzer; its networks hold state, so they take turns.
@@ -98,6 +99,8 @@ class DlibFaceAnalyzer:
         """Boxes, scores, and the rolls in degrees at which each face may be."""
         frontal_rolls, all_rolls = range(-60, 61, 30), range(-180, 180, 30)
         longer = max(image.shape[:2])
+        if longer < SMALLEST_PHOTO:
+            return []
         found = self._frontal_faces(image, min(max(longer, FRONTAL_SIDE), LARGEST_FRONTAL_SIDE))
         faces = [(box, score, frontal_rolls) for box, score in found]
         # A frontal bystander must not hide a turned head in front, so the second detector always looks for as large ones.
