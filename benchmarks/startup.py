@@ -52,7 +52,9 @@ def main() -> None:
     print("| | wall, s | CPU, s |\n|---|---:|---:|")
     for name, measure in cases.items():
         measure()  # fills the caches of the file system and of Python
-        wall, cpu = (statistics.median(values) for values in zip(*(measure() for _ in range(args.rounds)), strict=True))
+        wall, cpu = (
+            statistics.median(values) for values in zip(*(measure() for _ in range(args.rounds)), strict=True)
+        )
         print(f"| {name} | {wall:.3f} | {cpu:.3f} |", flush=True)
 
 
