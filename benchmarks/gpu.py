@@ -84,7 +84,8 @@ def image(pipe: Any) -> torch.Tensor:
     return tiny.generate(pipe, identity=tiny.identity(image_features=False))
 
 
-def check_everything(report: Report, device: str) -> None:
+def check_everything(report: Report, device: str, kinds: list[tuple[bool, int | None]]) -> None:
+    """Checks what the package computes with pipelines of some kinds: whether SDXL's, and the rank of FFRNet."""
     print("\n| check | largest difference | allowed |\n|---|---:|---:|")
 
     def drawing() -> float:
@@ -92,7 +93,7 @@ def check_everything(report: Report, device: str) -> None:
         return difference(draw_landmarks(points[None].to(device), 256, 256), draw_landmarks(points[None], 256, 256))
 
     report.check("drawing, to the CPU's", drawing, 1 / 255)
-    for is_xl, rank in ((False, None), (False, 4), (True, None), (True, 4)):
+    for is_xl, rank in kinds:
         name = f"{'SDXL' if is_xl else 'SD'}, {'full' if rank is None else 'small'} FFRNet"
         expected = image(pipeline(is_xl, rank))
 
@@ -267,7 +268,8 @@ def main() -> None:
     report = Report(60 * args.minutes)
     name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
     print(f"# {name}, torch {torch.__version__}{', tiny' if args.tiny else ''}")
-    check_everything(report, args.device)
+    kinds = [(False, None), (True, 4)] if args.tiny else [(False, None), (False, 4), (True, None), (True, 4)]
+    check_everything(report, args.device, kinds)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if args.tiny:
         measure_calls(report, args.device, [64], 0.1, 2, 1, ("plain", "both", "FaceSnap exact", ROWS[-1]))
