@@ -6,6 +6,7 @@ import pytest
 import third_party
 import tiny
 import torch
+from safetensors.torch import save_file
 from transformers import CLIPImageProcessor
 
 from facesnap_diffusers import Face, nano_people
@@ -46,6 +47,9 @@ def checkpoints(tmp_path_factory):
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         torch.save(checkpoint, root / name)
+    plus_face = root / "h94" / "IP-Adapter" / "sdxl_models" / "ip-adapter-plus-face_sdxl_vit-h.safetensors"
+    plus_face.parent.mkdir(parents=True)
+    save_file(third_party.flat(third_party.plus_face(xl.unet)), plus_face)
     third_party.instantid_controlnet(xl.unet).save_pretrained(root / "InstantX" / "InstantID" / "ControlNetModel")
     encoder = root / FACEID_PLUS_IMAGE_ENCODER
     tiny.image_encoder().save_pretrained(encoder)

@@ -75,11 +75,13 @@ def write_model_card(
     training: str | None = None,
 ) -> None:
     """Writes a model card with the metadata that the Hub reads, in place of one that is there."""
+    of_ffrnet = config.ffrnet_config
+    same_license = of_ffrnet is None or of_ffrnet.license == config.license
     card_data = ModelCardData(
         base_model=config.base_model,
         base_model_relation="adapter" if config.base_model else None,
         library_name="diffusers",
-        license=config.license,
+        license=config.license if same_license else "other",
         pipeline_tag="text-to-image",
         datasets=datasets or None,
         widget=[{"text": "portrait of a person as an astronaut, detailed, soft light"}],
@@ -96,10 +98,12 @@ def write_model_card(
             base_model=json.dumps(base_model),
             repo_id=json.dumps(repo_id),
             parts=", ".join(config.parts),
-            num_tokens=config.num_tokens,
-            face_encoder=_as_text(config.face_encoder_id),
-            recognizer_license=_INSIGHTFACE if config.face_encoder_id.startswith("insightface/") else "",
-            image_encoder=_as_text(config.image_encoder_id or "none"),
+            num_tokens=config.num_tokens
+            if of_ffrnet is None
+            else f"{config.num_tokens}, FFRNet {of_ffrnet.num_tokens}",
+            face_encoder=_as_text(" and ".join(config.face_encoder_ids) or config.face_encoder_id),
+            recognizer_license=_INSIGHTFACE if any("insightface/" in name for name in config.face_encoder_ids) else "",
+            image_encoder=_as_text(" and ".join(config.image_encoder_ids) or "none"),
             base_family=_as_text(str(config.base_family)),
             training_heading=_TRAINING_HEADING,
             training=training or _NO_TRAINING,

@@ -108,12 +108,14 @@ def _facts(adapter: str) -> str:
     from ..adapter.hub import resolve_adapter_folder
 
     config = FaceSnapConfig.load(resolve_adapter_folder(adapter, config_only=True))
-    recognizer = config.face_encoder_id if config.face_embed_dim is not None else "any"
-    scales = config.scales
+    scales, of_ffrnet = config.scales, config.ffrnet_config
+    licenses = [config.license, *([] if of_ffrnet is None else [of_ffrnet.license])]
     return (
-        f"base family {config.base_family}, face recognizer {recognizer}, image encoder {config.image_encoder_id or 'none'},"
-        f" recommended scales: identity {scales['identity_scale']:g}, landmarks {scales['landmark_scale']:g},"
-        f" license {config.license or 'not stated'}"
+        f"base family {config.base_family}, face recognizer {' and '.join(config.face_encoder_ids) or 'any'}, image encoder"
+        f" {' and '.join(config.image_encoder_ids) or 'none'}, recommended scales: identity"
+        f" {scales['identity_scale']:g}, landmarks {scales['landmark_scale']:g}, license"
+        f" {' and '.join(name or 'not stated' for name in dict.fromkeys(licenses))}"
+        f"{'' if of_ffrnet is None else '; FFRNet is of another adapter than the identity attention'}"
     )
 
 
@@ -147,7 +149,12 @@ def _size(part: "torch.nn.Module") -> tuple[int, int]:
 
 
 def _stored_sizes(adapter: str, variant: str | None) -> dict[str, tuple[int, int]]:
-    from ..adapter.config import IMAGE_ENCODER_FOLDER, FaceSnapConfig
+    from ..adapter.config import (
+        FFRNET_IMAGE_ENCODER_FOLDER,
+        FFRNET_MIXER_FOLDER,
+        IMAGE_ENCODER_FOLDER,
+        FaceSnapConfig,
+    )
     from ..adapter.hub import resolve_adapter_folder
     from ..adapter.public import files_of
     from ..errors import AdapterError, InputError
@@ -160,7 +167,11 @@ def _stored_sizes(adapter: str, variant: str | None) -> dict[str, tuple[int, int
         )
     folder = resolve_adapter_folder(adapter, variant=variant)
     config = FaceSnapConfig.load(folder)
-    parts = [*config.parts, *([IMAGE_ENCODER_FOLDER] if config.image_encoder_id == IMAGE_ENCODER_FOLDER else [])]
+    parts = [
+        *config.parts,
+        *([FFRNET_MIXER_FOLDER] if config.ffrnet_config is not None else []),
+        *(name for name in config.image_encoder_ids if name in (IMAGE_ENCODER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER)),
+    ]
     suffix = f".{variant}.safetensors" if variant else ".safetensors"
     files = {part: sorted((folder / part).glob(f"*{suffix}")) for part in parts}
     missing = [part for part in parts if not files[part]]
