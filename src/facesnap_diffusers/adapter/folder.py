@@ -300,7 +300,6 @@ def save_adapter_folder(
     folder: Path,
     config: FaceSnapConfig,
     modules: Mapping[str, Any],
-    pipeline: str,
     repo_id: str,
     variant: str | None = None,
 ) -> None:
@@ -335,7 +334,7 @@ def save_adapter_folder(
             config.save(new)
             card = new / "README.md"
             if not card.exists():
-                write_model_card(card, config, pipeline, repo_id)
+                write_model_card(card, config, repo_id)
     except (OSError, SafetensorError, RuntimeError, shutil.Error) as error:
         raise AdapterError(
             f"the adapter could not be saved in {folder} ({one_line(error)}), which is as it was; make room, or name"
@@ -489,7 +488,9 @@ def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DCo
     _check_mixer_fits("mixer", config, modules, unet)
     if config.ffrnet_config is not None:
         if "ffrnet_mixer" not in modules:
-            raise AdapterError("ffrnet_mixer is missing, which makes the tokens of this ffrnet; load the adapter again")
+            raise AdapterError(
+                "ffrnet_mixer is missing, which makes the tokens of this ffrnet; load the adapter again"
+            )
         encoders = (
             {"face_image_encoder": modules.get("ffrnet_image_encoder")} if not config.shares_image_encoder else {}
         )

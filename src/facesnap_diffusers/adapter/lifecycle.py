@@ -232,7 +232,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         folder = Path(save_directory)
         repo_id = repo_id or folder.name
         modules = {name: getattr(self, name) for name in ADAPTER_COMPONENTS}
-        save_adapter_folder(folder, config, modules, type(self).__name__, repo_id, variant)
+        save_adapter_folder(folder, config, modules, repo_id, variant)
         if push_to_hub:
             upload_adapter_folder(folder, repo_id, token, private, commit_message, revision, create_pr)
 

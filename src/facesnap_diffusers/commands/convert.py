@@ -103,11 +103,10 @@ def _to_facesnap(
     if config.image_encoder_id is not None:
         source = config.replace(image_encoder_id=image_encoder or config.image_encoder_id)
         modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})
-    pipeline = "FaceSnapXLPipeline" if "xl" in (config.base_family or "") else "FaceSnapPipeline"
     config = bind_image_encoder(config, modules)
-    save_adapter_folder(output, config, modules, pipeline, output.name)
+    save_adapter_folder(output, config, modules, output.name)
     origin = "/".join(filter(None, [Path(adapter).name if Path(adapter).exists() else adapter, weight_name]))
-    write_model_card(output / "README.md", config, pipeline, output.name, training=_CONVERTED.format(origin=origin))
+    write_model_card(output / "README.md", config, output.name, training=_CONVERTED.format(origin=origin))
 
 
 def _combined(
@@ -173,7 +172,6 @@ def _with_small_ffrnet(
     from diffusers import UNet2DConditionModel
 
     from ..adapter.folder import AdapterSource, read_adapter, save_adapter_folder
-    from ..base_models import is_sdxl
     from ..errors import InputError, one_line
     from ..models.ffrnet import FFRNet
 
@@ -185,8 +183,7 @@ def _with_small_ffrnet(
     if modules.get("ffrnet") is None:
         raise InputError(f"adapter {adapter} does not contain an FFRNet; leave out --ffrnet-rank")
     modules["ffrnet"], loss = FFRNet.from_controlnet(modules["ffrnet"], unet, rank)
-    pipeline = "FaceSnapXLPipeline" if is_sdxl(unet) else "FaceSnapPipeline"
-    save_adapter_folder(output, config, modules, pipeline, output.name)
+    save_adapter_folder(output, config, modules, output.name)
     typer.echo(loss)
 
 
@@ -211,15 +208,11 @@ def _to_ip_adapter(adapter: str, output: Path, base: str | None) -> None:
 
 def _base_unet(base: str) -> "UNet2DConditionModel":
     """The base model's UNet without weights."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    from ..base_models import UNET_CONFIGS, empty_unet
+    from ..base_models import UNET_CONFIGS, empty_unet, unet_without_weights
     from ..errors import InputError
 
     if base in UNET_CONFIGS:
         return empty_unet(base)
     if not (Path(base) / "unet" / "config.json").is_file():
         raise InputError(f"base {base} is neither of {', '.join(UNET_CONFIGS)} nor a folder with unet/config.json")
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base, subfolder="unet"))
+    return unet_without_weights(base)
