@@ -33,7 +33,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 )
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from ._upstream import register_in_diffusers, resolve_dtype
+from ._upstream import execution_device, register_in_diffusers, resolve_dtype
 from .adapter.config import FaceSnapConfig
 from .adapter.folder import ADAPTER_COMPONENTS, AdapterSource, bind_to_base, check_fit, read_adapter
 from .adapter.lifecycle import check_layer_scales, check_scale, conditioner_of
@@ -220,8 +220,9 @@ class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
             check_scale("identity_scale", scale)
         if attention is None:
             attention = IdentityAttention(layers={})
-        num_left_out = state.get("num_left_out", 0)
-        context = attention.context(components.unet, num_tokens - num_left_out, scale, num_left_out=num_left_out)
+        num_left_out, device = state.get("num_left_out", 0), execution_device(components)
+        num_attended = num_tokens - num_left_out
+        context = attention.context(components.unet, num_attended, scale, num_left_out=num_left_out, device=device)
         state.set("cross_attention_kwargs", {**(state.get("cross_attention_kwargs") or {}), **context.as_kwargs()})
         if components.ffrnet is not None:
             call.controlnet = RoutedControlNet(components.ffrnet, state.get("num_ffrnet_tokens"), "identity")

@@ -152,6 +152,7 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         scale: float | Mapping[str, float] = 1.0,
         regions: Regions | None = None,
         num_left_out: int = 0,
+        device: torch.device | None = None,
     ) -> IdentityContext:
         r"""
         What one call brings to the attention layers of `unet`, to be given as
@@ -167,12 +168,13 @@ class IdentityAttention(ModelMixin, ConfigMixin):
             regions ([`Regions`], *optional*): Where each of several people is; `num_tokens` are those of all, one
                 person's after the other's, and each place attends to its own person's.
             num_left_out (`int`): How many more tokens follow, which are for others and not for the UNet.
+            device (`torch.device`, *optional*): Where `unet` computes; by default where it is, which offloading changes.
         """
         accept_contexts(unet)
         active = any(scale.values()) if isinstance(scale, Mapping) else scale != 0
         values = {name: scale_of_layer(scale, name) for name in self.config.layers}
         # as tensors, a compiled UNet need not be compiled again for another value
-        device = unet.device  # diffusers goes through all modules for it
+        device = device or unet.device
         scales = {name: torch.tensor(float(value), device=device) for name, value in values.items() if value != 0}
         return IdentityContext(
             num_tokens=num_tokens,

@@ -467,7 +467,10 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         # without identity attention the tokens are only kept from the UNet
         attention = self.identity_attention if self.identity_attention is not None else IdentityAttention(layers={})
         num_attended = num_tokens - tokens.num_left_out
-        context = attention.context(call.unet, num_attended, attention_scale, conditions.regions, tokens.num_left_out)
+        device = tokens.conditional.device  # where the pipeline computes; offloaded components are elsewhere
+        context = attention.context(
+            call.unet, num_attended, attention_scale, conditions.regions, tokens.num_left_out, device
+        )
         attention_kwargs = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
         kwargs["cross_attention_kwargs"] = attention_kwargs
 
@@ -480,8 +483,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if self.ffrnet is not None:
             regions = None
             if conditions.regions is not None:
-                masks = conditions.regions.masks(tokens.num_ffrnet_tokens, execution_device(self))
-                regions = RegionalContext(masks)
+                regions = RegionalContext(conditions.regions.masks(tokens.num_ffrnet_tokens, device))
             ffrnet = ScheduledFFRNet(
                 self.ffrnet,
                 tokens.num_ffrnet_tokens,
