@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import functools
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -16,7 +18,7 @@ import PIL.Image
 import PIL.PngImagePlugin
 from pydantic import Field
 
-from .errors import FaceSnapError, InputError, MissingDependencyError, PhotoError, one_line
+from .errors import FaceSnapError, InputError, MissingDependencyError, PhotoError, one_line, shown
 from .faces.expression import Expression
 from .files import atomic_file
 from .settings import dump_settings, parse_settings, strict_dataclass
@@ -37,6 +39,12 @@ NANO_STEPS, STEPS = 4, 30
 
 _PACKAGES = ("facesnap-diffusers", "diffusers", "torch", "transformers")
 _KEPT_IDENTITIES = 32
+
+#: In bytes. With `.png`, and the temporary name that it is written under, it stays below the 255 of most file systems.
+_LONGEST_NAME = 200
+
+#: In characters, for a cell of a CSV file: the default limit of Python's csv module.
+_LONGEST_CELL = 131_072
 
 Angle = Annotated[float, Field(ge=-180, le=180)]
 Scale = Annotated[float, Field(ge=0)]
@@ -322,22 +330,29 @@ def read_record(path: str | Path) -> dict[str, Any]:
             record = json.loads(image.info[RECORD_KEY])
     except FileNotFoundError:
         raise InputError(f"there is no file {path}; name an image of facesnap generate") from None
-    except (KeyError, ValueError, OSError):
+    except PIL.Image.DecompressionBombError as error:
+        raise InputError(f"{path} is too large ({one_line(error)}); name an image of facesnap generate") from None
+    except (KeyError, TypeError, ValueError, RecursionError, OSError):
         raise InputError(f"{path} has no record of how it was made; name an image of facesnap generate") from None
     if not isinstance(record, dict) or not {"request", "model", "files", "versions"} <= set(record):
         raise InputError(f"{path} has a record of another version; install the facesnap-diffusers that made it")
+    for name in ("files", "versions"):
+        values = record[name]
+        if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
+            raise InputError(f"{path} has a damaged record: {name} is {shown(values)}; name another image")
     return record
 
 
 def from_record(
-    record: Mapping[str, Any], photos: list[str] | None = None
+    record: Mapping[str, Any], photos: list[str] | None = None, pose_image: str | None = None
 ) -> tuple[ModelSettings, PortraitRequest, dict[str, str]]:
     r"""
     What makes an image again.
 
     Args:
         record (`dict`): Of the image, as [`read_record`] gives it.
-        photos (`list[str]`, *optional*): Where its photos are now, if they were moved.
+        photos (`list[str]`, *optional*): Where its photos, or its identity, are now, if they were moved.
+        pose_image (`str`, *optional*): Where its pose image is now, if that was moved.
 
     Returns:
         The model, the request, and where its files are, for [`PortraitMaker`].
@@ -353,10 +368,19 @@ def from_record(
         if len(photos) != len(names):
             raise InputError(f"the image was made of {len(names)} photos, {len(photos)} are given; give as many")
         files = dict(zip(names, photos, strict=True))
+    if pose_image is not None:
+        if request.pose_image is None:
+            raise InputError("the image was made without a pose image; leave out --pose-image")
+        files[request.pose_image] = pose_image
     for name, digest in record["files"].items():
         path = files.get(name, name)
         if file_digest(path) is None:
-            raise InputError(f"{path} is not there any more; give the image's photos where they are now")
+            advice = "say where the pose image is now with --pose-image"
+            if name != request.pose_image:
+                advice = (
+                    f"give the image's {'identity, where it is' if request.identity else 'photos where they are'} now"
+                )
+            raise InputError(f"{path} is not there any more; {advice}")
         if file_digest(path) != digest:
             raise InputError(f"{path} is not the file that the image was made of; give the one that was")
     return model, request, files
@@ -384,36 +408,58 @@ def read_table(path: str | Path, defaults: PortraitRequest | Mapping[str, Any]) 
             relative to the table.
         defaults (`dict`): For what a row does not say. Seeds count up from the default one.
 
+    Returns:
+        Every row; one that is wrong says so in its `error`, and the others stay as they are. A row whose name cannot be
+        used has its number as a name.
+
     Raises:
-        InputError: The table cannot be read, or names an image twice.
+        InputError: The table cannot be read.
     """
     path = Path(path)
     defaults = dump_settings(defaults) if isinstance(defaults, PortraitRequest) else dict(defaults)
     rows: list[Row] = []
     names: set[str] = set()
-    for number, values in enumerate(_records(path)):
-        error = values.pop("_error", None)
+    for number, (values, error) in enumerate(_records(path)):
+        title = f"row {number + 1}"
         name = str(values.pop("name", None) or f"{number:06d}")
-        if name in names or "/" in name or name.startswith("."):
-            raise InputError(f"{path}, row {number + 1}: name {name!r} is taken or not a file's name; give another")
-        names.add(name)
-        if "photo" in values:
-            values["photos"] = [values.pop("photo"), *values.get("photos", [])]
-        if values.get("identity"):
-            values.setdefault("photos", [])
+        unusable = f"name {shown(name)} is that of an earlier row" if name in names else _wrong_name(name)
+        if unusable:
+            error, name = error or f"{unusable}; give another", f"{number:06d}"
+        else:
+            names.add(name)
+        photos = _photos(values)
+        if photos or values.get("identity"):
+            values["photos"] = photos
         values = {"seed": defaults.get("seed", 0) + number, **values}
         for key in ("photos", "identity", "pose_image"):
             if values.get(key):
                 value = values[key]
-                values[key] = [_beside(path, one) for one in value] if key == "photos" else _beside(path, value)
+                values[key] = (
+                    [_beside(path, one) for one in value] if isinstance(value, list) else _beside(path, value)
+                )
         try:
             if error is not None:
-                raise InputError(error)
-            request = parse_settings(PortraitRequest, {**defaults, **values}, f"row {number + 1}")
-            rows.append(Row(name, request))
+                raise InputError(f"{title}: {error}")
+            rows.append(Row(name, parse_settings(PortraitRequest, {**defaults, **values}, title)))
         except InputError as wrong:
             rows.append(Row(name, None, str(wrong)))
     return rows
+
+
+def _wrong_name(name: str) -> str | None:
+    """Why an image cannot have this name, or `None`."""
+    if "/" in name or name.startswith(".") or any(unicodedata.category(sign) in ("Cc", "Cs") for sign in name):
+        return f"name {shown(name)} cannot be a file's name"
+    if len(name.encode()) > _LONGEST_NAME:
+        return f"name {shown(name)} is longer than {_LONGEST_NAME} bytes"
+    return None
+
+
+def _photos(values: dict[str, Any]) -> Any:
+    """Takes `photo` and `photos` out of a row, as one list; what is not a list is left to the check of the request."""
+    photo, photos = values.pop("photo", None), values.pop("photos", None)
+    photos = [] if photos is None else [photos] if isinstance(photos, str) else photos
+    return photos if photo is None or not isinstance(photos, list) else [photo, *photos]
 
 
 def make_table(
@@ -440,7 +486,8 @@ def make_table(
     for left_over in output.glob(f".*.png.{32 * '?'}.png"):  # of a run that was killed while it wrote
         left_over.unlink(missing_ok=True)
     todo: list[Row] = []
-    with open(output / "failures.jsonl", "w", encoding="utf-8") as failures:
+    digest = functools.cache(file_digest)  # many rows have the same photos
+    with open(output / "failures.jsonl", "w", encoding="utf-8", errors="backslashreplace") as failures:
 
         def done(row: Row, png: bytes | None, error: str | None) -> tuple[Row, str | None]:
             if png is not None:
@@ -454,12 +501,22 @@ def make_table(
         for row in rows:
             if row.request is None:
                 yield done(row, None, row.error)
-            elif _is_made(output / f"{row.name}.png", row.request, maker.settings):
-                yield row, None
-            elif not overwrite and (output / f"{row.name}.png").exists():
-                yield done(row, None, f"{row.name}.png is there and is another image; pass --overwrite to replace it")
-            else:
+                continue
+            path = output / f"{row.name}.png"
+            if not path.exists():
                 todo.append(row)
+                continue
+            try:
+                difference = _difference(path, row.request, maker.settings, digest)
+            except InputError as wrong:  # a photo that cannot be read
+                yield done(row, None, str(wrong))
+                continue
+            if difference is None:
+                yield row, None
+            elif overwrite:
+                todo.append(row)
+            else:
+                yield done(row, None, f"{path.name} is there and {difference}; pass --overwrite to replace it")
         for row, png, error in _with_ray(todo, maker, workers) if ray else (_attempt(maker, row) for row in todo):
             yield done(row, png, error)
 
@@ -503,34 +560,59 @@ def _with_ray(rows: list[Row], maker: PortraitMaker, workers: int) -> Iterator[t
         yield by_name[values["name"]], values["png"] or None, values["error"] or None
 
 
-def _is_made(path: Path, request: PortraitRequest, settings: ModelSettings) -> bool:
-    """Whether an image is there, of the same request and model."""
-    if not path.is_file():
-        return False
+def _difference(
+    path: Path, request: PortraitRequest, settings: ModelSettings, digest: Callable[[str], str | None]
+) -> str | None:
+    """In what an image that is there differs from that of a request and a model, or `None`."""
     try:
         record = read_record(path)
     except InputError:
-        return False
-    return (record["request"], record["model"]) == (dump_settings(request), dump_settings(settings))
+        return "is another image"
+    if (record["request"], record["model"]) != (dump_settings(request), dump_settings(settings)):
+        return "is another image"
+    for name in filter(None, [*request.photos, request.identity, request.pose_image]):
+        now = digest(name)
+        if now is not None and now != record["files"].get(name):  # what is gone or a URL cannot be compared
+            return f"was made of another file than {name} is now"
+    return None
 
 
-def _records(path: Path) -> Iterator[dict[str, Any]]:
+def _records(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """The values of each row, and what is wrong with it."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"table {path} cannot be read ({one_line(error)}); name a .csv or .jsonl file") from None
     if path.suffix == ".jsonl":
-        for line in filter(str.strip, text.splitlines()):
+        for line in filter(str.strip, text.split("\n")):  # splitlines would split at U+2028 in a prompt, too
             try:
                 values = json.loads(line)
-            except ValueError as error:
-                values = {"_error": f"the row is not JSON ({one_line(error)})"}
-            yield values if isinstance(values, dict) else {"_error": "the row is not a JSON object"}
+            except (ValueError, RecursionError) as error:
+                yield {}, f"the row is not JSON ({one_line(error)})"
+            else:
+                yield (values, None) if isinstance(values, dict) else ({}, "the row is not a JSON object")
     elif path.suffix == ".csv":
-        for cells in csv.DictReader(io.StringIO(text)):
-            yield {str(name): _cell(str(name), value) for name, value in cells.items() if value}
+        lines = _csv_lines(text)
+        head = lines[0] if lines else []
+        for cells in lines[1:]:
+            values = {name: _cell(name, value) for name, value in zip(head, cells, strict=False) if value}
+            error_of = None
+            if len(cells) > len(head):
+                error_of = f"{len(cells)} cells, but the head has {len(head)}; put text with a comma in quotes"
+            elif max(map(len, cells)) > _LONGEST_CELL:
+                error_of = f"a cell is longer than {_LONGEST_CELL:,} characters; shorten it"
+            yield values, error_of
     else:
         raise InputError(f"table {path} must end in .csv or .jsonl")
+
+
+def _csv_lines(text: str) -> list[list[str]]:
+    """The rows of a CSV file, the head first, without empty ones."""
+    limit = csv.field_size_limit(len(text) + 1)  # a longer cell would end the table
+    try:
+        return [cells for cells in csv.reader(io.StringIO(text)) if cells]
+    finally:
+        csv.field_size_limit(limit)
 
 
 #: Columns of a CSV file that are text; all others are read as JSON where they can be.
@@ -544,7 +626,7 @@ def _cell(name: str, value: Any) -> Any:
         value = f"[{','.join(value.replace(',', ' ').split())}]"
     try:
         return json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 

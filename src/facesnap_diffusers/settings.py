@@ -85,7 +85,7 @@ def parse_settings(cls: type[T], values: Any, source: str, error: type[FaceSnapE
         raise error(f"{source} holds {type(values).__name__} instead of names and values")
     try:
         text = json.dumps(values, default=_as_text)
-    except (TypeError, ValueError) as failed:
+    except (TypeError, ValueError, RecursionError) as failed:
         raise error(
             f"{source} holds what is not a plain value ({one_line(failed)}); use names, numbers and text"
         ) from None
@@ -177,6 +177,8 @@ def _describe(failed: ValidationError, cls: type, values: Mapping[str, Any], sou
         return f"{source} has an unknown key {'.'.join([*sections, name])}; known are {names}"
     if details["type"] in ("missing", "missing_argument"):
         return f"{source} lacks {'.'.join(map(str, details['loc']))}; add it"
+    if details["type"] == "json_invalid":  # half a character, or nested too deep
+        return f"{source} holds what is not a plain value ({details['msg']}); use names, numbers and text"
     key = ".".join(path)
     if details["type"] == "value_error":
         reason = one_line(details["ctx"]["error"])

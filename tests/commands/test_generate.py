@@ -4,14 +4,18 @@ import io
 import json
 import os
 import random
+import re
 import signal
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 import third_party
 import tiny
@@ -22,16 +26,23 @@ from tiny_preparation import portrait
 
 import facesnap_diffusers
 from facesnap_diffusers import AdapterError, InputError, load_nano_pipeline
+from facesnap_diffusers.commands.generate import _note_versions
 from facesnap_diffusers.nano.model import SHIPPED_NANO
 from facesnap_diffusers.portraits import (
+    RECORD_KEY,
     ModelSettings,
     PortraitMaker,
     PortraitRequest,
+    Row,
+    as_png,
+    file_digest,
+    from_record,
     load_pipeline,
     make_table,
     read_record,
     read_table,
 )
+from facesnap_diffusers.settings import dump_settings
 
 
 PEOPLE = sorted((SHIPPED_NANO / "people").glob("*.safetensors"))
@@ -238,7 +249,6 @@ def test_a_worker_of_a_cluster_makes_the_same(tmp_path):
     import pickle
 
     from facesnap_diffusers.portraits import _RayWorker
-    from facesnap_diffusers.settings import dump_settings
 
     maker = PortraitMaker(ModelSettings())
     request = PortraitRequest(prompt=PROMPT, identity=str(PEOPLE[1]), steps=1)
@@ -329,3 +339,152 @@ def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch):
         command("generate", *arguments)
     assert "\n" not in str(caught.value)
     assert not Path("outputs/generate").exists() or not list(Path("outputs/generate").iterdir())
+
+
+def test_a_wrong_row_does_not_end_a_table(tmp_path):
+    """Each is a failure of its own, with a message; the rows beside it are read."""
+    good = {"identity": str(PEOPLE[0]), "prompt": "line\u2028separator"}
+    wrong = [
+        ('{"prompt": "p", "photos": null}', "give photos or an identity"),
+        ('{"prompt": "p", "photos": 5}', "photos is 5"),
+        ('{"prompt": "p", "photo": "a.jpg", "photos": 5}', "photos is 5"),
+        ("[" * 100_000, "not JSON"),
+        (
+            '{"prompt": "p", "face_box": ' + "[" * 900 + "]" * 900 + ', "photo": "a.jpg"}',
+            "face_box|plain value|not JSON",
+        ),
+        (json.dumps({**good, "name": "n" * 300}), "is longer than 200 bytes"),
+        (json.dumps({**good, "name": "n" * 230}), "is longer than 200 bytes"),
+        (json.dumps({**good, "name": "a\0b"}), "cannot be a file's name"),
+        (json.dumps({**good, "name": "a\ud800"}), "cannot be a file's name"),
+        (json.dumps({**good, "name": "../up"}), "cannot be a file's name"),
+        (json.dumps({**good, "name": "000000"}), "that of an earlier row"),
+        (json.dumps({**good, "prompt": "a\ud800"}), "holds what is not a plain value"),
+        ("5", "not a JSON object"),
+    ]
+    lines = [json.dumps(good, ensure_ascii=False)]
+    for line, _ in wrong:
+        lines += [line, json.dumps({**good, "name": "ü" * 100 if line == wrong[0][0] else None}, ensure_ascii=False)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    rows = read_table(tmp_path / "rows.jsonl", {})
+    assert len(rows) == 2 * len(wrong) + 1
+    assert all(row.request.prompt == good["prompt"] for row in rows[::2])
+    for row, (_, message) in zip(rows[1::2], wrong, strict=True):
+        assert row.request is None and re.search(message, row.error), row.error
+    (tmp_path / "out").mkdir()
+    assert [error for _, error in make_table(rows[1::2], tmp_path / "out", PortraitMaker(ModelSettings()))] == [
+        row.error for row in rows[1::2]
+    ]
+    failures = (tmp_path / "out/failures.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["error"] for line in failures] == [row.error for row in rows[1::2]]
+
+
+def test_a_wrong_row_does_not_end_a_csv_table(tmp_path):
+    (tmp_path / "rows.csv").write_text(
+        "name,photos,prompt,expression\n"
+        "one,ab.jpg,a person,smile\n"
+        "two,ab.jpg,a person, smiling,\n"
+        f"three,ab.jpg,{'a' * 200_000},\n"
+        f"four,ab.jpg,a person,{'[' * 100_000}\n"
+        'five,"[""a.jpg"", ""b.jpg""]",a person\n'
+    )
+    rows = read_table(tmp_path / "rows.csv", {})
+    assert [row.name for row in rows] == ["one", "two", "three", "four", "five"]
+    assert rows[0].request.photos == [str(tmp_path / "ab.jpg")]
+    assert rows[4].request.photos == [str(tmp_path / "a.jpg"), str(tmp_path / "b.jpg")]
+    for row, message in zip(
+        rows[1:4], ["5 cells, but the head has 4", "longer than 131,072", "expression"], strict=True
+    ):
+        assert row.request is None and message in row.error and len(row.error) < 900
+
+
+def image_with(record, path):
+    path.write_bytes(as_png(PIL.Image.new("RGB", (8, 8)), record))
+    return path
+
+
+def made_of(tmp_path, **values):
+    """An image of a request, with its record."""
+    request = PortraitRequest(prompt="a person", **values)
+    names = filter(None, [*request.photos, request.identity, request.pose_image])
+    record = {
+        "request": dump_settings(request),
+        "model": dump_settings(ModelSettings()),
+        "files": {name: file_digest(name) for name in names},
+        "versions": {"torch": torch.__version__},
+    }
+    return request, record, image_with(record, tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"files": [1]}, r"damaged record: files is \[1\]"),
+        ({"files": None}, "damaged record: files is None"),
+        ({"versions": ["a"]}, r"damaged record: versions is \['a'\]"),
+        ({"versions": {"torch": 2}}, "damaged record: versions"),
+        ({"request": None}, "the record of the image holds NoneType"),
+    ],
+)
+def test_a_damaged_record_is_one_line(change, message, tmp_path):
+    _, record, _ = made_of(tmp_path, identity=str(PEOPLE[0]))
+    image_with({**record, **change}, tmp_path / "b.png")
+    with pytest.raises(InputError, match=message):
+        command("generate", "--from", tmp_path / "b.png", "--output", tmp_path / "out")
+
+
+def test_an_image_that_cannot_be_one_of_ours(tmp_path):
+    """A header that promises 3.6 billion pixels, and a record that is nested too deep to be read."""
+    buffer = io.BytesIO()
+    PIL.Image.new("1", (8, 8)).save(buffer, "PNG")
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + buffer.getvalue()[24:29]
+    (tmp_path / "bomb.png").write_bytes(
+        buffer.getvalue()[:12] + header + struct.pack(">I", zlib.crc32(header)) + buffer.getvalue()[33:]
+    )
+    with pytest.raises(InputError, match="bomb.png is too large"):
+        read_record(tmp_path / "bomb.png")
+    text = PIL.PngImagePlugin.PngInfo()
+    text.add_itxt(RECORD_KEY, "[" * 100_000)
+    PIL.Image.new("1", (8, 8)).save(tmp_path / "deep.png", pnginfo=text)
+    with pytest.raises(InputError, match="deep.png has no record"):
+        read_record(tmp_path / "deep.png")
+    row = Row("bomb", PortraitRequest(prompt="p", identity=str(PEOPLE[0])))
+    ((_, error),) = make_table([row], tmp_path, PortraitMaker(ModelSettings()))
+    assert "bomb.png is there and is another image" in error
+
+
+def test_a_package_that_is_gone_is_noted(capsys):
+    _note_versions({"versions": {"not-a-package": "1", "": "2", "torch": torch.__version__}})
+    message = capsys.readouterr().err
+    assert "not-a-package 1 (now not installed)" in message and "torch" not in message
+
+
+def test_from_a_moved_pose_image(tmp_path):
+    (tmp_path / "pose.jpg").write_bytes(b"pose")
+    _, record, path = made_of(tmp_path, identity=str(PEOPLE[0]), pose_image=str(tmp_path / "pose.jpg"))
+    (tmp_path / "pose.jpg").rename(tmp_path / "moved.jpg")
+    with pytest.raises(InputError, match="pose.jpg is not there any more; say where .* with --pose-image"):
+        command("generate", "--from", path, "--output", tmp_path / "out")
+    _, request, files = from_record(read_record(path), pose_image=str(tmp_path / "moved.jpg"))
+    assert files == {str(tmp_path / "pose.jpg"): str(tmp_path / "moved.jpg")}
+    assert dump_settings(request) == record["request"]
+    (tmp_path / "moved.jpg").write_bytes(b"another")
+    with pytest.raises(InputError, match="moved.jpg is not the file that the image was made of"):
+        command("generate", "--from", path, "--pose-image", tmp_path / "moved.jpg", "--output", tmp_path / "out")
+    _, record, _ = made_of(tmp_path, identity=str(PEOPLE[0]))
+    with pytest.raises(InputError, match="made without a pose image"):
+        from_record(record, pose_image=str(tmp_path / "moved.jpg"))
+
+
+def test_a_replaced_photo_is_another_image(tmp_path):
+    photo = tmp_path / "who.jpg"
+    photo.write_bytes(b"one person")
+    request, _, path = made_of(tmp_path, photos=[str(photo)])
+    before, maker = path.read_bytes(), PortraitMaker(ModelSettings())
+    assert list(make_table([Row("a", request)], tmp_path, maker)) == [(Row("a", request), None)]
+    photo.write_bytes(b"another person")
+    ((_, error),) = make_table([Row("a", request)], tmp_path, maker)
+    assert "a.png is there and was made of another file than" in error and "--overwrite" in error
+    photo.unlink()
+    assert list(make_table([Row("a", request)], tmp_path, maker)) == [(Row("a", request), None)]
+    assert path.read_bytes() == before

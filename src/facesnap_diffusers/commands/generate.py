@@ -48,7 +48,10 @@ def generate(
     ] = None,
     identity: Annotated[str | None, typer.Option(help="Saved FaceIdentity, in place of photos.")] = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
-    pose_image: Annotated[str | None, typer.Option(help="Photo whose pose, expression and framing to take.")] = None,
+    pose_image: Annotated[
+        str | None,
+        typer.Option(help="Photo whose pose, expression and framing to take. With --from: where it is now."),
+    ] = None,
     yaw: Annotated[float | None, typer.Option(help="Degrees; > 0 turns the nose to the right of the picture.")] = None,
     pitch: Annotated[float | None, typer.Option(help="Degrees; > 0 lifts the nose.")] = None,
     roll: Annotated[float | None, typer.Option(help="Degrees; > 0 tilts the head clockwise.")] = None,
@@ -107,7 +110,7 @@ def generate(
         raise InputError("--from and --table are both given; give one of the two")
     given = _given(context)
     if source is not None:
-        without_effect = given - {"inputs", "source", "output", "overwrite"}
+        without_effect = given - {"inputs", "source", "pose_image", "output", "overwrite"}
         reason = "--from makes the same image again"
     elif table is not None:
         without_effect, reason = given & {"number"}, "--table makes an image a row"
@@ -119,7 +122,7 @@ def generate(
     _quiet_libraries()
     if source is not None:
         record = read_record(source)
-        settings, request, files = from_record(record, inputs)
+        settings, request, files = from_record(record, inputs, pose_image)
         _note_versions(record)
         _write(PortraitMaker(settings, progress=True), [request], output, overwrite, files, name=source.stem)
         return
@@ -243,10 +246,15 @@ def _best_device() -> str:
 
 
 def _note_versions(record: dict[str, Any]) -> None:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    changed = [
-        f"{name} {old} (now {version(name)})" for name, old in record["versions"].items() if version(name) != old
-    ]
+    changed = []
+    for name, old in record["versions"].items():
+        try:
+            now = version(name)
+        except (PackageNotFoundError, ValueError):  # ValueError: not the name of a package
+            now = "not installed"
+        if now != old:
+            changed.append(f"{name} {old} (now {now})")
     if changed:
         typer.echo(f"made with {', '.join(changed)}: the image may differ", err=True)
