@@ -44,6 +44,15 @@ def test_front_matter(tmp_path):
     assert 'serve_space("some/base", "some/adapter")' in (tmp_path / "app.py").read_text()
 
 
+def test_names_in_the_front_matter_are_text(tmp_path):
+    """Also where YAML would read something else, or end the line."""
+    names = ("on", "some/base: 1", 'a"b', "mit # \n😀: x")
+    space.write_space(tmp_path, *names)
+    values = front_matter(tmp_path)
+    assert (values["title"], *values["models"], values["license"]) == names
+    assert "serve_space" in (tmp_path / "app.py").read_text(encoding="utf-8")
+
+
 def test_nano_without_variables(monkeypatch):
     monkeypatch.delenv("FACESNAP_BASE", raising=False)
     studio = space.make_studio()

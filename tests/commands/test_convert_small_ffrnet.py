@@ -35,6 +35,7 @@ def test_at_full_rank_nothing_is_lost(kind, base, tmp_path):
     arguments = ("convert", tmp_path / "full", tmp_path / "small", "--base", base, "--ffrnet-rank")
     result = command(*arguments, 512)
     assert "is lost" in result.output
+    assert "Converted from `full`" in (tmp_path / "small" / "README.md").read_text()
     small = tiny.facesnap(tiny.xl_pipeline())
     small.load_facesnap_adapter(tmp_path / "small")
     assert small.ffrnet.config.rank == 512

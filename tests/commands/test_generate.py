@@ -329,6 +329,9 @@ def test_offloading(offload, tmp_path):
         (["plain.png", "a prompt", "--expression", "jawOpen=wide"], "must be name=strength"),
         (["--from", "plain.png", "--seed", "5"], "--seed has no effect: --from makes the same image again"),
         (["plain.png", "a prompt", "--ray"], "--ray has no effect: without --table"),
+        (["plain.png", "plain.png"], "the prompt is missing: plain.png is a photo"),
+        (["plain.png", "--identity", "who.safetensors"], "the prompt is missing: plain.png is a photo"),
+        (["plain.png", "a prompt", "--weight-name", "x.bin"], "--weight-name has no effect: the nano model"),
         (["--table", "rows.csv", "--number", "2"], "--number has no effect: --table makes an image a row"),
     ],
 )

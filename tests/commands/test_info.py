@@ -4,7 +4,7 @@ import pytest
 import tiny
 from typer.testing import CliRunner
 
-from facesnap_diffusers import AdapterError, FaceSnapPipeline, InputError
+from facesnap_diffusers import AdapterError, FaceSnapConfig, FaceSnapPipeline, InputError
 from facesnap_diffusers.cli import app
 
 
@@ -39,3 +39,22 @@ def test_a_variant_that_does_not_exist(tmp_path):
     result = CliRunner().invoke(app, ["info", "--variant", "fp16"])
     assert isinstance(result.exception, InputError)
     assert "variant needs an adapter" in str(result.exception)
+
+
+def test_names_are_not_markup(tmp_path):
+    """What stands in square brackets or between colons is printed as it is."""
+    pipe = FaceSnapPipeline.from_pipe(tiny.sd_pipeline())
+    tiny.add_adapter(pipe)
+    folder = tmp_path / "[red]x[" / "b]"
+    pipe.save_facesnap_adapter(folder)
+    FaceSnapConfig.load(folder).replace(license="[/bold] :smile: [link=x]").save(folder)
+    result = CliRunner().invoke(app, ["info", str(folder)], env={"COLUMNS": "400"})
+    assert result.exit_code == 0
+    title, _, facts = result.output.partition("┏")
+    assert "".join(title.split()) == str(folder) and "license [/bold] :smile: [link=x]" in facts
+
+
+@pytest.mark.parametrize("side", [0, -64, 100, 8256])
+def test_sides_are_checked(side):
+    result = CliRunner().invoke(app, ["info", "--memory", "--side", str(side)])
+    assert isinstance(result.exception, InputError) and "side must be" in str(result.exception)

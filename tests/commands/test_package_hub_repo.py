@@ -227,6 +227,21 @@ def test_the_snippets_of_the_card_run(packaged, tmp_path, monkeypatch):
             assert scope["image"].size == (64, 64)
 
 
-def test_repo_names_are_checked(tmp_path):
-    with pytest.raises(InputError, match="owner/name"):
-        command("package-hub-repo", tmp_path, "--repo-id", "facesnap")
+@pytest.mark.parametrize("name", ["facesnap", "a/b/c", "a/", "/b", 'a/b"; import os', "a/b--c", "a/b\nc"])
+def test_repo_names_are_checked(name, tmp_path):
+    with pytest.raises(InputError, match="owner/name|cannot be a name on the Hub") as caught:
+        command("package-hub-repo", tmp_path, "--repo-id", name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "card", [b"\xff\xfe", b"---\na: [\n---\n", b"---\n- a\n---\n", b"---\nmodel-index: 5\n---\n", b"---\n1: 2\n---\n"]
+)
+def test_a_damaged_card_is_named(card, adapter):
+    (adapter / "README.md").write_bytes(card)
+    before = files_of(adapter)
+    with pytest.raises(
+        InputError, match=r"model card .*README.md cannot be read .*; correct it or remove it"
+    ) as caught:
+        command("package-hub-repo", adapter, "--repo-id", "a/b")
+    assert "\n" not in str(caught.value) and files_of(adapter) == before

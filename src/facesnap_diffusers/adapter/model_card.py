@@ -8,8 +8,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..errors import InputError, one_line
 from .config import FaceSnapConfig
 
 
@@ -175,9 +177,12 @@ def _as_text(value: str) -> str:
 def read_sections(path: Path) -> dict[str, str]:
     """
     What an adapter's model card says of its `training`, `pictures` and `evaluation`, to be kept in a new one: arguments of
-    [`write_model_card`]. Empty without a card of ours.
+    [`write_model_card`]. Empty without a card of ours. Raises [`InputError`] where the card is not UTF-8.
     """
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    try:
+        text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    except ValueError as error:
+        raise _unreadable(path, error) from None
     sections = {}
     for name, heading in (
         ("training", _TRAINING_HEADING),
@@ -191,5 +196,12 @@ def read_sections(path: Path) -> dict[str, str]:
 
 
 def read_eval_results(path: Path) -> list[EvalResult]:
-    """The `model-index` of an adapter's model card; empty where there is none."""
-    return list(ModelCard.load(path).data.eval_results or []) if path.is_file() else []
+    """The `model-index` of an adapter's model card; empty where there is none. Raises [`InputError`] for a wrong head."""
+    try:
+        return list(ModelCard.load(path).data.eval_results or []) if path.is_file() else []
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"model card {path} cannot be read ({one_line(error)}); correct it or remove it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from .studio import Studio
 
 
 _README = """---
-title: {title}
+title: {quoted_title}
 emoji: 📸
 colorFrom: red
 colorTo: yellow
@@ -100,13 +101,14 @@ def write_space(
     import gradio
 
     names = [name for name in (base, adapter) if name]
-    arguments = ", ".join(f'"{name}"' for name in names)
+    arguments = ", ".join(map(_quoted, names))
     readme = _README.format(
         title=title,
+        quoted_title=_quoted(title),
         gradio=gradio.__version__,
-        license=license or "apache-2.0",
+        license=_quoted(license or "apache-2.0"),
         hardware="zero-a10g" if base else "cpu-basic",
-        models=f"models: [{', '.join(names)}]\n" if names else "",
+        models=f"models: [{arguments}]\n" if names else "",
         base=f", `{base}` by default" if base else "",
         adapter=f", `{adapter}` by default" if adapter else "",
     )
@@ -118,3 +120,8 @@ def write_space(
     }.items():
         with atomic_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
+
+
+def _quoted(value: str) -> str:
+    """A string as YAML and Python read it: JSON's are theirs, but for its pairs of escapes for one character."""
+    return json.dumps(value, ensure_ascii=False)

@@ -33,8 +33,8 @@ def convert(
         bool | None, typer.Option(help="FaceID-Plus: whether it is version 2. Default: by the file's name.")
     ] = None,
     structure_scale: Annotated[
-        float, typer.Option(min=0, help="FaceID-Plus version 2: weight of the face's structure.")
-    ] = 1.0,
+        float | None, typer.Option(min=0, help="FaceID-Plus version 2: weight of the face's structure. Default: 1.")
+    ] = None,
     controlnet: Annotated[
         str | None, typer.Option(help="InstantID's ControlNet, file, folder or repo, where it is not beside its file.")
     ] = None,
@@ -50,7 +50,8 @@ def convert(
     from ..errors import InputError
     from ..preflight import make_output_folder
 
-    make_output_folder(output.parent)
+    if to not in ("facesnap", "ip-adapter"):
+        raise InputError(f"to is {to!r}; choose facesnap or ip-adapter")
     if landmarks_from is not None and (to != "facesnap" or ffrnet_rank is not None):
         raise InputError("--landmarks-from makes a FaceSnap adapter; leave out --to ip-adapter and --ffrnet-rank")
     if ffrnet_rank is not None:
@@ -58,19 +59,44 @@ def convert(
             raise InputError(
                 "--ffrnet-rank makes a FaceSnap adapter and needs --base, a folder of the base model's weights"
             )
+        # no adapter with an FFRNet is FaceID-Plus
+        _refuse(
+            "--ffrnet-rank only changes FFRNet",
+            image_encoder=image_encoder,
+            plus_v2=plus_v2,
+            structure_scale=structure_scale,
+        )
+        make_output_folder(output.parent)
         _with_small_ffrnet(adapter, output, weight_name, base, controlnet, ffrnet_rank)
     elif to == "facesnap":
+        make_output_folder(output.parent)
         options = {"plus_v2": plus_v2, "structure_scale": structure_scale, "controlnet": controlnet}
         if landmarks_from is not None:
             _combined(adapter, landmarks_from, output, weight_name, base, image_encoder, options)
             typer.echo(output)
             return
         _to_facesnap(adapter, output, weight_name, base, image_encoder, options)
-    elif to == "ip-adapter":
-        _to_ip_adapter(adapter, output, base)
     else:
-        raise InputError(f"to is {to!r}; choose facesnap or ip-adapter")
+        _refuse(
+            "--to ip-adapter takes a FaceSnap adapter",
+            weight_name=weight_name,
+            controlnet=controlnet,
+            image_encoder=image_encoder,
+            plus_v2=plus_v2,
+            structure_scale=structure_scale,
+        )
+        make_output_folder(output.parent)
+        _to_ip_adapter(adapter, output, base)
     typer.echo(output)
+
+
+def _refuse(reason: str, **options: Any) -> None:
+    """Raises [`InputError`] for the first option that is given."""
+    from ..errors import InputError
+
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')} has no effect: {reason}; leave it out")
 
 
 def _to_facesnap(
@@ -87,6 +113,7 @@ def _to_facesnap(
     from ..adapter.model_card import write_model_card
     from ..errors import InputError
     from ..interop.loading import bind_image_encoder, find_checkpoint, is_third_party, load_third_party
+    from ..interop.mixers import FaceIDPlusMixer
 
     if not is_third_party(adapter, weight_name):
         raise InputError(f"adapter {adapter} needs weight_name: which of its files?")
@@ -99,14 +126,25 @@ def _to_facesnap(
             raise InputError(
                 f"adapter {adapter} takes tokens of width {width}, which no known family has; name the base model with --base"
             )
-    config, modules = load_third_party(adapter, weight_name, _base_unet(base), **options)
-    if config.image_encoder_id is not None:
+    given = {name: value for name, value in options.items() if value is not None}
+    config, modules = load_third_party(adapter, weight_name, _base_unet(base), **given)
+    if not isinstance(modules["mixer"], FaceIDPlusMixer):
+        given.pop("controlnet", None)
+        _refuse(f"{adapter} is not FaceID-Plus", **given)
+    if config.image_encoder_id is None:
+        _refuse(f"{adapter} is a kind of adapter without an image encoder", image_encoder=image_encoder)
+    else:
         source = config.replace(image_encoder_id=image_encoder or config.image_encoder_id)
         modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})
     config = bind_image_encoder(config, modules)
     save_adapter_folder(output, config, modules, output.name)
+    write_model_card(output / "README.md", config, output.name, training=_origin(adapter, weight_name))
+
+
+def _origin(adapter: str, weight_name: str | None) -> str:
+    """What the model card says of where an adapter comes from; folders of this machine are not named."""
     origin = "/".join(filter(None, [Path(adapter).name if Path(adapter).exists() else adapter, weight_name]))
-    write_model_card(output / "README.md", config, output.name, training=_CONVERTED.format(origin=origin))
+    return _CONVERTED.format(origin=origin)
 
 
 def _combined(
@@ -136,7 +174,7 @@ def _combined(
         landmarks_from=landmarks_from,
         controlnet=options["controlnet"],
         faceid_plus_v2=options["plus_v2"],
-        faceid_structure_scale=options["structure_scale"],
+        faceid_structure_scale=1.0 if options["structure_scale"] is None else options["structure_scale"],
         dtype=torch.float32,
         image_encoder=encoder.get("face_image_encoder"),
     )
@@ -170,6 +208,7 @@ def _with_small_ffrnet(
     from diffusers import UNet2DConditionModel
 
     from ..adapter.folder import AdapterSource, read_adapter, save_adapter_folder
+    from ..adapter.model_card import write_model_card
     from ..errors import InputError, one_line
     from ..models.ffrnet import FFRNet
 
@@ -182,6 +221,7 @@ def _with_small_ffrnet(
         raise InputError(f"adapter {adapter} does not contain an FFRNet; leave out --ffrnet-rank")
     modules["ffrnet"], loss = FFRNet.from_controlnet(modules["ffrnet"], unet, rank)
     save_adapter_folder(output, config, modules, output.name)
+    write_model_card(output / "README.md", config, output.name, training=_origin(adapter, weight_name))
     typer.echo(loss)
 
 

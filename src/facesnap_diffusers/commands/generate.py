@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os.path
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -118,6 +119,11 @@ def generate(
         without_effect, reason = given & {"ray", "workers"}, "without --table there is no Ray cluster"
     if without_effect:
         raise InputError(f"--{min(without_effect).replace('_', '-')} has no effect: {reason}; leave it out")
+    if weight_name is not None and base is None and adapter is None and landmarks_from is None:
+        raise InputError(
+            "--weight-name has no effect: the nano model has its own adapter; name another with --adapter"
+        )
+    photos, prompt = ([], "") if source or table else _photos_and_prompt(inputs or [], identity)
     make_output_folder(output)
     _quiet_libraries()
     if source is not None:
@@ -159,14 +165,25 @@ def generate(
             raise InputError(f"--table has the photos and prompts, so {inputs[0]!r} has no meaning; leave it out")
         _make_table(table, values, output, settings, overwrite, ray, workers)
         return
+    request = PortraitRequest(prompt=prompt, photos=photos, **values)
+    _write(PortraitMaker(settings, progress=True), numbered(request, number), output, overwrite)
+
+
+def _photos_and_prompt(inputs: list[str], identity: str | None) -> tuple[list[str], str]:
+    """The photos, then the prompt; raises [`InputError`] where one of them is something else."""
+    import PIL.Image
+
+    from ..errors import InputError
+
     if not inputs or (len(inputs) < 2 and identity is None):
         raise InputError('give a photo and a prompt: facesnap generate photo.jpg "portrait as an astronaut"')
     *photos, prompt = inputs
     for photo in photos:
-        if "://" not in photo and not Path(photo).is_file():
+        if "://" not in photo and not os.path.isfile(photo):
             raise InputError(f"there is no photo {photo}; the prompt comes last, in quotes")
-    request = PortraitRequest(prompt=prompt, photos=photos, **values)
-    _write(PortraitMaker(settings, progress=True), numbered(request, number), output, overwrite)
+    if Path(prompt).suffix.lower() in PIL.Image.registered_extensions() and os.path.isfile(prompt):
+        raise InputError(f"the prompt is missing: {prompt} is a photo; add the prompt after it, in quotes")
+    return photos, prompt
 
 
 def _write(

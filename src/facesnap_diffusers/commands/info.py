@@ -29,14 +29,17 @@ def info(
         str | None,
         typer.Option(help="For --memory: sd1, sd2, sdxl, or a folder or Hub repo of a base model; that of --family."),
     ] = None,
-    ffrnet_rank: Annotated[int | None, typer.Option(help="For --memory: with a small FFRNet of this rank.")] = None,
+    ffrnet_rank: Annotated[
+        int | None, typer.Option(min=1, help="For --memory: with a small FFRNet of this rank.")
+    ] = None,
     side: Annotated[int | None, typer.Option(help="For --memory: height and width of the image, in pixels.")] = None,
 ) -> None:
     """Print the parts of an adapter with their parameters and bytes, and what it is made for."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    from ..errors import InputError
+    from ..errors import InputError, as_integer
 
     if public:
         if adapter is not None or variant is not None:
@@ -48,6 +51,8 @@ def info(
             raise InputError(
                 "--memory counts a fresh adapter; leave out the adapter and give --base and --ffrnet-rank"
             )
+        if side is not None:
+            as_integer("side", side, 64, 8192)
         Console().print(_memory_table(base or family, side, ffrnet_rank))
         return
     if base is not None or ffrnet_rank is not None or side is not None:
@@ -60,14 +65,14 @@ def info(
         title, sizes, stored = adapter, _stored_sizes(adapter, variant), "MB as stored"
     sizes["all"] = tuple(sum(column) for column in zip(*sizes.values(), strict=True))
 
-    table = Table("part", title=title)
+    table = Table("part", title=Text(title, "table.title"))
     for column in ("parameters", stored):
         table.add_column(column, justify="right")
     for part, (parameters, size) in sizes.items():
         table.add_row(part, f"{parameters:,}", f"{size / 1e6:,.1f}", end_section=part == list(sizes)[-2])
     Console().print(table)
     if adapter is not None:
-        Console().print(_facts(adapter), soft_wrap=True)
+        Console().print(_facts(adapter), soft_wrap=True, markup=False, emoji=False)
 
 
 def _public_table() -> "Table":
@@ -89,11 +94,12 @@ def _public_table() -> "Table":
 
 def _memory_table(base: str, side: int | None, ffrnet_rank: int | None) -> "Table":
     from rich.table import Table
+    from rich.text import Text
 
     from ..memory import count_modes
 
     ffrnet = "full FFRNet" if ffrnet_rank is None else f"FFRNet of rank {ffrnet_rank}"
-    table = Table("", title=f"a call with a face on {base}, {ffrnet}: GB")
+    table = Table("", title=Text(f"a call with a face on {base}, {ffrnet}: GB", "table.title"))
     for column in ("all weights", "at most on the device"):
         table.add_column(column, justify="right")
     for mode in count_modes(base, side, ffrnet_rank=ffrnet_rank):

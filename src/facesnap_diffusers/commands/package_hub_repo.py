@@ -68,14 +68,23 @@ def package_hub_repo(
     ] = None,
 ) -> None:
     """Make an adapter folder a complete Hub repo: a new model card, pipeline.py, for SDXL block.py, and a Space."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
     from ..adapter.config import FaceSnapConfig
     from ..adapter.model_card import read_eval_results, read_sections, write_model_card
-    from ..errors import InputError
+    from ..errors import InputError, one_line
     from ..files import atomic_file
     from ..preflight import check_device
 
     if repo_id.count("/") != 1:
         raise InputError(f"repo_id {repo_id!r} must be owner/name")
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise InputError(
+            f"repo_id {repo_id!r} cannot be a name on the Hub ({one_line(error)}); give another"
+        ) from None
     config = FaceSnapConfig.load(adapter)
     config = config.replace(base_model=base_model or config.base_model, license=license or config.license)
     for option, value in (("--space", space), ("--photo", photo)):
