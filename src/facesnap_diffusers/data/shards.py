@@ -354,8 +354,9 @@ class PreparedFaces:
     def damaged(self, index: int, error: Exception) -> InputError:
         """An error that names photo `index`, for what went wrong in reading it."""
         address, start, end = self.places[index]
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         return InputError(
-            f"{address}: the photo in bytes {start} to {end} cannot be read ({type(error).__name__}: {one_line(error)});"
+            f"{address}: the photo in bytes {start} to {end} cannot be read ({kind}{one_line(error)});"
             " restore the shard, or prepare the folder again"
         )
 
