@@ -102,3 +102,10 @@ class TestShards:
             with pytest.raises(InputError, match="manifest.jsonl (has a damaged line|does not say where)") as error:
                 PreparedFaces([str(prepared)])
             assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("name", [MANIFEST, "people.jsonl", "prepare.json"])
+    def test_bytes_that_are_no_text_are_refused(self, prepared, name):
+        path = prepared / name
+        path.write_bytes(b'{"key": "\xf4"}\n' + (path.read_bytes() if path.exists() else b""))
+        with pytest.raises(InputError, match=f"{name} (has a damaged line|is not JSON)"):
+            PreparedFaces([str(prepared)])

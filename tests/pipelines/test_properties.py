@@ -5,6 +5,7 @@ import math
 import numpy as np
 import PIL.Image
 import pytest
+import third_party
 import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -122,6 +123,16 @@ def pipe():
 
 
 @pytest.fixture(scope="module")
+def with_ip_adapter():
+    pipe = tiny.facesnap(tiny.sd_pipeline())
+    tiny.add_adapter(pipe)
+    pipe.register_modules(image_encoder=tiny.image_encoder())
+    weights = third_party.ip_adapter(pipe.unet)
+    pipe.load_ip_adapter(weights, subfolder="", weight_name="", image_encoder_folder=None)
+    return pipe
+
+
+@pytest.fixture(scope="module")
 def inpaint():
     pipe = tiny.facesnap(tiny.sd_pipeline(), FaceSnapInpaintPipeline)
     tiny.add_adapter(pipe)
@@ -162,11 +173,33 @@ def test_tensors_and_texts_of_a_call(pipe, count):
         "latents",
         "prompt_embeds",
         "generator",
+        "negative_prompt_embeds",
         "controlnet_conditioning_scale",
         "image",
+        "cross_attention_kwargs",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+        "timesteps",
+        "sigmas",
+        "guidance_rescale",
+        "output_type",
+        "ip_adapter_image_embeds",
     )
     values = st.dictionaries(st.sampled_from(names), anything, min_size=1, max_size=1)
     check(count, values, lambda value: pipe(**{"prompt": "a", "identity": tiny.identity(), **CALL, **value}).images)
+
+
+@AMOUNTS
+@pytest.mark.parametrize("who", [{}, {"identity": tiny.identity()}], ids=["plain", "face"])
+def test_arguments_for_a_stock_ip_adapter(with_ip_adapter, who, count):
+    embeds = st.lists(tensors, max_size=2) | st.just([torch.ones(1, 1, 16)]) | anything
+    masks = st.lists(tensors, max_size=2) | st.just([torch.ones(1, 1, 16, 16)]) | anything
+    values = st.one_of(
+        embeds.map(lambda value: {"ip_adapter_image_embeds": value}),
+        masks.map(lambda value: {"cross_attention_kwargs": {"ip_adapter_masks": value}}),
+    )
+    call = {**CALL, **who, "ip_adapter_image_embeds": [torch.ones(1, 1, 16)]}
+    check(count, values, lambda value: with_ip_adapter("a", **{**call, **value}).images)
 
 
 @AMOUNTS

@@ -76,6 +76,12 @@ WRONG = [
 ]
 
 
+def test_sizes_that_the_stock_pipeline_refuses(pipe):
+    with pytest.raises(InputError, match="height must be a positive multiple of 8, got 12"):
+        pipe(**{**CALL, "height": 12})
+    assert pipe(**{**CALL, "height": 12}, identity=tiny.identity()).images.shape == (1, 3, 12, 32)
+
+
 @pytest.mark.parametrize("who", [{}, {"identity": tiny.identity()}], ids=["plain", "face"])
 @pytest.mark.parametrize(("arguments", "message"), WRONG, ids=lambda value: value if isinstance(value, str) else "")
 def test_wrong(pipe, who, arguments, message):

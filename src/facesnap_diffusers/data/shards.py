@@ -232,7 +232,7 @@ def read_records(folder: str | Path) -> Iterator[PhotoRecord]:
     import fsspec
 
     try:
-        with fsspec.open(f"{folder}/{MANIFEST}", "rt") as file:
+        with fsspec.open(f"{folder}/{MANIFEST}", "rt", encoding="utf-8", errors="backslashreplace") as file:
             for line in file:
                 if line.endswith("\n"):
                     yield PhotoRecord.from_line(line, f"{folder}/{MANIFEST}")
@@ -395,7 +395,7 @@ def read_people(folder: str | Path) -> Iterator[Membership]:
 
     names = {item.name for item in fields(Membership)}
     try:
-        with fsspec.open(f"{folder}/{PEOPLE}", "rt") as file:
+        with fsspec.open(f"{folder}/{PEOPLE}", "rt", encoding="utf-8", errors="backslashreplace") as file:
             for line in file:
                 try:
                     yield Membership(**{name: value for name, value in json.loads(line).items() if name in names})
