@@ -28,6 +28,7 @@ _ARRAYS = {
     "embedding": None, "landmarks": (72, 2), "shape": None, "expression": None, "rotation": (3,), "scale": (),
     "translation": (3,),
 }  # fmt: skip
+_LEAST_SCALE = 1e-3  # pixels per centimeter: a head of a fiftieth of a pixel
 _MOST = 1e6  # of any value: pixels, degrees, coefficients, lengths
 
 
@@ -125,6 +126,8 @@ class PreparedFace:
                 raise InputError(
                     f"{name} must be finite numbers of shape {'(length,)' if shape is None else shape}; prepare the photo again"
                 )
+        if self.scale < _LEAST_SCALE:
+            raise InputError("scale must be positive pixels per centimeter; prepare the photo again")
         if not isinstance(self.info, dict):
             raise InputError("info must be a dictionary; prepare the photo again")
         caption, size = self.info.get("caption"), self.info.get("file_size")
