@@ -7,7 +7,9 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 # a process a core, each with one thread; the tests of a file stay together, for they share what they make
 PYTEST := -m pytest --numprocesses auto --dist loadfile
-test test-fast test-inputs test-lowest: export OMP_NUM_THREADS = 1
+test test-fast test-inputs test-lowest release-check: export OMP_NUM_THREADS = 1
+# Material's notice about MkDocs 2, which is not a warning of this site
+docs: export NO_MKDOCS_2_WARNING = 1
 SOURCES := src tests examples benchmarks
 
 .PHONY: demo app docs release-check test test-extras test-fast test-inputs test-lowest style quality clean
@@ -41,7 +43,7 @@ release-check: $(VENV)/installed
 	outputs/release/venv/bin/pip install --quiet "$$(ls dist/*.whl)[test]"
 	cd outputs/release && venv/bin/facesnap demo --people 1
 	tar -xzf dist/*.tar.gz -C outputs/release --strip-components 1 --exclude src
-	cd outputs/release && venv/bin/python -m pytest
+	cd outputs/release && venv/bin/python $(PYTEST)
 
 # All tests.
 test: $(VENV)/installed

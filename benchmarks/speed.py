@@ -1,12 +1,14 @@
 """
-What a call of 25 steps with guidance costs, as a ratio to the plain one: by arithmetic, and measured side by side.
+What a call of 25 steps with guidance costs, as a ratio to the plain one: by arithmetic, and whole calls side by side.
 
-    python benchmarks/speed.py                                  # counts multiplications on shapes: seconds
-    python benchmarks/speed.py --measure --side 256 --rounds 5  # and times denoising steps with random weights: minutes
+    python benchmarks/speed.py                                     # counts multiplications on shapes: seconds
+    python benchmarks/speed.py --measure --side 512 --width 1      # and times whole calls with random weights: hours
+    python benchmarks/speed.py --measure --side 256 --width 0.25   # of nets a quarter as wide, beside their arithmetic
 
-Rows: plain; IP-Adapter FaceID (identity attention); ControlNet; both, the rivals' stack; FaceSnap exact, fast, and fast with
-a small FFRNet of rank 128. Arithmetic counts the UNet and what is added to it, in a whole call. Measured are single steps of a
-batch of two (both halves of guidance), all methods in turn in each round, weighed by how often a call computes FFRNet.
+Rows: plain; diffusers' IP-Adapter FaceID; its ControlNet; both, the rivals' stack; FaceSnap exact, fast, and fast with a small
+FFRNet (rank 128 at full width). Arithmetic counts the UNet and what is added to it. Measured are calls without text encoders' and
+autoencoder's share (random latents come out), all rows in turn in each round, in CPU seconds of the process, so that other
+processes count little; wall time stands beside them.
 """
 
 from __future__ import annotations
@@ -18,16 +20,14 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from random_models import NUM_TOKENS, ROWS, base_pipeline, calls, rank_of, unet_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from facesnap_diffusers import FaceSnapSchedule, FFRNet, load_nano_pipeline, nano_people
-from facesnap_diffusers.base_models import UNET_CONFIGS, empty_unet
 from facesnap_diffusers.models.attention import IdentityAttention
 
 
 STEPS = 25
-NUM_TOKENS = 16
-RANK = 128
 
 
 def ffrnet_runs(schedule: str | FaceSnapSchedule) -> tuple[int, int]:
@@ -48,130 +48,99 @@ def ffrnet_runs(schedule: str | FaceSnapSchedule) -> tuple[int, int]:
     return len(batches), batches[0]
 
 
-class Parts:
-    """A UNet with FFRNet and identity attention, and the inputs of a step at `side` pixels."""
+@torch.no_grad()
+def count(family: str, side: int, width: float = 1.0) -> dict[str, float]:
+    """Ratios by multiplications of the nets of a whole call, counted on shapes."""
+    size, is_xl = side // 8, family == "sdxl"
+    (exact_runs, exact_batch), (fast_runs, fast_batch) = ffrnet_runs("exact"), ffrnet_runs("fast")
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**unet_config(family, width))
+        identity_attention = IdentityAttention.from_unet(unet)
+        full, small = FFRNet.from_unet(unet), FFRNet.from_unet(unet, rank=rank_of(width))
+        context, channels = identity_attention.context(unet, NUM_TOKENS), unet.config.cross_attention_dim
 
-    def __init__(self, family: str, side: int, device: str):
-        self.device = device
-        if device == "meta":
-            self.unet = empty_unet(family)
-        else:
-            self.unet = UNet2DConditionModel(**UNET_CONFIGS[family]).eval()
-        with torch.device(device):
-            self.identity_attention = IdentityAttention.from_unet(self.unet)
-            self.ffrnet = FFRNet.from_unet(self.unet)
-            self.small_ffrnet = FFRNet.from_unet(self.unet, rank=RANK)
-        self.context = self.identity_attention.context(self.unet, NUM_TOKENS)
-        self.is_xl, self.side = family == "sdxl", side
+        def added(batch: int) -> dict[str, torch.Tensor] | None:
+            return {"text_embeds": torch.zeros(batch, 1280), "time_ids": torch.zeros(batch, 6)} if is_xl else None
 
-    def _added(self, batch: int) -> dict[str, torch.Tensor] | None:
-        if not self.is_xl:
-            return None
-        return {
-            "text_embeds": torch.zeros(batch, 1280, device=self.device),
-            "time_ids": torch.zeros(batch, 6, device=self.device),
-        }
+        def flops(net: Any, *inputs: torch.Tensor, **kwargs: Any) -> float:
+            with FlopCounterMode(display=False) as counter:
+                net(*inputs, **kwargs)
+            return float(counter.get_total_flops())
 
-    def run_unet(self, identity: bool, batch: int = 2) -> None:
-        width, size = self.unet.config.cross_attention_dim, self.side // 8
-        self.unet(
-            torch.zeros(batch, 4, size, size, device=self.device),
-            torch.tensor(500, device=self.device),
-            torch.zeros(batch, 77 + (NUM_TOKENS if identity else 0), width, device=self.device),
-            cross_attention_kwargs=self.context.as_kwargs() if identity else None,
-            added_cond_kwargs=self._added(batch),
+        def unet_step(tokens: int, **kwargs: Any) -> float:
+            noise, text = torch.zeros(2, 4, size, size), torch.zeros(2, 77 + tokens, channels)
+            return flops(unet, noise, torch.tensor(500), text, added_cond_kwargs=added(2), **kwargs)
+
+        def control_step(net: FFRNet, batch: int) -> float:
+            noise, tokens = torch.zeros(batch, 4, size, size), torch.zeros(batch, NUM_TOKENS, channels)
+            embedding = net.embed_landmarks(torch.zeros(batch, 3, side, side))
+            return flops(net, noise, torch.tensor(500), tokens, embedding, added_cond_kwargs=added(batch))
+
+        def embedding(batch: int) -> float:
+            return flops(full.embed_landmarks, torch.zeros(batch, 3, side, side))
+
+        plain, identity = (
+            STEPS * unet_step(0),
+            STEPS * unet_step(NUM_TOKENS, cross_attention_kwargs=context.as_kwargs()),
         )
-
-    def run_ffrnet(self, net: FFRNet, batch: int) -> None:
-        width, size = self.unet.config.cross_attention_dim, self.side // 8
-        net(
-            torch.zeros(batch, 4, size, size, device=self.device),
-            torch.tensor(500, device=self.device),
-            torch.zeros(batch, NUM_TOKENS, width, device=self.device),
-            torch.zeros(batch, 3, self.side, self.side, device=self.device),
-            added_cond_kwargs=self._added(batch),
-        )
-
-
-def pieces(parts: Parts, fast_batch: int) -> dict[str, Any]:
-    """What calls are made of, as functions."""
-    return {
-        "plain": lambda: parts.run_unet(False),
-        "identity": lambda: parts.run_unet(True),
-        "ffrnet": lambda: parts.run_ffrnet(parts.ffrnet, 2),
-        "ffrnet, fast": lambda: parts.run_ffrnet(parts.ffrnet, fast_batch),
-        "small ffrnet, fast": lambda: parts.run_ffrnet(parts.small_ffrnet, fast_batch),
-    }
-
-
-def ratios(cost: dict[str, float], fast_runs: int) -> dict[str, float]:
-    """Costs of whole calls, relative to the plain one, from those of their pieces."""
-    share = fast_runs / STEPS
-    return {
-        name: value / cost["plain"]
-        for name, value in {
-            "plain": cost["plain"],
-            "IP-Adapter FaceID": cost["identity"],
-            "ControlNet": cost["plain"] + cost["ffrnet"],
-            "both": cost["identity"] + cost["ffrnet"],
-            "FaceSnap exact": cost["identity"] + cost["ffrnet"],
-            "FaceSnap fast": cost["identity"] + share * cost["ffrnet, fast"],
-            "FaceSnap fast, rank 128": cost["identity"] + share * cost["small ffrnet, fast"],
-        }.items()
-    }
+        rival = STEPS * (control_step(full, 2) + embedding(2))  # at every step
+        exact = exact_runs * control_step(full, exact_batch) + embedding(exact_batch)  # once
+        fast, fast_small = (fast_runs * control_step(net, fast_batch) + embedding(fast_batch) for net in (full, small))
+    costs = (
+        plain,
+        identity,
+        plain + rival,
+        identity + rival,
+        identity + exact,
+        identity + fast,
+        identity + fast_small,
+    )
+    return {row: cost / plain for row, cost in zip(ROWS, costs, strict=True)}
 
 
 @torch.no_grad()
-def count(family: str, fast_runs: int, fast_batch: int) -> dict[str, float]:
-    """Ratios by multiplications, at the family's own size."""
-    parts = Parts(family, 1024 if family == "sdxl" else 512, "meta")
-    cost = {}
-    for name, run in pieces(parts, fast_batch).items():
-        with FlopCounterMode(display=False) as counter:
-            run()
-        cost[name] = float(counter.get_total_flops())
-    return ratios(cost, fast_runs)
-
-
-@torch.no_grad()
-def measure(family: str, side: int, rounds: int, fast_runs: int, fast_batch: int) -> list[dict[str, float]]:
-    """Ratios by process time, one for each round, in which all pieces run in turn."""
-    parts = Parts(family, side, "cpu")
-    functions = pieces(parts, fast_batch)
+def measure(family: str, side: int, width: float, rounds: int) -> list[dict[str, tuple[float, float]]]:
+    """CPU and wall seconds of whole calls, one result for each round, in which all rows run in turn."""
+    functions = calls(base_pipeline(family, width), side, STEPS, rank_of(width))
     results = []
-    for number in range(rounds + 1):
-        cost = {}
-        for name, run in functions.items():
-            start = time.process_time()
-            run()
-            cost[name] = time.process_time() - start
-        if number > 0:  # the first warms up
-            results.append(ratios(cost, fast_runs))
+    for number in range(rounds):
+        seconds = {}
+        for row, function in functions.items():
+            cpu, wall = time.process_time(), time.perf_counter()
+            function()
+            seconds[row] = time.process_time() - cpu, time.perf_counter() - wall
+            print(f"round {number + 1}, {row}: {seconds[row][0]:.1f} s CPU, {seconds[row][1]:.1f} s", flush=True)
+        results.append(seconds)
     return results
+
+
+def spread(results: list[dict[str, tuple[float, float]]], row: str, clock: int) -> str:
+    """The median of the ratios of a row, with the least and the greatest."""
+    found = [result[row][clock] / result["plain"][clock] for result in results]
+    return f"{statistics.median(found):.3f} ({min(found):.2f}–{max(found):.2f})" if found else "–"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--families", nargs="+", choices=["sd1", "sdxl"], default=["sd1", "sdxl"])
     parser.add_argument("--measure", action="store_true", help="also time it, on the CPU with random weights")
-    parser.add_argument("--side", type=int, default=256, help="of the measured images, in pixels")
-    parser.add_argument("--rounds", type=int, default=5)
-    args = parser.parse_args()
-
-    fast_runs, fast_batch = ffrnet_runs("fast")
-    exact_runs, exact_batch = ffrnet_runs("exact")
-    print(
-        f"FFRNet runs in {STEPS} steps: exact {exact_runs} of batch {exact_batch}, fast {fast_runs} of {fast_batch}\n"
+    parser.add_argument("--side", type=int, help="of the images, in pixels; the family's own by default")
+    parser.add_argument(
+        "--width", type=float, choices=[0.25, 0.5, 1.0], default=1.0, help="factor of the nets' channels"
     )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
     for family in args.families:
-        counted = count(family, fast_runs, fast_batch)
-        measured = measure(family, args.side, args.rounds, fast_runs, fast_batch) if args.measure else []
-        print(f"| {family} | by arithmetic | measured at {args.side} px: median (least–greatest) |\n|---|---|---|")
-        for name, value in counted.items():
-            times = [result[name] for result in measured]
-            cell = f"{statistics.median(times):.2f} ({min(times):.2f}–{max(times):.2f})" if times else "–"
-            print(f"| {name} | {value:.3f} | {cell} |")
-        print()
+        side = args.side or (1024 if family == "sdxl" else 512)
+        counted = count(family, side, args.width)
+        measured = measure(family, side, args.width, args.rounds) if args.measure else []
+        print(f"\n{family}, {side} px, width × {args.width:g}, {len(measured)} rounds: median (least–greatest)\n")
+        print("| | by arithmetic | CPU time | wall time |\n|---|---:|---:|---:|")
+        for row, value in counted.items():
+            print(f"| {row} | {value:.3f} | {spread(measured, row, 0)} | {spread(measured, row, 1)} |")
 
 
 if __name__ == "__main__":

@@ -43,6 +43,12 @@ def hub(tmp_path):
 
 
 @pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """What is downloaded without a `cache_dir` lies here, not in the user's cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
 def modules_cache(tmp_path, monkeypatch):
     """Code from a Hub is copied here, not into the user's cache."""
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

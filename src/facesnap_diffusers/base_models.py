@@ -56,6 +56,13 @@ def empty_unet(family: str) -> UNet2DConditionModel:
         return UNet2DConditionModel(**UNET_CONFIGS[family])
 
 
+def unet_without_weights(name: str) -> UNet2DConditionModel:
+    """The UNet of a base model on the Hub or on disk on the meta device: only its config is read."""
+    config = UNet2DConditionModel.load_config(name, subfolder="unet")
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(config)
+
+
 def import_modules(names: Sequence[str], setting: str) -> None:
     """
     Imports modules by name, so that diffusers can load components of their classes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from .adapter.config import FaceSnapConfig
 from .errors import FaceEncoderMismatchError, InputError
 from .faces.alignment import align_for_encoder
 from .faces.analyzers import FaceAnalyzer, default_analyzer
-from .faces.detection import find_face
+from .faces.detection import find_face, same_face
 from .faces.face import Face
 from .faces.key_points import draw_for_style
 from .faces.photo import load_photo
@@ -42,6 +42,8 @@ class FaceConditioner:
         face_analyzer ([`FaceAnalyzer`], *optional*): Finds and describes faces in photos; by default the one that the
             config's face encoder belongs to.
         device (`torch.device`, *optional*): Where the mixer runs; its own device by default.
+        of_ffrnet ([`FaceConditioner`], *optional*): That of the adapter that FFRNet comes from, where it is another one
+            than the identity attention's: landmarks and their picture are then its.
     """
 
     config: FaceSnapConfig
@@ -51,6 +53,12 @@ class FaceConditioner:
     image_processor: CLIPImageProcessor | None = None
     face_analyzer: FaceAnalyzer | None = None
     device: torch.device | None = None
+    of_ffrnet: FaceConditioner | None = None
+
+    @property
+    def landmark_style(self) -> str:
+        """How landmarks are drawn for FFRNet."""
+        return (self.of_ffrnet or self).config.landmark_style
 
     # from photos to identities
 
@@ -136,6 +144,8 @@ class FaceConditioner:
         Raises [`FaceEncoderMismatchError`] unless the identity was made by the encoders that the adapter takes. Where it
         takes no face embedding, any recognizer will do.
         """
+        if self.of_ffrnet is not None:
+            self.of_ffrnet.check(*self.as_ffrnet_sees([identity]))
         config = self.config
         takes_embeds = config.face_embed_dim is not None
         if takes_embeds and identity.face_encoder_id != config.face_encoder_id:
@@ -158,6 +168,10 @@ class FaceConditioner:
                 f"identity has image features of {identity.image_encoder_id}, the adapter was trained with those of"
                 f" {config.image_encoder_id}; encode the face again with encode_face"
             )
+
+    def as_ffrnet_sees(self, identities: Sequence[FaceIdentity]) -> list[FaceIdentity]:
+        """The people as the encoders of FFRNet's adapter see them; where they see no other, as they are."""
+        return [identity.of_ffrnet or identity for identity in identities]
 
     # from identities to tokens
 
@@ -219,7 +233,7 @@ class FaceConditioner:
         self, identities: Sequence[FaceIdentity], steering: Steering, height: int, width: int
     ) -> torch.Tensor:
         """The points that the adapter's picture is drawn from, in pixels: landmarks, or InstantID's five key points."""
-        key_points = self.config.landmark_style == "instantid5"
+        key_points = self.landmark_style == "instantid5"
         return self.landmarks(identities, steering, height, width, key_points)
 
     @torch.no_grad()
@@ -235,6 +249,9 @@ class FaceConditioner:
         The landmarks `(batch, 72, 2)` of identities and steering, each for one image or a batch, in pixels; with
         `key_points` the five points `(batch, 5, 2)`, the detector's own where it has them.
         """
+        if self.of_ffrnet is not None:
+            identities = self.as_ffrnet_sees(identities)
+            return self.of_ffrnet.landmarks(identities, steering, height, width, key_points)
         photos = as_list(steering.pose_image, "pose_image")
         names = ["pose_image"] if len(photos) == 1 else [f"pose_image[{i}]" for i in range(len(photos))]
         values: dict[str, list[Any]] = {
@@ -271,7 +288,7 @@ class FaceConditioner:
         The picture `(batch, 3, height, width)` in `[0, 1]` of landmarks `(batch, 72, 2)`, in the adapter's style; in that of
         InstantID also of key points `(batch, 5, 2)`.
         """
-        return draw_for_style(self.config.landmark_style, landmarks.float(), height, width)
+        return draw_for_style(self.landmark_style, landmarks.float(), height, width)
 
     @property
     def analyzer(self) -> FaceAnalyzer:
@@ -281,6 +298,8 @@ class FaceConditioner:
         """
         config = self.config
         analyzer = self.face_analyzer
+        if analyzer is None and config.face_embed_dim is None and self.of_ffrnet is not None:
+            return self.of_ffrnet.analyzer  # one for both
         if analyzer is None:
             analyzer = default_analyzer(config.face_encoder_id, config.normalized_embeds)
         if not isinstance(analyzer, FaceAnalyzer):
@@ -307,13 +326,28 @@ class FaceConditioner:
             image = load_photo(photo, name)
         elif config.image_encoder_id is not None:
             raise InputError(f"this adapter looks at CLIP features too: pass {name}= and landmarks= beside embedding=")
-        return self._identity(image, landmarks, embeds)
+        identity = self._identity(image, landmarks, embeds)
+        if self.of_ffrnet is None:
+            return identity
+        if len(config.face_encoder_ids) > 1:
+            raise InputError(
+                f"embedding= is of one face recognizer, and the two adapters take those of"
+                f" {' and '.join(config.face_encoder_ids)}; pass {name}= alone"
+            )
+        embeds = self.of_ffrnet._as_embedding(embeds)
+        return replace(identity, of_ffrnet=self.of_ffrnet._encode_photo(photo, name, face_index, embeds, landmarks))
 
     def identity_of(self, face: Face) -> FaceIdentity:
         """The identity of a face that the adapter's analyzer found."""
         landmarks, embeds = torch.from_numpy(face.landmarks), torch.from_numpy(face.embedding)
         key_points = None if face.key_points is None else torch.from_numpy(face.key_points)
-        return self._identity(face.image, landmarks, embeds, key_points, face.encoder)
+        identity = self._identity(face.image, landmarks, embeds, key_points, face.encoder)
+        if self.of_ffrnet is None:
+            return identity
+        other = self.of_ffrnet
+        if other.config.face_embed_dim is not None and other.analyzer is not self.analyzer:
+            face = same_face(face, other.analyzer)
+        return replace(identity, of_ffrnet=other.identity_of(face))
 
     @torch.no_grad()
     def _identity(

@@ -45,6 +45,8 @@ class FaceIdentity:
         image_encoder_id (`str`, *optional*): The image encoder that made them.
         photo_embeds (`torch.Tensor` of shape `(photos, face_embed_dim)`, *optional*): The embedding of each photo, where
             there are several.
+        of_ffrnet ([`FaceIdentity`], *optional*): The same person as the encoders of another adapter see them, where FFRNet
+            comes from another adapter than the identity attention.
     """
 
     face_embeds: torch.Tensor
@@ -56,6 +58,7 @@ class FaceIdentity:
     image_encoder_id: str | None = None
     photo_embeds: torch.Tensor | None = None
     key_points: torch.Tensor | None = None
+    of_ffrnet: FaceIdentity | None = None
 
     def __post_init__(self) -> None:
         for name in _TENSORS:
@@ -105,6 +108,10 @@ class FaceIdentity:
         if not isinstance(self.face_encoder_id, str):
             raise InputError(f"face_encoder_id must be a str, got {type(self.face_encoder_id).__name__}")
         check_text("image_encoder_id", self.image_encoder_id)
+        if self.of_ffrnet is not None and (
+            not isinstance(self.of_ffrnet, FaceIdentity) or self.of_ffrnet.of_ffrnet is not None
+        ):
+            raise InputError("of_ffrnet must be a FaceIdentity without another one in it; encode the face again")
 
     def __repr__(self) -> str:
         # without the numbers: they identify a person
@@ -116,6 +123,8 @@ class FaceIdentity:
             parts.append(f"{len(self.landmarks)} landmarks")
         if self.photo_size is not None:
             parts.append(f"photo of {self.photo_size[1]}×{self.photo_size[0]} px")
+        if self.of_ffrnet is not None:
+            parts.append(f"for FFRNet {self.of_ffrnet!r}")
         return f"FaceIdentity({', '.join(parts)}{f', {photos} photos' if photos > 1 else ''})"
 
     def _repr_png_(self) -> bytes | None:
@@ -159,12 +168,18 @@ class FaceIdentity:
         length = embeds.norm(dim=-1).mean()
         shapes = [identity.shape for identity in identities if identity.shape is not None]
         states = [identity.image_hidden_states for identity in identities if identity.image_hidden_states is not None]
+        of_ffrnet = [identity.of_ffrnet for identity in identities if identity.of_ffrnet is not None]
+        if of_ffrnet and len(of_ffrnet) < len(identities):
+            raise FaceEncoderMismatchError(
+                "identities come from one adapter and from a combination of two; encode all photos with one"
+            )
         return replace(
             first,
             face_embeds=F.normalize(embeds.mean(0), dim=0) * length,
             shape=torch.stack(shapes).mean(0) if shapes else None,
             image_hidden_states=torch.cat(states) if states else None,
             photo_embeds=torch.cat([identity._photo_embeds() for identity in identities]),
+            of_ffrnet=cls.fuse(of_ffrnet) if of_ffrnet else None,
         )
 
     def _photo_embeds(self) -> torch.Tensor:
@@ -173,14 +188,12 @@ class FaceIdentity:
     def save(self, path: str | Path) -> None:
         """Writes the identity to `path` as safetensors. Raises [`InputError`] where that cannot be written."""
         check_path("path", path)
-        tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
-        metadata = {
-            "format": "facesnap_identity",
-            "version": FORMAT_VERSION,
-            "face_encoder": self.face_encoder_id,
-            "image_encoder": json.dumps(self.image_encoder_id),
-            "photo_size": json.dumps(self.photo_size),
-        }
+        tensors, values = self._as_file()
+        metadata = {"format": "facesnap_identity", "version": FORMAT_VERSION, **values}
+        if self.of_ffrnet is not None:
+            others, values = self.of_ffrnet._as_file()
+            tensors |= {f"{_OF_FFRNET}{name}": tensor for name, tensor in others.items()}
+            metadata |= {f"{_OF_FFRNET}{name}": value for name, value in values.items()}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             with atomic_file(path) as temporary:
@@ -189,6 +202,26 @@ class FaceIdentity:
             raise InputError(
                 f"path {path} cannot be written ({one_line(error)}); name a file in a folder that exists"
             ) from None
+
+    def _as_file(self) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+        """Tensors and metadata of a file, without those of `of_ffrnet`."""
+        tensors = {name: getattr(self, name) for name in _TENSORS if getattr(self, name) is not None}
+        return tensors, {
+            "face_encoder": self.face_encoder_id,
+            "image_encoder": json.dumps(self.image_encoder_id),
+            "photo_size": json.dumps(self.photo_size),
+        }
+
+    @classmethod
+    def _from_file(cls, tensors: dict[str, Any], metadata: dict[str, str], **more: Any) -> FaceIdentity:
+        photo_size = json.loads(metadata["photo_size"])
+        return cls(
+            face_encoder_id=metadata["face_encoder"],
+            image_encoder_id=json.loads(metadata["image_encoder"]),
+            photo_size=tuple(photo_size) if isinstance(photo_size, list) else photo_size,
+            **tensors,
+            **more,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> FaceIdentity:
@@ -205,22 +238,25 @@ class FaceIdentity:
                         f"path {path} does not hold a FaceSnap identity of version {FORMAT_VERSION}; {again}"
                     )
                 names = set(file.keys())
-                if "face_embeds" not in names or not names <= set(_TENSORS):
+                plain = {name.removeprefix(_OF_FFRNET) for name in names}
+                if "face_embeds" not in names or not plain <= set(_TENSORS):
                     raise InputError(f"path {path} holds other tensors than an identity has; {again}")
                 tensors = {name: file.get_tensor(name) for name in names}
-            values = {name: json.loads(metadata[name]) for name in ("image_encoder", "photo_size")}
-            photo_size = values["photo_size"]
-            return cls(
-                face_encoder_id=metadata["face_encoder"],
-                image_encoder_id=values["image_encoder"],
-                photo_size=tuple(photo_size) if isinstance(photo_size, list) else photo_size,
-                **tensors,
-            )
+            others = {name: tensors.pop(name) for name in names if name.startswith(_OF_FFRNET)}
+            of_ffrnet = None
+            if others:
+                of_ffrnet = cls._from_file(_without_prefix(others), _without_prefix(metadata))
+            return cls._from_file(tensors, metadata, of_ffrnet=of_ffrnet)
         except InputError as error:
             raise InputError(str(error) if str(path) in str(error) else f"path {path}: {error}") from None
         # safetensors, JSON and torch each have errors of their own for a damaged file
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, RecursionError) as error:
             raise InputError(f"path {path} is not a readable safetensors file ({one_line(error)}); {again}") from None
+
+
+def _without_prefix(values: dict[str, Any]) -> dict[str, Any]:
+    """What a file says for FFRNet, by plain names."""
+    return {name.removeprefix(_OF_FFRNET): value for name, value in values.items() if name.startswith(_OF_FFRNET)}
 
 
 def _is_size(value: Any) -> bool:
@@ -242,4 +278,5 @@ _MAX_VALUES = {
 _MAX_SIDE = 10**6
 _PICTURE_SIDE = 192
 _TENSORS = tuple(_MAX_VALUES)
+_OF_FFRNET = "of_ffrnet."
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -33,7 +33,7 @@ from diffusers.modular_pipelines.stable_diffusion_xl.modular_blocks_stable_diffu
 )
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
-from ._upstream import register_in_diffusers, resolve_dtype
+from ._upstream import execution_device, register_in_diffusers, resolve_dtype
 from .adapter.config import FaceSnapConfig
 from .adapter.folder import ADAPTER_COMPONENTS, AdapterSource, bind_to_base, check_fit, read_adapter
 from .adapter.lifecycle import check_layer_scales, check_scale, conditioner_of
@@ -43,7 +43,7 @@ from .models.ffrnet import FFRNet
 from .models.landmark_predictor import LandmarkPredictor
 from .models.mixer import FacialAttributeMixer
 from .pipelines.control import RoutedControlNet
-from .pipelines.mixin import append_tokens
+from .pipelines.mixin import FaceTokens, append_tokens
 from .steering import Steering
 
 
@@ -58,7 +58,7 @@ def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: A
         if isinstance(module, torch.nn.Module):
             module.eval().requires_grad_(False).to(components.unet.device)
     components.update_components(
-        **{name: modules.get(name) for name in ADAPTER_COMPONENTS}, facesnap_config=vars(config)
+        **{name: modules.get(name) for name in ADAPTER_COMPONENTS}, facesnap_config=config.to_dict()
     )
 
 
@@ -82,6 +82,9 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
             ComponentSpec("landmark_predictor", LandmarkPredictor),
             ComponentSpec("face_image_encoder", CLIPVisionModelWithProjection),
             ComponentSpec("face_image_processor", CLIPImageProcessor),
+            ComponentSpec("ffrnet_mixer", FacialAttributeMixer),
+            ComponentSpec("ffrnet_image_encoder", CLIPVisionModelWithProjection),
+            ComponentSpec("ffrnet_image_processor", CLIPImageProcessor),
         ]
 
     @property
@@ -117,6 +120,8 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
             OutputParam("prompt_embeds", type_hint=torch.Tensor, kwargs_type="denoiser_input_fields"),
             OutputParam("negative_prompt_embeds", type_hint=torch.Tensor, kwargs_type="denoiser_input_fields"),
             OutputParam("num_identity_tokens", type_hint=int, description="0 without a face."),
+            OutputParam("num_ffrnet_tokens", type_hint=int, description="How many of them, at the end, FFRNet takes."),
+            OutputParam("num_left_out", type_hint=int, description="How many of those are FFRNet's alone."),
             OutputParam("control_image", type_hint=torch.Tensor, description="The landmark image."),
             OutputParam("controlnet_conditioning_scale", type_hint=float, description="The scale of FFRNet."),
         ]
@@ -126,7 +131,7 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
         self, components: StableDiffusionXLModularPipeline, state: PipelineState
     ) -> tuple[StableDiffusionXLModularPipeline, PipelineState]:
         block_state = self.get_block_state(state)
-        block_state.num_identity_tokens = 0
+        block_state.num_identity_tokens = block_state.num_ffrnet_tokens = block_state.num_left_out = 0
         for name in _OF_THE_PIPELINE:
             if getattr(block_state, name) is not None:
                 raise InputError(f"{name}= goes with FaceSnapXLPipeline only; leave it out")
@@ -150,12 +155,13 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
         prompts = len(block_state.prompt_embeds)
         if prompts % len(identities):
             raise InputError(f"there are {len(identities)} faces for {prompts} prompts; give as many prompts as faces")
-        tokens, unconditional_tokens = conditioner.tokens(identities)
-        block_state.num_identity_tokens = tokens.shape[1]
-        block_state.prompt_embeds = append_tokens(block_state.prompt_embeds, tokens)
+        tokens = FaceTokens.of(conditioner, identities)
+        block_state.num_identity_tokens = tokens.conditional.shape[1]
+        block_state.num_ffrnet_tokens, block_state.num_left_out = tokens.num_ffrnet_tokens, tokens.num_left_out
+        block_state.prompt_embeds = append_tokens(block_state.prompt_embeds, tokens.conditional)
         if block_state.negative_prompt_embeds is not None:
             block_state.negative_prompt_embeds = append_tokens(
-                block_state.negative_prompt_embeds, unconditional_tokens
+                block_state.negative_prompt_embeds, tokens.unconditional
             )
         if components.ffrnet is not None:
             height, width = _image_size(components, block_state)
@@ -214,10 +220,12 @@ class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
             check_scale("identity_scale", scale)
         if attention is None:
             attention = IdentityAttention(layers={})
-        context = attention.context(components.unet, num_tokens, scale)
+        num_left_out, device = state.get("num_left_out", 0), execution_device(components)
+        num_attended = num_tokens - num_left_out
+        context = attention.context(components.unet, num_attended, scale, num_left_out=num_left_out, device=device)
         state.set("cross_attention_kwargs", {**(state.get("cross_attention_kwargs") or {}), **context.as_kwargs()})
         if components.ffrnet is not None:
-            call.controlnet = RoutedControlNet(components.ffrnet, num_tokens, "identity")
+            call.controlnet = RoutedControlNet(components.ffrnet, state.get("num_ffrnet_tokens"), "identity")
         _, state = super().__call__(call, state)
         return components, state
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +17,7 @@ import PIL.PngImagePlugin
 from pydantic import Field
 
 from .errors import FaceSnapError, InputError, MissingDependencyError, PhotoError, one_line
+from .faces.expression import Expression
 from .files import atomic_file
 from .settings import dump_settings, parse_settings, strict_dataclass
 
@@ -24,6 +25,7 @@ from .settings import dump_settings, parse_settings, strict_dataclass
 if TYPE_CHECKING:
     import torch
 
+    from .faces.pose import HeadPose
     from .identity import FaceIdentity
 
 
@@ -51,6 +53,7 @@ class ModelSettings:
             nano model of this package by default.
         adapter (`str`, *optional*): Adapter: Hub repo, folder or file; the base model's default one if left out.
         weight_name (`str`, *optional*): File of another kind of adapter in that repo or folder.
+        landmarks_from (`str`, *optional*): Another adapter, whose FFRNet is combined with the first one's identity attention.
         identity_scale (`float`, *optional*), landmark_scale (`float`, *optional*): As in `set_facesnap_scale`; the
             adapter's recommended ones by default.
         dtype (`str`): `"float32"`, `"float16"` or `"bfloat16"`.
@@ -61,6 +64,7 @@ class ModelSettings:
     base: str | None = None
     adapter: str | None = None
     weight_name: str | None = None
+    landmarks_from: str | None = None
     identity_scale: Scale | None = None
     landmark_scale: Scale | None = None
     dtype: Literal["float32", "float16", "bfloat16"] = "float32"
@@ -80,8 +84,10 @@ class PortraitRequest:
         negative_prompt (`str`, *optional*): What not to show.
         pose_image (`str`, *optional*): A photo whose pose, expression and framing the image takes.
         yaw, pitch, roll (`float`, *optional*): Head pose in degrees; where one is given, the others are 0.
-        expression (`str` or `dict`, *optional*): A preset such as `"smile"`, or ARKit weights.
-        face_box (`list[float]`, *optional*): Left, top, right, bottom as shares of the image.
+        expression (`str` or `dict`, *optional*): A preset such as `"smile"`, or strengths by name, also as text:
+            `"jawOpen=0.4,mouthSmileLeft=0.8"`.
+        face_box (`list[float]`, *optional*): Left, top, right, bottom as shares of the image. On the nano model by default
+            where its portraits have the face; else as in the photo or pose image.
         face_index (`int`, *optional*): Which face to take where photos show several; the largest by default.
         seed (`int`): Seed of the noise.
         steps (`int`, *optional*): Denoising steps.
@@ -109,6 +115,8 @@ class PortraitRequest:
     def __post_init__(self) -> None:
         if bool(self.photos) == (self.identity is not None):
             raise InputError("give photos or an identity, one of the two")
+        if self.expression is not None:
+            Expression.of(self.expression)
 
 
 class PortraitMaker:
@@ -137,8 +145,6 @@ class PortraitMaker:
         """
         import torch
 
-        from .faces.pose import HeadPose
-
         files = files or {}
         pipe = self.load()
         names = [*request.photos, request.identity, request.pose_image]
@@ -147,7 +153,6 @@ class PortraitMaker:
             "negative_prompt": request.negative_prompt,
             "pose_image": None if request.pose_image is None else files.get(request.pose_image, request.pose_image),
             "expression": request.expression,
-            "face_box": request.face_box,
             "num_inference_steps": request.steps or (NANO_STEPS if self.settings.base is None else STEPS),
             "guidance_scale": 1.0
             if request.guidance_scale is None and self.settings.base is None
@@ -155,13 +160,12 @@ class PortraitMaker:
             "width": request.width,
             "height": request.height,
         }
-        angles = {"yaw": request.yaw, "pitch": request.pitch, "roll": request.roll}
-        given = {name: angle for name, angle in angles.items() if angle is not None}
-        if given:
-            options["pose"] = HeadPose(**given)
+        options["pose"] = _pose(request)
+        identity = self._identity(request, files)
+        options["face_box"] = self._face_box(request, identity)
         image = pipe(
             request.prompt,
-            identity=self._identity(request, files),
+            identity=identity,
             generator=torch.Generator().manual_seed(request.seed),
             **{name: value for name, value in options.items() if value is not None},
         ).images[0]
@@ -174,6 +178,21 @@ class PortraitMaker:
         }
         return as_png(image, record)
 
+    def _face_box(self, request: PortraitRequest, identity: FaceIdentity) -> Sequence[float] | None:
+        """Where the face goes: the nano model knows portraits only, and photos seldom have their frame."""
+        if request.face_box is not None or self.settings.base is not None or request.pose_image is not None:
+            return request.face_box
+        from .faces.pose import HeadPose
+        from .nano.portrait_box import portrait_box
+
+        pose = _pose(request)
+        if pose is None and identity.landmarks is not None:
+            predictor = self.load().landmark_predictor
+            own = predictor.encode(identity.landmarks[None].to(predictor.device, predictor.dtype))
+            pose = HeadPose(*own.rotation[0].clamp(-90, 90).tolist())
+        left, top, right, bottom = portrait_box(pose or HeadPose())
+        return left, top, right, bottom
+
     def _identity(self, request: PortraitRequest, files: Mapping[str, str]) -> FaceIdentity:
         from .identity import FaceIdentity
 
@@ -185,13 +204,26 @@ class PortraitMaker:
             while len(self._identities) >= _KEPT_IDENTITIES:
                 del self._identities[next(iter(self._identities))]
             try:
-                self._identities[key] = self.load().encode_face(paths, face_index=request.face_index)
+                identity = self.load().encode_face(paths, face_index=request.face_index)
+                if self.settings == replace(self.settings, base=None, adapter=None, landmarks_from=None):
+                    from .nano.photos import as_rendered
+
+                    identity = as_rendered(identity)
+                self._identities[key] = identity
             except InputError as error:  # with the name that the user typed
                 message = str(error)
                 for i, path in enumerate(paths):
                     message = message.replace("face_image" if len(paths) == 1 else f"face_image[{i}]", path)
                 raise type(error)(message) from None
         return self._identities[key]
+
+
+def _pose(request: PortraitRequest) -> HeadPose | None:
+    from .faces.pose import HeadPose
+
+    angles = {"yaw": request.yaw, "pitch": request.pitch, "roll": request.roll}
+    given = {name: angle for name, angle in angles.items() if angle is not None}
+    return HeadPose(**given) if given else None
 
 
 def load_pipeline(settings: ModelSettings) -> Any:
@@ -208,8 +240,10 @@ def load_pipeline(settings: ModelSettings) -> Any:
         pipe = load_nano_pipeline(dtype=dtype)
     else:
         pipe = _load_base(settings.base, dtype)
-    if settings.base is not None or settings.adapter is not None:
-        pipe.load_facesnap_adapter(settings.adapter, weight_name=settings.weight_name)
+    if settings.base is not None or settings.adapter is not None or settings.landmarks_from is not None:
+        pipe.load_facesnap_adapter(
+            settings.adapter, weight_name=settings.weight_name, landmarks_from=settings.landmarks_from
+        )
     pipe.set_facesnap_scale(settings.identity_scale, settings.landmark_scale)
     if settings.offload == "none":
         pipe.to(settings.device)
@@ -383,7 +417,13 @@ def read_table(path: str | Path, defaults: PortraitRequest | Mapping[str, Any]) 
 
 
 def make_table(
-    rows: Iterable[Row], output: Path, maker: PortraitMaker, *, ray: bool = False, workers: int = 1
+    rows: Iterable[Row],
+    output: Path,
+    maker: PortraitMaker,
+    *,
+    overwrite: bool = False,
+    ray: bool = False,
+    workers: int = 1,
 ) -> Iterator[tuple[Row, str | None]]:
     r"""
     Makes the image of each row that is not there yet, and yields each row with what went wrong, or `None`. Failures are
@@ -393,10 +433,11 @@ def make_table(
         rows (iterable of [`Row`]): The table.
         output (`Path`): Folder of the images. One run at a time works on it.
         maker ([`PortraitMaker`]): Makes them.
+        overwrite (`bool`): Replace files of a row's name that are not its image; otherwise such a row fails.
         ray (`bool`): Work on a Ray cluster, each worker with a GPU of its own where the device is one.
         workers (`int`): How many there.
     """
-    for left_over in output.glob(".*.png*"):  # of a run that was killed while it wrote
+    for left_over in output.glob(f".*.png.{32 * '?'}.png"):  # of a run that was killed while it wrote
         left_over.unlink(missing_ok=True)
     todo: list[Row] = []
     with open(output / "failures.jsonl", "w", encoding="utf-8") as failures:
@@ -415,6 +456,8 @@ def make_table(
                 yield done(row, None, row.error)
             elif _is_made(output / f"{row.name}.png", row.request, maker.settings):
                 yield row, None
+            elif not overwrite and (output / f"{row.name}.png").exists():
+                yield done(row, None, f"{row.name}.png is there and is another image; pass --overwrite to replace it")
             else:
                 todo.append(row)
         for row, png, error in _with_ray(todo, maker, workers) if ray else (_attempt(maker, row) for row in todo):

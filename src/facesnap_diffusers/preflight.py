@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import InputError, check_path, one_line
+from .errors import FaceSnapError, InputError, check_path, one_line
 
 
 def check_device(device: str) -> None:
@@ -49,6 +51,17 @@ def check_picture_path(path: str | Path) -> None:
     if path.is_dir():
         raise InputError(f"output {str(path)!r} is a folder; name a file")
     make_output_folder(path.parent)
+
+
+@contextmanager
+def instead_of(python: str, option: str) -> Iterator[None]:
+    """Within this context, errors that advise something in Python advise what to do on the command line instead."""
+    try:
+        yield
+    except FaceSnapError as error:
+        if python not in str(error):
+            raise
+        raise type(error)(str(error).replace(python, option)) from error
 
 
 def _reason(error: OSError | ValueError) -> str:

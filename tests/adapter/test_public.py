@@ -72,10 +72,10 @@ def test_every_line_loads_by_its_name_in_any_case(adapter, pipelines, hub, tmp_p
 
 @pytest.mark.parametrize("adapter", PUBLIC_ADAPTERS, ids=IDS)
 def test_every_line_is_refused_on_another_family_before_its_first_byte(adapter, pipelines, hub, tmp_path):
+    hub.add_commit(adapter.repo, {adapter.file: b"weights", "ControlNetModel/config.json": b"{}"})
     for family, pipe in pipelines.items():
         if family == adapter.family:
             continue
-        publish(hub, adapter, pipelines[adapter.family].unet, tmp_path / family)
         with pytest.raises(
             AdapterError, match=f"made for base models of family {adapter.family}.*this one is of"
         ) as caught:
@@ -83,6 +83,9 @@ def test_every_line_is_refused_on_another_family_before_its_first_byte(adapter, 
                 adapter.repo, weight_name=Path(adapter.file).name, cache_dir=str(tmp_path / "cache")
             )
         assert "\n" not in str(caught.value) and "shape" not in str(caught.value)
+        if not any(line.repo == adapter.repo and line.family == family for line in PUBLIC_ADAPTERS):
+            with pytest.raises(AdapterError, match="made for base models of family"):  # by the name alone
+                pipe.load_facesnap_adapter(adapter.repo.swapcase(), cache_dir=str(tmp_path / "cache"))
     assert sum(hub.sent.values()) == 0
 
 

@@ -278,7 +278,7 @@ def test_names_are_text_in_a_model_card(name, tmp_path):
     from huggingface_hub import ModelCard
 
     config = tiny.adapter_config(base_model=name, image_encoder_id=name, base_family=name)
-    write_model_card(tmp_path / "README.md", config, "FaceSnapPipeline", name)
+    write_model_card(tmp_path / "README.md", config, name)
     card = ModelCard.load(tmp_path / "README.md")
     assert card.data.base_model == name
     text = card.text

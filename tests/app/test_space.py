@@ -1,6 +1,7 @@
 """Spaces: their front matter, and what they do on a CPU and on ZeroGPU."""
 
 import inspect
+import json
 import sys
 import types
 from pathlib import Path
@@ -70,11 +71,12 @@ def test_the_app_of_the_example_compiles():
     compile((EXAMPLE / "app.py").read_text(), "app.py", "exec")
 
 
-def test_a_packaged_adapter_gets_a_space(tmp_path):
+def test_a_packaged_adapter_gets_a_space(tmp_path, hub, hub_cache):
     pipe = tiny.facesnap(tiny.sd_pipeline())
     tiny.add_adapter(pipe)
     pipe.save_facesnap_adapter(tmp_path / "adapter")
     arguments = ["package-hub-repo", str(tmp_path / "adapter"), "--repo-id", "someone/facesnap"]
+    hub.add_commit("someone/base", {"unet/config.json": json.dumps(dict(pipe.unet.config)).encode()})
     runner = CliRunner()
     refused = runner.invoke(app, [*arguments, "--space", str(tmp_path / "space")])
     assert isinstance(refused.exception, InputError) and not (tmp_path / "space").exists()

@@ -1,5 +1,6 @@
 """`facesnap generate`: on the model in this package, again from an image, and tables that are killed."""
 
+import io
 import json
 import os
 import random
@@ -73,7 +74,7 @@ def test_equals_the_pipeline(tmp_path):
     from facesnap_diffusers import FaceIdentity, HeadPose
 
     options = ["--identity", PEOPLE[0], "--seed", 7, "--steps", 3, "--guidance", 1.5, "--negative", "blurry"]
-    options += ["--pitch", 10, "--expression", '{"jawOpen": 0.6}', "--face-box", 0.25, 0.2, 0.75, 0.8]
+    options += ["--pitch", 10, "--expression", "jawOpen=0.6", "--face-box", 0.25, 0.2, 0.75, 0.8]
     options += ["--identity-scale", 0.7, "--landmark-scale", 0.9, "--device", "cpu"]
     command("generate", PROMPT, *options, "--output", tmp_path)
     pipe = load_nano_pipeline()
@@ -92,6 +93,57 @@ def test_equals_the_pipeline(tmp_path):
     ).images[0]
     (path,) = tmp_path.iterdir()
     assert np.array_equal(pixels(path), np.asarray(expected))
+
+
+def test_no_image_is_overwritten_unless_asked(tmp_path):
+    """The new one gets a number; an image that is made again does not land on itself."""
+    arguments = ["generate", PROMPT, "--identity", PEOPLE[0], "--steps", 1, "--device", "cpu", "--output", tmp_path]
+    stem = f"{PEOPLE[0].stem}-0"
+    (tmp_path / f"{stem}.png").write_bytes(b"mine")
+    (tmp_path / ".photo.png").write_bytes(b"mine too")
+    command(*arguments)
+    command(*arguments)
+    assert (tmp_path / f"{stem}.png").read_bytes() == b"mine"
+    first = (tmp_path / f"{stem}-2.png").read_bytes()
+    assert first == (tmp_path / f"{stem}-3.png").read_bytes()
+    command("generate", "--from", tmp_path / f"{stem}-3.png", "--output", tmp_path)
+    assert (tmp_path / f"{stem}-3-2.png").read_bytes() == first
+    command(*arguments, "--overwrite")
+    assert (tmp_path / f"{stem}.png").read_bytes() == first
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+@pytest.mark.parametrize("yaw", [None, 15])
+def test_photos_get_the_frame_and_the_look_of_the_nano_model(yaw, tmp_path):
+    """The head fills the picture as the model's portraits do, however small the face is in the photo."""
+    pytest.importorskip("dlib")
+    from facesnap_diffusers import DlibFaceAnalyzer, HeadPose
+    from facesnap_diffusers.faces.detection import find_face
+    from facesnap_diffusers.nano.photos import as_rendered
+    from facesnap_diffusers.nano.portrait_box import portrait_box
+
+    canvas = PIL.Image.new("RGB", (900, 700), "gray")
+    canvas.paste(portrait(1).resize((300, 300)), (550, 350))
+    canvas.save(tmp_path / "me.png")
+    maker = PortraitMaker(ModelSettings())
+    png = maker(PortraitRequest(prompt=PROMPT, photos=[str(tmp_path / "me.png")], yaw=yaw))
+    image = PIL.Image.open(io.BytesIO(png))
+    pipe = maker.load()
+    face = find_face(tmp_path / "me.png", DlibFaceAnalyzer())
+    own = pipe.landmark_predictor.encode(torch.from_numpy(face.landmarks)[None]).rotation[0].tolist()
+    pose = HeadPose(*own) if yaw is None else HeadPose(yaw=yaw)
+    expected = pipe(
+        PROMPT,
+        identity=as_rendered(pipe.encode_face(tmp_path / "me.png")),
+        pose=None if yaw is None else pose,
+        face_box=portrait_box(pose),
+        num_inference_steps=4,
+        guidance_scale=1.0,
+        generator=tiny.seeded(),
+    ).images[0]
+    assert np.array_equal(np.asarray(image), np.asarray(expected))
+    found = find_face(image, DlibFaceAnalyzer())
+    assert found.box[2] - found.box[0] > 30 and abs(found.center[0] - 64) < 16
 
 
 def table_of(tmp_path, count):
@@ -166,12 +218,18 @@ def test_a_csv_table(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["first.png", "second.png"]
 
 
-def test_another_request_under_the_same_name_is_made_anew(tmp_path):
+def test_another_request_under_the_same_name_is_made_anew_if_so_asked(tmp_path):
     maker = PortraitMaker(ModelSettings())
     for prompt in ("a person, red shirt", "a person, green shirt"):
         row = {"identity": str(PEOPLE[0]), "prompt": prompt, "steps": 1, "name": "a"}
         (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-        list(make_table(read_table(tmp_path / "rows.jsonl", {}), tmp_path, maker))
+        rows = read_table(tmp_path / "rows.jsonl", {})
+        ((_, error),) = make_table(rows, tmp_path, maker)
+        assert (error is None) == (prompt == "a person, red shirt")
+        if error is not None:
+            assert "a.png is there and is another image; pass --overwrite" in error
+            assert read_record(tmp_path / "a.png")["request"]["prompt"] == "a person, red shirt"
+            assert list(make_table(rows, tmp_path, maker, overwrite=True)) == [(rows[0], None)]
         assert read_record(tmp_path / "a.png")["request"]["prompt"] == prompt
 
 
@@ -257,7 +315,11 @@ def test_offloading(offload, tmp_path):
             ["plain.png", "a prompt", "--base", "plain.png", "--device", "cpu"],
             "base 'plain.png' could not be loaded",
         ),
-        (["plain.png", "a prompt", "--expression", "{smile"], "is not JSON"),
+        (["plain.png", "a prompt", "--expression", "smiel"], "did you mean 'smile'"),
+        (["plain.png", "a prompt", "--expression", "jawOpen=wide"], "must be name=strength"),
+        (["--from", "plain.png", "--seed", "5"], "--seed has no effect: --from makes the same image again"),
+        (["plain.png", "a prompt", "--ray"], "--ray has no effect: without --table"),
+        (["--table", "rows.csv", "--number", "2"], "--number has no effect: --table makes an image a row"),
     ],
 )
 def test_errors_are_one_line(arguments, message, tmp_path, monkeypatch):

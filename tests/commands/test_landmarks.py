@@ -5,12 +5,13 @@ import re
 import numpy as np
 import PIL.Image
 import pytest
+from command_line import command
 from skimage.data import astronaut
 from typer.testing import CliRunner
 
-from facesnap_diffusers import DlibFaceAnalyzer, InputError
+from facesnap_diffusers import DlibFaceAnalyzer, Expression, InputError
 from facesnap_diffusers.cli import app
-from facesnap_diffusers.commands.landmarks import draw_panels, parse_expression
+from facesnap_diffusers.commands.landmarks import draw_panels
 from facesnap_diffusers.faces.detection import find_face
 
 
@@ -41,7 +42,7 @@ def test_another_pose_and_expression(photo):
     face = find_face(photo, DlibFaceAnalyzer(), name="photo")
 
     def spread(color, yaw, expression):
-        picture, _ = draw_panels(face, yaw, 0, 0, parse_expression(expression))
+        picture, _ = draw_panels(face, yaw, 0, 0, Expression.of(expression))
         panel = np.asarray(picture)[40:, 1024:]
         points = np.argwhere((panel == color).all(-1))
         return points.mean(0), np.ptp(points, axis=0)
@@ -55,9 +56,21 @@ def test_another_pose_and_expression(photo):
 
 def test_wrong_options(photo):
     with pytest.raises(InputError, match="did you mean 'smile'"):
-        parse_expression("smiel")
+        Expression.of("smiel")
     with pytest.raises(InputError, match="'jawOpen=wide' must be name=strength"):
-        parse_expression("jawOpen=wide")
+        Expression.of("jawOpen=wide")
+
+
+def test_without_a_model_pack_it_names_the_option(photo, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def no_network(*args, **kwargs):
+        raise ConnectionError
+
+    monkeypatch.setattr("insightface.utils.storage.ensure_available", no_network)
+    with pytest.raises(InputError, match="or pass --analyzer dlib") as caught:
+        command("landmarks", photo, "--output", tmp_path / "out.png")
+    assert "DlibFaceAnalyzer" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

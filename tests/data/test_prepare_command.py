@@ -102,3 +102,20 @@ class TestPhotos:
 
         shown = CliRunner().invoke(app, ["prepare", "--stats", str(tmp_path / "out")])
         assert shown.exit_code == 0 and "unreadable" in shown.output and "duplicate" in shown.output
+
+
+def test_without_a_model_pack_it_names_the_option(tmp_path, monkeypatch):
+    from command_line import command
+
+    from facesnap_diffusers import InputError
+
+    def no_network(*args, **kwargs):
+        raise ConnectionError
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("insightface.utils.storage.ensure_available", no_network)
+    (tmp_path / "photos").mkdir()
+    portrait(1).save(tmp_path / "photos" / "a.jpg")
+    with pytest.raises(InputError, match="or pass --face-encoder-id dlib/face_recognition_resnet_model_v1") as caught:
+        command("prepare", tmp_path / "photos", tmp_path / "out")
+    assert "DlibFaceAnalyzer" not in str(caught.value)

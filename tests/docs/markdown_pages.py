@@ -40,5 +40,9 @@ def snippets_of(page: Path, *languages: str) -> list[Snippet]:
 
 
 def pages() -> list[Path]:
-    """All pages with snippets: the README and the documentation."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    """All pages that readers meet: in the root, the documentation, beside the examples, and those that ship in the package."""
+    return [
+        path
+        for folder in ("", "docs/**", "examples/**", "src/**")
+        for path in sorted(ROOT.glob(f"{folder}/*.md".lstrip("/")))
+    ]

@@ -91,6 +91,21 @@ def test_presets(name):
     )
 
 
+def test_strengths_as_text():
+    """As they stand on the command line and in tables."""
+    weights = {"jawOpen": 0.4, "mouthSmileLeft": 0.8}
+    assert Expression.of("jawOpen=0.4, mouthSmileLeft=.8") == Expression(weights)
+    for text, message in (
+        ("jawOpen=wide", "'jawOpen=wide' must be name=strength"),
+        ("jawOpen=0.4,", "must be name=strength"),
+        ("jawOpen=0.4,jawOpen=0.4", "given twice"),
+        ("jawOpn=0.4", "did you mean 'jawOpen'"),
+        ("jawOpen=nan", "from 0 to 1"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Expression.of(text)
+
+
 def test_left_and_right_presets_mirror_each_other():
     swapped = {name.replace("_L", "_R"): value for name, value in Expression.of("wink_left").weights.items()}
     assert Expression.of("wink_right").weights == swapped

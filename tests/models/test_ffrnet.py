@@ -34,6 +34,27 @@ class TestFFRNet:
             torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
 
     @torch.no_grad()
+    @pytest.mark.parametrize("order", ["rgb", "bgr"])
+    def test_embeds_the_landmark_picture_once(self, unet, order):
+        ffrnet = FFRNet.from_unet(unet, controlnet_conditioning_channel_order=order).eval()
+        for parameter in ffrnet.parameters():
+            parameter.data.add_(0.1 * torch.randn_like(parameter))
+        stock = ControlNetModel.from_config(ffrnet.config).eval()
+        stock.load_state_dict(ffrnet.state_dict())
+        sample, text, tokens = random_inputs(unet)
+        context, image, runs = torch.cat([text, tokens], 1), torch.rand(2, 3, 128, 128), []
+        ffrnet.controlnet_cond_embedding.conv_in.register_forward_hook(lambda *_: runs.append(1))
+        routed = self.routed(ffrnet)
+        for timestep in (500, 400, 300):
+            down, mid = routed(sample, timestep, context, image, return_dict=False)
+            expected_down, expected_mid = stock(sample, timestep, tokens, image, return_dict=False)
+            assert all(torch.equal(*pair) for pair in zip([*down, mid], [*expected_down, expected_mid], strict=True))
+        assert len(runs) == 1
+        routed(sample, 300, context, image.flip(0), return_dict=False)
+        routed(sample[:1], 300, context[:1], image, return_dict=False)
+        assert len(runs) == 3, "another picture, or a part of the batch, is embedded anew"
+
+    @torch.no_grad()
     def test_never_sees_the_text(self, unet, ffrnet):
         sample, text, tokens = random_inputs(unet)
         image = torch.rand(2, 3, 128, 128)

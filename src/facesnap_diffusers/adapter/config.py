@@ -24,6 +24,9 @@ PARTS = ("mixer", "identity_attention", "ffrnet", "landmark_predictor")
 #: Folder of the CLIP image encoder, in adapters that bring their own.
 IMAGE_ENCODER_FOLDER = "image_encoder"
 
+#: The same for what FFRNet has of its own where it comes from another adapter: its mixer and its image encoder.
+FFRNET_MIXER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER = "ffrnet_mixer", "ffrnet_image_encoder"
+
 #: The scales of an adapter on a pipeline, and what they are where nothing else is recommended.
 DEFAULT_SCALES = {"identity_scale": 1.0, "landmark_scale": 1.0}
 
@@ -56,6 +59,9 @@ class FaceSnapConfig:
         base_family (`str`, *optional*): Family of the base model: `"sd1"`, `"sd2"`, `"sdxl"`, or `"custom-<width>"`.
         base_model (`str`, *optional*): The base model it was trained on.
         license (`str`, *optional*): License of its weights, for the model card.
+        ffrnet_config ([`FaceSnapConfig`], *optional*): Where FFRNet comes from another adapter than the identity
+            attention: what that one is made for. FFRNet then takes identity tokens of its own, and everything above but
+            `parts` and `recommended_scales` is about the identity attention.
         format_version (`int`): Version of this file's format.
 
     Raises:
@@ -74,15 +80,18 @@ class FaceSnapConfig:
     base_family: str | None = None
     base_model: str | None = None
     license: str | None = None
+    ffrnet_config: FaceSnapConfig | None = None
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         check_parts(self.parts)
+        if self.ffrnet_config is not None and ("ffrnet" not in self.parts or self.ffrnet_config.ffrnet_config):
+            raise AdapterError("ffrnet_config goes with the part ffrnet, and has none of its own")
 
     def save(self, folder: str | Path) -> None:
         """Writes the config into an adapter's folder."""
         with atomic_file(Path(folder) / CONFIG_NAME) as path:
-            path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+            path.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: str | Path) -> FaceSnapConfig:
@@ -113,6 +122,28 @@ class FaceSnapConfig:
                 " install the version of facesnap-diffusers that the adapter was made with"
             )
         return parse_settings(cls, values, source, AdapterError)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plain values, from which [`from_dict`] makes the config again."""
+        return asdict(self)
+
+    @property
+    def face_encoder_ids(self) -> list[str]:
+        """The face recognizers whose embeddings its mixers take; none where any analyzer will do."""
+        configs = [self, *([] if self.ffrnet_config is None else [self.ffrnet_config])]
+        return list(dict.fromkeys(config.face_encoder_id for config in configs if config.face_embed_dim is not None))
+
+    @property
+    def shares_image_encoder(self) -> bool:
+        """Whether an FFRNet from another adapter looks at the features of the same image encoder."""
+        of_ffrnet = self.ffrnet_config
+        return of_ffrnet is not None and of_ffrnet.image_encoder_id == self.image_encoder_id
+
+    @property
+    def image_encoder_ids(self) -> list[str]:
+        """The image encoders whose features its mixers take."""
+        ids = [self.image_encoder_id, None if self.ffrnet_config is None else self.ffrnet_config.image_encoder_id]
+        return list(dict.fromkeys(name for name in ids if name is not None))
 
     @property
     def scales(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ import logging
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,15 @@ from ..models.ffrnet import FFRNet
 from ..models.image_encoder import default_image_processor
 from ..models.landmark_predictor import LandmarkPredictor, load_landmark_predictor
 from ..models.mixer import FacialAttributeMixer
-from .config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, PARTS, FaceSnapConfig, check_parts
+from .config import (
+    CONFIG_NAME,
+    FFRNET_IMAGE_ENCODER_FOLDER,
+    FFRNET_MIXER_FOLDER,
+    IMAGE_ENCODER_FOLDER,
+    PARTS,
+    FaceSnapConfig,
+    check_parts,
+)
 from .hub import resolve_adapter_folder
 from .model_card import write_model_card
 from .public import default_adapter, described, find_public_adapter
@@ -52,9 +60,27 @@ PART_CLASSES: dict[str, tuple[type[ModelMixin], ...]] = {
     "ffrnet": (FFRNet, ControlNetModel),
     "landmark_predictor": (LandmarkPredictor,),
 }
+PART_CLASSES[FFRNET_MIXER_FOLDER] = PART_CLASSES["mixer"]
 
 #: What an adapter adds to a pipeline. The landmark predictor is there with any adapter, all else may be absent.
-ADAPTER_COMPONENTS = [*PARTS, "face_image_encoder", "face_image_processor"]
+ADAPTER_COMPONENTS = [
+    *PARTS,
+    "face_image_encoder",
+    "face_image_processor",
+    "ffrnet_mixer",
+    "ffrnet_image_encoder",
+    "ffrnet_image_processor",
+]
+
+#: The order in which the components that run before the base model go to the device, as diffusers notes it.
+OFFLOAD_SEQUENCE = "face_image_encoder->mixer->ffrnet_image_encoder->ffrnet_mixer"
+
+#: What takes the place of a component for an FFRNet that comes from another adapter than the identity attention.
+_OF_FFRNET = {
+    "mixer": "ffrnet_mixer",
+    "face_image_encoder": "ffrnet_image_encoder",
+    "face_image_processor": "ffrnet_image_processor",
+}
 
 
 def config_of_mixer(mixer: Any) -> dict[str, Any] | None:
@@ -81,11 +107,18 @@ class AdapterSource:
     faceid_plus_v2: bool | None = None
     faceid_structure_scale: float = 1.0
     controlnet: ControlNetSource | None = None
+    landmarks_from: str | Path | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        name = self.pretrained_model_name_or_path
-        if name is not None and not isinstance(name, Mapping):
-            check_path("pretrained_model_name_or_path", name)
+        for argument in ("pretrained_model_name_or_path", "landmarks_from"):
+            name = getattr(self, argument)
+            if name is not None and not isinstance(name, Mapping):
+                check_path(argument, name)
+        if self.landmarks_from is not None and self.parts is not None:
+            raise InputError(
+                "parts= and landmarks_from= are both given; landmarks_from= already takes identity_attention from the one"
+                " adapter and ffrnet from the other"
+            )
         for argument in ("weight_name", "subfolder", "variant", "revision"):
             check_text(argument, getattr(self, argument))
         if self.parts is not None:
@@ -103,6 +136,8 @@ class AdapterSource:
 
 def read_adapter(source: AdapterSource, unet: UNet2DConditionModel) -> tuple[FaceSnapConfig, dict[str, Any]]:
     """The config and modules of an adapter for a base model; raises [`AdapterError`] where they could not be loaded."""
+    if source.landmarks_from is not None:
+        return _read_combination(source, unet)
     name = source.pretrained_model_name_or_path
     if name is not None:
         return _read_named(name, source, unet)
@@ -125,11 +160,76 @@ def _read_named(name: Any, source: AdapterSource, unet: UNet2DConditionModel) ->
     return _read_own(name, source, unet)
 
 
-def _read_own(name: Any, source: AdapterSource, unet: UNet2DConditionModel) -> tuple[FaceSnapConfig, dict[str, Any]]:
-    if source.controlnet is not None:
-        raise AdapterError(f"controlnet= is InstantID's, and {name} is a FaceSnap adapter; leave it out")
+def _read_combination(source: AdapterSource, unet: UNet2DConditionModel) -> tuple[FaceSnapConfig, dict[str, Any]]:
+    """Identity attention of one adapter and FFRNet of another, each with a mixer of its own."""
+    own = replace(source, landmarks_from=None, parts=["mixer", "identity_attention"], controlnet=None)
+    other = replace(
+        source,
+        pretrained_model_name_or_path=source.landmarks_from,
+        landmarks_from=None,
+        parts=["mixer", "ffrnet"],
+        weight_name=None,
+        subfolder=None,
+        revision=None,
+        image_encoder=None,
+    )
+    found = _config_with_ffrnet(other, unet)  # before the weights of the first are loaded
+    config, modules = read_adapter(own, unet)
+    if found is not None:
+        other = replace(other, parts=[part for part in found.parts if part != "identity_attention"])
+        if config.image_encoder_id is None:
+            other = replace(other, image_encoder=source.image_encoder)
+        elif found.image_encoder_id == config.image_encoder_id != IMAGE_ENCODER_FOLDER:
+            other = replace(other, image_encoder=modules["face_image_encoder"])
+    other_config, other_modules = read_adapter(other, unet)
+    scales: list[tuple[Any, FaceSnapConfig]] = [("identity_scale", config), ("landmark_scale", other_config)]
+    scales = [(name, of) for name, of in scales if name in of.recommended_scales]
+
+    ffrnet_config = other_config.ffrnet_config  # of one that is such a combination itself
+    if ffrnet_config is None:
+        ffrnet_config = other_config.replace(parts=["mixer", "ffrnet"])
+        other_modules = {_OF_FFRNET.get(name, name): module for name, module in other_modules.items()}
+        if ffrnet_config.image_encoder_id == IMAGE_ENCODER_FOLDER:
+            ffrnet_config = ffrnet_config.replace(image_encoder_id=FFRNET_IMAGE_ENCODER_FOLDER)
+    parts = [part for part in PARTS if part in (*config.parts, *other_config.parts)]
+    config = config.replace(
+        parts=parts,
+        recommended_scales={name: of.recommended_scales[name] for name, of in scales},
+        ffrnet_config=ffrnet_config,
+    )
+    for name in ("ffrnet", "landmark_predictor", "ffrnet_mixer"):
+        modules[name] = other_modules[name]
+    if not config.shares_image_encoder:
+        for name in ("ffrnet_image_encoder", "ffrnet_image_processor"):
+            modules[name] = other_modules.get(name)
+    return config, modules
+
+
+def _config_with_ffrnet(source: AdapterSource, unet: UNet2DConditionModel) -> FaceSnapConfig | None:
+    """
+    The config of a FaceSnap adapter that has an FFRNet for the base model, `None` for another kind of adapter. Raises
+    [`AdapterError`] where it shows without weights that there is no such FFRNet.
+    """
+    name: Any = source.pretrained_model_name_or_path
+    if is_third_party(name, None):
+        public = find_public_adapter(name, None, unet)
+        if public is not None and public.controlnet is None:
+            raise AdapterError(
+                f"landmarks_from={str(name)!r} does not contain ffrnet; name InstantX/InstantID on Stable Diffusion XL,"
+                " or a FaceSnap adapter"
+            )
+        return None
+    config = _own_config(name, source, unet)
+    if "ffrnet" not in config.parts:
+        raise AdapterError(
+            f"landmarks_from={str(name)!r} does not contain ffrnet, it has {config.parts}; name another adapter"
+        )
+    return config
+
+
+def _own_config(name: Any, source: AdapterSource, unet: UNet2DConditionModel) -> FaceSnapConfig:
+    """The config of a FaceSnap adapter, of which nothing else is downloaded; raises [`AdapterError`] if it does not fit."""
     where = (str(name), source.subfolder, source.variant)
-    # the config first: what does not fit is not downloaded
     folder = resolve_adapter_folder(*where, config_only=True, **source.hub_arguments)
     if not (folder / CONFIG_NAME).is_file():
         raise AdapterError(
@@ -142,17 +242,33 @@ def _read_own(name: Any, source: AdapterSource, unet: UNet2DConditionModel) -> t
             f"adapter {name} was made for base models of family {config.base_family}, this one is of {family};"
             " load an adapter of that family"
         )
+    return config
+
+
+def _read_own(name: Any, source: AdapterSource, unet: UNet2DConditionModel) -> tuple[FaceSnapConfig, dict[str, Any]]:
+    if source.controlnet is not None:
+        raise AdapterError(f"controlnet= is InstantID's, and {name} is a FaceSnap adapter; leave it out")
+    config = _own_config(name, source, unet)  # what does not fit is not downloaded
     parts = list(config.parts if source.parts is None else source.parts)
     missing = sorted(set(parts) - set(config.parts))
     if missing:
         raise AdapterError(f"adapter {name} does not contain {missing}; it has {config.parts}")
 
-    folder = resolve_adapter_folder(*where, **source.hub_arguments)
+    folder = resolve_adapter_folder(str(name), source.subfolder, source.variant, **source.hub_arguments)
     dtype = source.dtype or unet.dtype
     modules: dict[str, Any] = {part: load_part(part, folder / part, source.variant, dtype) for part in parts}
     modules |= load_image_encoder(config, folder, source.variant, dtype, source.image_encoder, source.hub_arguments)
     modules.setdefault("landmark_predictor", load_landmark_predictor())
-    return config.replace(parts=parts), modules
+    config = config.replace(parts=parts, ffrnet_config=config.ffrnet_config if "ffrnet" in parts else None)
+    if config.ffrnet_config is not None:
+        modules["ffrnet_mixer"] = load_part("ffrnet_mixer", folder / FFRNET_MIXER_FOLDER, source.variant, dtype)
+        if not config.shares_image_encoder:
+            given = source.image_encoder if config.image_encoder_id is None else None
+            encoder = load_image_encoder(
+                config.ffrnet_config, folder, source.variant, dtype, given, source.hub_arguments
+            )
+            modules |= {_OF_FFRNET[name]: module for name, module in encoder.items()}
+    return config, modules
 
 
 def _read_third_party(
@@ -184,7 +300,6 @@ def save_adapter_folder(
     folder: Path,
     config: FaceSnapConfig,
     modules: Mapping[str, Any],
-    pipeline: str,
     repo_id: str,
     variant: str | None = None,
 ) -> None:
@@ -199,8 +314,7 @@ def save_adapter_folder(
             raise NotADirectoryError(errno.ENOTDIR, "it is a file")
     except OSError as error:
         raise InputError(f"save_directory {folder} cannot be made ({error.strerror}); name another folder") from None
-    encoder = modules.get("face_image_encoder")
-    config = _without_local_paths(config, has_encoder=encoder is not None)
+    config = _without_local_paths(config, modules)
     try:
         with atomic_folder(folder) as new:
             if folder.is_dir():
@@ -209,18 +323,29 @@ def save_adapter_folder(
                 modules[part].save_pretrained(new / part, variant=variant)
                 _drop_local_paths(new / part / "config.json")
             if config.image_encoder_id == IMAGE_ENCODER_FOLDER:
-                modules["face_image_encoder"].save_pretrained(new / IMAGE_ENCODER_FOLDER, variant=variant)
-                modules["face_image_processor"].save_pretrained(new / IMAGE_ENCODER_FOLDER)
-                _drop_local_paths(new / IMAGE_ENCODER_FOLDER / "config.json")
+                encoder, processor = modules["face_image_encoder"], modules["face_image_processor"]
+                _save_image_encoder(new / IMAGE_ENCODER_FOLDER, encoder, processor, variant)
+            if config.ffrnet_config is not None:
+                modules["ffrnet_mixer"].save_pretrained(new / FFRNET_MIXER_FOLDER, variant=variant)
+                _drop_local_paths(new / FFRNET_MIXER_FOLDER / "config.json")
+                if config.ffrnet_config.image_encoder_id == FFRNET_IMAGE_ENCODER_FOLDER:
+                    encoder, processor = modules["ffrnet_image_encoder"], modules["ffrnet_image_processor"]
+                    _save_image_encoder(new / FFRNET_IMAGE_ENCODER_FOLDER, encoder, processor, variant)
             config.save(new)
             card = new / "README.md"
             if not card.exists():
-                write_model_card(card, config, pipeline, repo_id)
+                write_model_card(card, config, repo_id)
     except (OSError, SafetensorError, RuntimeError, shutil.Error) as error:
         raise AdapterError(
             f"the adapter could not be saved in {folder} ({one_line(error)}), which is as it was; make room, or name"
             " another folder"
         ) from None
+
+
+def _save_image_encoder(folder: Path, encoder: Any, processor: Any, variant: str | None) -> None:
+    encoder.save_pretrained(folder, variant=variant)
+    processor.save_pretrained(folder)
+    _drop_local_paths(folder / "config.json")
 
 
 def _weights_of(variant: str | None) -> Callable[[str, list[str]], set[str]]:
@@ -230,16 +355,25 @@ def _weights_of(variant: str | None) -> Callable[[str, list[str]], set[str]]:
         rf"(diffusion_pytorch_model|model){suffix}(-\d+-of-\d+)?\.safetensors|"
         rf"(diffusion_pytorch_model|model)\.safetensors\.index{suffix}\.json"
     )
-    own = (*PARTS, IMAGE_ENCODER_FOLDER)
+    own = (*PARTS, IMAGE_ENCODER_FOLDER, FFRNET_MIXER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER)
     return lambda folder, names: {name for name in names if Path(folder).name in own and weights.fullmatch(name)}
 
 
-def _without_local_paths(config: FaceSnapConfig, has_encoder: bool) -> FaceSnapConfig:
+def _without_local_paths(config: FaceSnapConfig, modules: Mapping[str, Any]) -> FaceSnapConfig:
     """The config as others can use it: an image encoder of a folder becomes a part of the adapter."""
-    if has_encoder and config.image_encoder_id is not None and _is_local(config.image_encoder_id):
+    of_ffrnet, shares_image_encoder = config.ffrnet_config, config.shares_image_encoder
+    if modules.get("face_image_encoder") is not None and _is_local(config.image_encoder_id):
         config = config.replace(image_encoder_id=IMAGE_ENCODER_FOLDER)
-    if config.base_model is not None and _is_local(config.base_model):
+    if _is_local(config.base_model):
         config = config.replace(base_model=None)
+    if of_ffrnet is not None:
+        if shares_image_encoder:
+            of_ffrnet = of_ffrnet.replace(image_encoder_id=config.image_encoder_id)
+        elif _is_local(of_ffrnet.image_encoder_id):
+            of_ffrnet = of_ffrnet.replace(image_encoder_id=FFRNET_IMAGE_ENCODER_FOLDER)
+        if _is_local(of_ffrnet.base_model):
+            of_ffrnet = of_ffrnet.replace(base_model=None)
+        config = config.replace(ffrnet_config=of_ffrnet)
     return config
 
 
@@ -249,8 +383,10 @@ def _drop_local_paths(path: Path) -> None:
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _is_local(name: str) -> bool:
-    return name != IMAGE_ENCODER_FOLDER and (Path(name).expanduser().is_absolute() or Path(name).exists())
+def _is_local(name: str | None) -> bool:
+    if name is None or name in (IMAGE_ENCODER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER):
+        return False
+    return Path(name).expanduser().is_absolute() or Path(name).exists()
 
 
 def load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) -> ModelMixin:
@@ -293,8 +429,8 @@ def load_image_encoder(
         return {}
     if image_encoder is not None and not isinstance(image_encoder, CLIPVisionModelWithProjection):
         raise InputError(f"image_encoder must be a CLIPVisionModelWithProjection, got {type(image_encoder).__name__}")
-    bundled = config.image_encoder_id == IMAGE_ENCODER_FOLDER
-    source = str(folder / IMAGE_ENCODER_FOLDER) if bundled else config.image_encoder_id
+    bundled = config.image_encoder_id in (IMAGE_ENCODER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER)
+    source = str(folder / config.image_encoder_id) if bundled else config.image_encoder_id
     if image_encoder is None:
         # revision and force_download are about the adapter's own repo
         reach = {
@@ -349,30 +485,22 @@ def _load_image_encoder(
 
 def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DConditionModel) -> None:
     """Raises [`AdapterError`] unless the parts of an adapter fit the base model, the config and one another."""
-    mixer, ffrnet = modules["mixer"], modules.get("ffrnet")
-    width = unet.config.cross_attention_dim
-    if (mixer.cross_attention_dim, mixer.num_tokens) != (width, config.num_tokens):
-        raise AdapterError(
-            f"mixer gives {mixer.num_tokens} tokens of width {mixer.cross_attention_dim}, expected"
-            f" {config.num_tokens} of width {width}; use an adapter made for this base model"
+    _check_mixer_fits("mixer", config, modules, unet)
+    if config.ffrnet_config is not None:
+        if "ffrnet_mixer" not in modules:
+            raise AdapterError(
+                "ffrnet_mixer is missing, which makes the tokens of this ffrnet; load the adapter again"
+            )
+        encoders = (
+            {"face_image_encoder": modules.get("ffrnet_image_encoder")} if not config.shares_image_encoder else {}
         )
-    if mixer.face_embed_dim != config.face_embed_dim:
-        raise AdapterError(
-            f"mixer takes face embeddings of width {mixer.face_embed_dim}, the adapter's config says"
-            f" {config.face_embed_dim}; save the adapter again"
-        )
-    image_encoder = modules.get("face_image_encoder")
-    image_width = image_encoder.config.hidden_size if image_encoder is not None else None
-    if mixer.image_embed_dim != image_width:
-        raise AdapterError(
-            f"mixer takes image features of width {mixer.image_embed_dim}, the image encoder gives {image_width};"
-            " pass the encoder that the adapter was trained with"
-        )
+        _check_mixer_fits("ffrnet_mixer", config.ffrnet_config, {**modules, **encoders}, unet)
     if "identity_attention" in modules:
         try:
             modules["identity_attention"].check_fits(unet)
         except InputError as error:
             raise AdapterError(str(error)) from None
+    ffrnet = modules.get("ffrnet")
     if ffrnet is not None:
         for name in ("block_out_channels", "layers_per_block", "cross_attention_dim"):
             own, expected = _as_lists(ffrnet.config[name]), _as_lists(unet.config[name])
@@ -380,6 +508,30 @@ def check_fit(config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DCo
                 raise AdapterError(
                     f"ffrnet has {name}={own}, this base model {expected}; use an adapter made for this base model"
                 )
+
+
+def _check_mixer_fits(
+    name: str, config: FaceSnapConfig, modules: Mapping[str, Any], unet: UNet2DConditionModel
+) -> None:
+    mixer = modules[name]
+    width = unet.config.cross_attention_dim
+    if (mixer.cross_attention_dim, mixer.num_tokens) != (width, config.num_tokens):
+        raise AdapterError(
+            f"{name} gives {mixer.num_tokens} tokens of width {mixer.cross_attention_dim}, expected"
+            f" {config.num_tokens} of width {width}; use an adapter made for this base model"
+        )
+    if mixer.face_embed_dim != config.face_embed_dim:
+        raise AdapterError(
+            f"{name} takes face embeddings of width {mixer.face_embed_dim}, the adapter's config says"
+            f" {config.face_embed_dim}; save the adapter again"
+        )
+    image_encoder = modules.get("face_image_encoder")
+    image_width = image_encoder.config.hidden_size if image_encoder is not None else None
+    if mixer.image_embed_dim != image_width:
+        raise AdapterError(
+            f"{name} takes image features of width {mixer.image_embed_dim}, the image encoder gives {image_width};"
+            " pass the encoder that the adapter was trained with"
+        )
 
 
 def bind_to_base(modules: Mapping[str, Any], unet: UNet2DConditionModel) -> None:

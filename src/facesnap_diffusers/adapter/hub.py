@@ -6,7 +6,13 @@ from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from ..errors import AdapterError, one_line
-from .config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, PARTS
+from .config import (
+    CONFIG_NAME,
+    FFRNET_IMAGE_ENCODER_FOLDER,
+    FFRNET_MIXER_FOLDER,
+    IMAGE_ENCODER_FOLDER,
+    PARTS,
+)
 
 
 def resolve_adapter_folder(
@@ -80,8 +86,11 @@ def upload_adapter_folder(
 def _file_patterns(subfolder: str | None, variant: str | None) -> list[str]:
     prefix = f"{subfolder}/" if subfolder else ""
     suffix = f".{variant}" if variant else ""
-    patterns = [f"{prefix}{CONFIG_NAME}", f"{prefix}{IMAGE_ENCODER_FOLDER}/*.json"]
-    for folder, stem in [(IMAGE_ENCODER_FOLDER, "model"), *((part, "diffusion_pytorch_model") for part in PARTS)]:
+    encoders = (IMAGE_ENCODER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER)
+    stems = dict.fromkeys(encoders, "model")
+    stems |= dict.fromkeys((*PARTS, FFRNET_MIXER_FOLDER), "diffusion_pytorch_model")
+    patterns = [f"{prefix}{CONFIG_NAME}", *(f"{prefix}{folder}/*.json" for folder in encoders)]
+    for folder, stem in stems.items():
         patterns += [
             f"{prefix}{folder}/config.json",
             f"{prefix}{folder}/{stem}{suffix}.safetensors",

@@ -68,6 +68,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         faceid_plus_v2: bool | None = None,
         faceid_structure_scale: float = 1.0,
         controlnet: ControlNetModel | str | Path | None = None,
+        landmarks_from: str | Path | Mapping[str, Any] | None = None,
     ) -> None:
         r"""
         Loads an adapter onto this pipeline, in place of one that it already has. All or nothing: after an error the
@@ -98,6 +99,10 @@ class FaceSnapAdapterMixin(_Pipeline):
                 authors).
             controlnet (`ControlNetModel`, `str` or `Path`, *optional*): InstantID's ControlNet, where it is not beside
                 InstantID's file: an object, a file, a folder or a Hub repo.
+            landmarks_from (`str`, `Path` or `dict`, *optional*): Another adapter that has an FFRNet, FaceSnap's or
+                InstantID: its FFRNet is combined with the identity attention of the first one, each with the identity
+                tokens that it was trained with. `weight_name`, `subfolder` and `revision` are about the first adapter, all
+                else is about both.
 
         Raises:
             AdapterError: The adapter could not be found or read, or does not fit the base model.
@@ -119,6 +124,7 @@ class FaceSnapAdapterMixin(_Pipeline):
             faceid_plus_v2=faceid_plus_v2,
             faceid_structure_scale=faceid_structure_scale,
             controlnet=controlnet,
+            landmarks_from=landmarks_from,
         )
         self._install_adapter(*read_adapter(source, self.unet))
 
@@ -153,6 +159,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         config = FaceSnapConfig() if config is None else config
         if not isinstance(config, FaceSnapConfig):
             raise InputError(f"config must be a FaceSnapConfig, got {type(config).__name__}")
+        if config.ffrnet_config is not None:
+            raise AdapterError("config has an ffrnet_config, which is for two trained adapters; leave it out")
         family = family_of(self.unet)
         if config.base_family not in (None, family):
             raise AdapterError(f"config.base_family is {config.base_family}, this base model is of family {family}")
@@ -224,7 +232,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         folder = Path(save_directory)
         repo_id = repo_id or folder.name
         modules = {name: getattr(self, name) for name in ADAPTER_COMPONENTS}
-        save_adapter_folder(folder, config, modules, type(self).__name__, repo_id, variant)
+        save_adapter_folder(folder, config, modules, repo_id, variant)
         if push_to_hub:
             upload_adapter_folder(folder, repo_id, token, private, commit_message, revision, create_pr)
 
@@ -304,9 +312,9 @@ class FaceSnapAdapterMixin(_Pipeline):
                     if not offloaded:
                         module.to(execution_device(self))
             self.register_modules(**{name: modules.get(name) for name in ADAPTER_COMPONENTS})
-            self.register_to_config(facesnap_config=vars(config) if config is not None else None)
+            self.register_to_config(facesnap_config=config.to_dict() if config is not None else None)
             if config is not None:
-                modules["mixer"]._facesnap_config = vars(config)
+                modules["mixer"]._facesnap_config = config.to_dict()
             self._facesnap_scale = None
 
 
@@ -336,15 +344,38 @@ def require_adapter(config: FaceSnapConfig | None, purpose: str) -> FaceSnapConf
 def conditioner_of(pipeline: Any, purpose: str, face_analyzer: FaceAnalyzer | None) -> FaceConditioner:
     """What turns faces into conditions for the adapter of a pipeline; raises [`AdapterError`] if it has none."""
     values = pipeline.config.facesnap_config
+    config = require_adapter(FaceSnapConfig.from_dict(dict(values)) if values else None, purpose)
+    of_ffrnet = None
+    if config.ffrnet_config is not None:
+        own = "face" if config.shares_image_encoder else "ffrnet"
+        of_ffrnet = FaceConditioner(
+            config=config.ffrnet_config,
+            mixer=pipeline.ffrnet_mixer,
+            landmark_predictor=pipeline.landmark_predictor,
+            image_encoder=getattr(pipeline, f"{own}_image_encoder"),
+            image_processor=getattr(pipeline, f"{own}_image_processor"),
+            face_analyzer=face_analyzer if _serves(face_analyzer, config.ffrnet_config) else None,
+            device=execution_device(pipeline),
+        )
+        # a caller's analyzer of the one recognizer leaves the other to its default
+        if of_ffrnet.face_analyzer is not None and not _serves(face_analyzer, config):
+            face_analyzer = None
     return FaceConditioner(
-        config=require_adapter(FaceSnapConfig.from_dict(dict(values)) if values else None, purpose),
+        config=config,
         mixer=pipeline.mixer,
         landmark_predictor=pipeline.landmark_predictor,
         image_encoder=pipeline.face_image_encoder,
         image_processor=pipeline.face_image_processor,
         face_analyzer=face_analyzer,
         device=execution_device(pipeline),
+        of_ffrnet=of_ffrnet,
     )
+
+
+def _serves(face_analyzer: Any, config: FaceSnapConfig) -> bool:
+    """Whether an analyzer gives what an adapter takes."""
+    encoder = getattr(face_analyzer, "encoder", None)
+    return encoder is not None and (config.face_embed_dim is None or encoder == config.face_encoder_id)
 
 
 def _check_can_be_copied(unet: UNet2DConditionModel) -> None:

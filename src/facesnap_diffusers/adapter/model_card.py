@@ -1,11 +1,14 @@
 """The model card of an adapter."""
 
+from __future__ import annotations
+
 import html
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from .config import FaceSnapConfig
 
@@ -19,18 +22,17 @@ _CARD = """---
 A [FaceSnap](https://huggingface.co/papers/2602.00627) adapter for 🧨 diffusers: portraits of a person from one photo and
 a prompt, in one pass, on a frozen Stable Diffusion model{base}.
 
-## Use
+{pictures}## Use
 
-```py
-from facesnap_diffusers import {pipeline}
-from PIL import Image
-
-pipe = {pipeline}.from_pretrained({base_model})
-pipe.load_facesnap_adapter({repo_id})
-image = pipe("portrait of a person as an astronaut", face_image=Image.open("photo.jpg")).images[0]
+```sh
+pip install {install}
 ```
 
-`pip install facesnap-diffusers`. As a custom pipeline, where this repo has a `pipeline.py`:
+```py
+{snippet}
+```
+
+{analyzer}As a custom pipeline, where this repo has a `pipeline.py`:
 
 ```py
 from diffusers import DiffusionPipeline
@@ -42,12 +44,13 @@ pipe.load_facesnap_adapter({repo_id})
 | | |
 |---|---|
 | parts | {parts} |
+| scales | {scales} |
 | identity tokens | {num_tokens} |
 | face recognizer | {face_encoder} |
 | image encoder | {image_encoder} |
 | base model family | {base_family} |
 
-{training_heading}
+{evaluation}{training_heading}
 
 {training}
 
@@ -58,10 +61,30 @@ or to make sexual content of real people. A likeness is never exact, and trainin
 than for others. Respect the license of the face recognizer{recognizer_license}.
 """
 
+# the repo's name is all that it takes where the adapter says which base model it belongs to
+_SNIPPET = """from facesnap_diffusers import AutoFaceSnapPipeline
+
+pipe = AutoFaceSnapPipeline.from_pretrained({repo_id})
+image = pipe("portrait of a person as an astronaut", face_image="photo.jpg").images[0]"""
+
+_SNIPPET_WITH_BASE = """from facesnap_diffusers import AutoFaceSnapPipeline
+
+pipe = AutoFaceSnapPipeline.from_pretrained({base_model})
+pipe.load_facesnap_adapter({repo_id})
+image = pipe("portrait of a person as an astronaut", face_image="photo.jpg").images[0]"""
+
+_PICTURES_HEADING = "## Pictures"
+
+_EVALUATION_HEADING = "## Evaluation"
 
 _TRAINING_HEADING = "## Training data and results"
 
 _INSIGHTFACE = ": the model packs of insightface are for non-commercial research only"
+
+_OWN_RECOGNIZER = """It takes embeddings of {face_encoder}, which this package does not bring: set `pipe.face_analyzer` to a
+`FaceAnalyzer` of it.
+
+"""
 
 _NO_TRAINING = "<!-- Say what it was trained on, for how long, and how it was measured. -->"
 
@@ -69,42 +92,78 @@ _NO_TRAINING = "<!-- Say what it was trained on, for how long, and how it was me
 def write_model_card(
     path: Path,
     config: FaceSnapConfig,
-    pipeline: str,
     repo_id: str,
     datasets: list[str] | None = None,
     training: str | None = None,
+    pictures: str | None = None,
+    evaluation: str | None = None,
+    eval_results: Sequence[EvalResult] = (),
 ) -> None:
-    """Writes a model card with the metadata that the Hub reads, in place of one that is there."""
+    r"""
+    Writes a model card with the metadata that the Hub reads, in place of one that is there.
+
+    Args:
+        path (`Path`): The file.
+        config ([`FaceSnapConfig`]): Of the adapter.
+        repo_id (`str`): Its name on the Hub.
+        datasets (`list[str]`, *optional*): What it was trained on, by names of the Hub.
+        training (`str`, *optional*), pictures (`str`, *optional*), evaluation (`str`, *optional*): What the sections of
+            these names say, as Markdown.
+        eval_results (`Sequence[EvalResult]`): What was measured, for the Hub's `model-index`.
+    """
+    of_ffrnet = config.ffrnet_config
+    same_license = of_ffrnet is None or of_ffrnet.license == config.license
+    name = repo_id.split("/")[-1]
     card_data = ModelCardData(
         base_model=config.base_model,
         base_model_relation="adapter" if config.base_model else None,
         library_name="diffusers",
-        license=config.license,
+        license=config.license if same_license else "other",
         pipeline_tag="text-to-image",
         datasets=datasets or None,
         widget=[{"text": "portrait of a person as an astronaut, detailed, soft light"}],
         tags=["facesnap", "facesnap-diffusers", "identity-preserving", "portrait", "controlnet"],
+        model_name=name if eval_results else None,
+        eval_results=list(eval_results) or None,
     )
-    base_model = config.base_model or "a-base-model-of-this-family"
+    encoders = config.face_encoder_ids or [config.face_encoder_id]
+    is_insightface = any(encoder.startswith("insightface/") for encoder in encoders)
+    is_dlib = any(encoder.startswith("dlib/") for encoder in encoders)
+    # JSON's strings are Python's, with whatever a name holds escaped
+    names = {
+        "base_model": json.dumps(config.base_model or "a-base-model-of-this-family"),
+        "repo_id": json.dumps(repo_id),
+    }
     ModelCard(
         _CARD.format(
             card_data=card_data.to_yaml(),
-            name=_as_text(repo_id.split("/")[-1]),
+            name=_as_text(name),
             base=f" ({_as_text(config.base_model)})" if config.base_model else "",
-            pipeline=pipeline,
-            # JSON's strings are Python's, with whatever a name holds escaped
-            base_model=json.dumps(base_model),
-            repo_id=json.dumps(repo_id),
+            pictures=_section(_PICTURES_HEADING, pictures),
+            install='"facesnap-diffusers[dlib]"' if is_dlib else "facesnap-diffusers",
+            snippet=(_SNIPPET if config.base_model else _SNIPPET_WITH_BASE).format(**names),
+            analyzer=""
+            if is_insightface or is_dlib
+            else _OWN_RECOGNIZER.format(face_encoder=_as_text(config.face_encoder_id)),
+            **names,
             parts=", ".join(config.parts),
-            num_tokens=config.num_tokens,
-            face_encoder=_as_text(config.face_encoder_id),
-            recognizer_license=_INSIGHTFACE if config.face_encoder_id.startswith("insightface/") else "",
-            image_encoder=_as_text(config.image_encoder_id or "none"),
+            scales=", ".join(f"{name.removesuffix('_scale')} {value:g}" for name, value in config.scales.items()),
+            num_tokens=config.num_tokens
+            if of_ffrnet is None
+            else f"{config.num_tokens}, FFRNet {of_ffrnet.num_tokens}",
+            face_encoder=_as_text(" and ".join(encoders)),
+            recognizer_license=_INSIGHTFACE if is_insightface else "",
+            image_encoder=_as_text(" and ".join(config.image_encoder_ids) or "none"),
             base_family=_as_text(str(config.base_family)),
+            evaluation=_section(_EVALUATION_HEADING, evaluation),
             training_heading=_TRAINING_HEADING,
             training=training or _NO_TRAINING,
         )
     ).save(path)
+
+
+def _section(heading: str, text: str | None) -> str:
+    return f"{heading}\n\n{text}\n\n" if text else ""
 
 
 def _as_text(value: str) -> str:
@@ -113,8 +172,24 @@ def _as_text(value: str) -> str:
     return re.sub(r"([\\`*\[\]|!#~])", r"\\\1", text)
 
 
-def read_training_section(path: Path) -> str | None:
-    """What an adapter's model card says of its training, to be kept in a new one; `None` without a card of ours."""
-    text = path.read_text() if path.is_file() else ""
-    _, found, after = text.partition(f"{_TRAINING_HEADING}\n")
-    return after.partition("\n## ")[0].strip() if found else None
+def read_sections(path: Path) -> dict[str, str]:
+    """
+    What an adapter's model card says of its `training`, `pictures` and `evaluation`, to be kept in a new one: arguments of
+    [`write_model_card`]. Empty without a card of ours.
+    """
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    sections = {}
+    for name, heading in (
+        ("training", _TRAINING_HEADING),
+        ("pictures", _PICTURES_HEADING),
+        ("evaluation", _EVALUATION_HEADING),
+    ):
+        _, found, after = text.partition(f"{heading}\n")
+        if found:
+            sections[name] = after.partition("\n## ")[0].strip()
+    return sections
+
+
+def read_eval_results(path: Path) -> list[EvalResult]:
+    """The `model-index` of an adapter's model card; empty where there is none."""
+    return list(ModelCard.load(path).data.eval_results or []) if path.is_file() else []

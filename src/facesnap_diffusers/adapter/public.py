@@ -57,6 +57,15 @@ class PublicAdapter:
         return self.repo.partition("/")[0]
 
 
+# Scales, from the authors' code and examples:
+# - FaceID: `generate(..., scale=1.0, s_scale=1.0)` in ip_adapter/ip_adapter_faceid.py of github.com/tencent-ailab/IP-Adapter;
+#   the examples in the README of h94/IP-Adapter-FaceID give no scale, and `s_scale=1.0` for FaceID-Plus v2.
+# - plus-face, full-face: `generate(..., scale=1.0)` in ip_adapter/ip_adapter.py there; the demo of plus-face gives no scale.
+#   "In most cases, setting scale=0.5 can get good results" in its README is about pictures as prompts in general.
+# - InstantID: `controlnet_conditioning_scale=0.8, ip_adapter_scale=0.8` in the README of github.com/InstantID/InstantID, whose
+#   usage tips lower both against over-saturation.
+
+
 def _faceid(file: str, family: str, default: bool = False) -> PublicAdapter:
     terms = "for research only, not for commercial use"
     return PublicAdapter("h94/IP-Adapter-FaceID", file, family, W600K, "other", terms, default=default)

@@ -121,9 +121,7 @@ class Studio:
             find_face(picture, conditioner.analyzer, name=label)
             for picture, label in zip(pictures, names, strict=True)
         ]
-        return FaceIdentity.fuse(
-            [conditioner.encode_face(face.image, embedding=face.embedding, landmarks=face.landmarks) for face in faces]
-        )
+        return FaceIdentity.fuse([conditioner.identity_of(face) for face in faces])
 
     def find_pose(self, sent: SentPhotos) -> Face | None:
         """The face in a photo whose pose, expression and place are taken; `None` without a photo."""

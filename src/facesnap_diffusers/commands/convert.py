@@ -38,6 +38,9 @@ def convert(
     controlnet: Annotated[
         str | None, typer.Option(help="InstantID's ControlNet, file, folder or repo, where it is not beside its file.")
     ] = None,
+    landmarks_from: Annotated[
+        str | None, typer.Option(help="Another adapter: combine its FFRNet with the identity attention of the first.")
+    ] = None,
     ffrnet_rank: Annotated[
         int | None,
         typer.Option(min=1, help="Make FFRNet small: its difference to the UNet of --base, cut to this rank."),
@@ -48,6 +51,8 @@ def convert(
     from ..preflight import make_output_folder
 
     make_output_folder(output.parent)
+    if landmarks_from is not None and (to != "facesnap" or ffrnet_rank is not None):
+        raise InputError("--landmarks-from makes a FaceSnap adapter; leave out --to ip-adapter and --ffrnet-rank")
     if ffrnet_rank is not None:
         if to != "facesnap" or base is None or not Path(base).is_dir():
             raise InputError(
@@ -56,6 +61,10 @@ def convert(
         _with_small_ffrnet(adapter, output, weight_name, base, controlnet, ffrnet_rank)
     elif to == "facesnap":
         options = {"plus_v2": plus_v2, "structure_scale": structure_scale, "controlnet": controlnet}
+        if landmarks_from is not None:
+            _combined(adapter, landmarks_from, output, weight_name, base, image_encoder, options)
+            typer.echo(output)
+            return
         _to_facesnap(adapter, output, weight_name, base, image_encoder, options)
     elif to == "ip-adapter":
         _to_ip_adapter(adapter, output, base)
@@ -94,11 +103,48 @@ def _to_facesnap(
     if config.image_encoder_id is not None:
         source = config.replace(image_encoder_id=image_encoder or config.image_encoder_id)
         modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})
-    pipeline = "FaceSnapXLPipeline" if "xl" in (config.base_family or "") else "FaceSnapPipeline"
     config = bind_image_encoder(config, modules)
-    save_adapter_folder(output, config, modules, pipeline, output.name)
+    save_adapter_folder(output, config, modules, output.name)
     origin = "/".join(filter(None, [Path(adapter).name if Path(adapter).exists() else adapter, weight_name]))
-    write_model_card(output / "README.md", config, pipeline, output.name, training=_CONVERTED.format(origin=origin))
+    write_model_card(output / "README.md", config, output.name, training=_CONVERTED.format(origin=origin))
+
+
+def _combined(
+    adapter: str,
+    landmarks_from: str,
+    output: Path,
+    weight_name: str | None,
+    base: str | None,
+    image_encoder: str | None,
+    options: dict[str, Any],
+) -> None:
+    import torch
+
+    from ..adapter.config import FaceSnapConfig
+    from ..adapter.folder import AdapterSource, load_image_encoder, read_adapter, save_adapter_folder
+    from ..adapter.model_card import write_model_card
+    from ..errors import InputError
+
+    base = base or _public_family(landmarks_from, None) or _public_family(adapter, weight_name)
+    if base is None:
+        raise InputError("--landmarks-from needs --base: the base model of both adapters, or sd1, sd2, sdxl")
+    unet = _base_unet(base)
+    encoder = load_image_encoder(FaceSnapConfig(image_encoder_id=image_encoder), Path(), None, torch.float32, None, {})
+    source = AdapterSource(
+        adapter,
+        weight_name=weight_name,
+        landmarks_from=landmarks_from,
+        controlnet=options["controlnet"],
+        faceid_plus_v2=options["plus_v2"],
+        faceid_structure_scale=options["structure_scale"],
+        dtype=torch.float32,
+        image_encoder=encoder.get("face_image_encoder"),
+    )
+    config, modules = read_adapter(source, unet)
+    save_adapter_folder(output, config, modules, output.name)
+    names = [Path(name).name if Path(name).exists() else name for name in (adapter, landmarks_from)]
+    training = _CONVERTED.format(origin="` and `".join(names))
+    write_model_card(output / "README.md", config, output.name, training=training)
 
 
 def _public_family(adapter: str, weight_name: str | None) -> str | None:
@@ -124,7 +170,6 @@ def _with_small_ffrnet(
     from diffusers import UNet2DConditionModel
 
     from ..adapter.folder import AdapterSource, read_adapter, save_adapter_folder
-    from ..base_models import is_sdxl
     from ..errors import InputError, one_line
     from ..models.ffrnet import FFRNet
 
@@ -136,8 +181,7 @@ def _with_small_ffrnet(
     if modules.get("ffrnet") is None:
         raise InputError(f"adapter {adapter} does not contain an FFRNet; leave out --ffrnet-rank")
     modules["ffrnet"], loss = FFRNet.from_controlnet(modules["ffrnet"], unet, rank)
-    pipeline = "FaceSnapXLPipeline" if is_sdxl(unet) else "FaceSnapPipeline"
-    save_adapter_folder(output, config, modules, pipeline, output.name)
+    save_adapter_folder(output, config, modules, output.name)
     typer.echo(loss)
 
 
@@ -162,15 +206,11 @@ def _to_ip_adapter(adapter: str, output: Path, base: str | None) -> None:
 
 def _base_unet(base: str) -> "UNet2DConditionModel":
     """The base model's UNet without weights."""
-    import torch
-    from diffusers import UNet2DConditionModel
-
-    from ..base_models import UNET_CONFIGS, empty_unet
+    from ..base_models import UNET_CONFIGS, empty_unet, unet_without_weights
     from ..errors import InputError
 
     if base in UNET_CONFIGS:
         return empty_unet(base)
     if not (Path(base) / "unet" / "config.json").is_file():
         raise InputError(f"base {base} is neither of {', '.join(UNET_CONFIGS)} nor a folder with unet/config.json")
-    with torch.device("meta"):
-        return UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(base, subfolder="unet"))
+    return unet_without_weights(base)

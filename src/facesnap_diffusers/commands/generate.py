@@ -26,12 +26,13 @@ class Offload(StrEnum):
 
 
 def generate(
+    context: typer.Context,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[PHOTO...] [PROMPT]",
-            help="Photos of one person (files or URLs), then the prompt. With --table only the table's rows count, with"
-            " --from only photos that were moved.",
+            metavar="PHOTO... PROMPT",
+            help="Photos of one person (files or URLs), then the prompt. With --identity the prompt alone, with --table"
+            " nothing, with --from the image's photos if they were moved.",
         ),
     ] = None,
     base: Annotated[
@@ -39,42 +40,62 @@ def generate(
         typer.Option(help="Base model: Hub repo, folder or single file of SD or SDXL. Default: the nano model."),
     ] = None,
     adapter: Annotated[
-        str | None, typer.Option(help="Adapter: Hub repo, folder or file. Default: the base model's public one.")
+        str | None, typer.Option(help="Adapter: Hub repo, folder or file. Default: see facesnap info --public.")
     ] = None,
     weight_name: Annotated[str | None, typer.Option(help="File of another kind of adapter in that repo.")] = None,
+    landmarks_from: Annotated[
+        str | None, typer.Option(help="Take FFRNet, which brings pose and proportions, from this adapter instead.")
+    ] = None,
     identity: Annotated[str | None, typer.Option(help="Saved FaceIdentity, in place of photos.")] = None,
     negative: Annotated[str | None, typer.Option(help="Negative prompt.")] = None,
     pose_image: Annotated[str | None, typer.Option(help="Photo whose pose, expression and framing to take.")] = None,
-    yaw: Annotated[float | None, typer.Option(help="Degrees; the face turns to image right.")] = None,
-    pitch: Annotated[float | None, typer.Option(help="Degrees; > 0: the nose goes up.")] = None,
-    roll: Annotated[float | None, typer.Option(help="Degrees; the head tilts.")] = None,
+    yaw: Annotated[float | None, typer.Option(help="Degrees; > 0 turns the nose to the right of the picture.")] = None,
+    pitch: Annotated[float | None, typer.Option(help="Degrees; > 0 lifts the nose.")] = None,
+    roll: Annotated[float | None, typer.Option(help="Degrees; > 0 tilts the head clockwise.")] = None,
     expression: Annotated[
-        str | None, typer.Option(help="smile, laugh, surprise, ... or ARKit weights as JSON.")
+        str | None,
+        typer.Option(help="A preset (smile, laugh, surprise, ...), or strengths: jawOpen=0.4,mouthSmileLeft=0.8"),
     ] = None,
     face_box: Annotated[
         tuple[float, float, float, float] | None,
-        typer.Option(help="Where the face goes: left, top, right, bottom as shares of the image."),
+        typer.Option(
+            metavar="LEFT TOP RIGHT BOTTOM", help="Where the face goes, in shares of the image: 0.3 0.1 0.7 0.6"
+        ),
     ] = None,
     face_index: Annotated[int | None, typer.Option(help="Which face of the photos, 0 is the largest.")] = None,
-    identity_scale: Annotated[float | None, typer.Option(help="Default: what the adapter recommends.")] = None,
-    landmark_scale: Annotated[float | None, typer.Option(help="Default: what the adapter recommends.")] = None,
+    identity_scale: Annotated[
+        float | None, typer.Option(help="Scale of the identity attention. Default: what the adapter recommends.")
+    ] = None,
+    landmark_scale: Annotated[
+        float | None, typer.Option(help="Scale of FFRNet. Default: what the adapter recommends.")
+    ] = None,
     number: Annotated[int, typer.Option(min=1, help="How many images, with seeds that count up.")] = 1,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: 30, of the nano model 4.")] = None,
-    guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(help="Guidance scale. Default: the pipeline's, of the nano model 1.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
-    width: Annotated[int | None, typer.Option(help="Pixels. Default: the base model's.")] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels. Default: the base model's.")] = None,
+    width: Annotated[int | None, typer.Option(help="Of the image, in pixels. Default: the base model's.")] = None,
+    height: Annotated[int | None, typer.Option(help="Of the image, in pixels. Default: the base model's.")] = None,
     dtype: Annotated[Dtype | None, typer.Option(help="Default: float16 on a GPU, float32 on a CPU.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: a GPU if there is one.")] = None,
     offload: Annotated[Offload, typer.Option(help="Which weights leave the device between uses.")] = Offload.none,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("outputs/generate"),
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace images of the same name. Default: number the new ones.")
+    ] = False,
     source: Annotated[
         Path | None, typer.Option("--from", help="An image of this command: make it again, with all its settings.")
     ] = None,
     table: Annotated[
-        Path | None, typer.Option(help="CSV or JSONL: photo or identity, prompt, steering and seed of each image.")
+        Path | None,
+        typer.Option(
+            help="CSV or JSONL with a row an image: photo or identity, prompt, and if you like any of the options above."
+        ),
     ] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Make the table on a Ray cluster, a GPU a worker.")] = False,
+    ray: Annotated[
+        bool, typer.Option("--ray", help="Make the table on a Ray cluster, with a GPU for each worker.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Workers of the Ray cluster.")] = 1,
 ) -> None:
     """Make portraits of the person in a photo. Without --base, with the small model in this package: no download."""
@@ -84,19 +105,30 @@ def generate(
 
     if source is not None and table is not None:
         raise InputError("--from and --table are both given; give one of the two")
+    given = _given(context)
+    if source is not None:
+        without_effect = given - {"inputs", "source", "output", "overwrite"}
+        reason = "--from makes the same image again"
+    elif table is not None:
+        without_effect, reason = given & {"number"}, "--table makes an image a row"
+    else:
+        without_effect, reason = given & {"ray", "workers"}, "without --table there is no Ray cluster"
+    if without_effect:
+        raise InputError(f"--{min(without_effect).replace('_', '-')} has no effect: {reason}; leave it out")
     make_output_folder(output)
     _quiet_libraries()
     if source is not None:
         record = read_record(source)
         settings, request, files = from_record(record, inputs)
         _note_versions(record)
-        _write(PortraitMaker(settings, progress=True), [request], output, files, name=source.stem)
+        _write(PortraitMaker(settings, progress=True), [request], output, overwrite, files, name=source.stem)
         return
     device = device or _best_device()
     settings = ModelSettings(
         base=base,
         adapter=adapter,
         weight_name=weight_name,
+        landmarks_from=landmarks_from,
         identity_scale=identity_scale,
         landmark_scale=landmark_scale,
         dtype=dtype.value if dtype is not None else "float32" if device == "cpu" else "float16",
@@ -109,7 +141,7 @@ def generate(
         "yaw": yaw,
         "pitch": pitch,
         "roll": roll,
-        "expression": _expression(expression),
+        "expression": expression,
         "face_box": None if face_box is None else list(face_box),
         "face_index": face_index,
         "seed": seed,
@@ -122,7 +154,7 @@ def generate(
     if table is not None:
         if inputs:
             raise InputError(f"--table has the photos and prompts, so {inputs[0]!r} has no meaning; leave it out")
-        _make_table(table, values, output, settings, ray, workers)
+        _make_table(table, values, output, settings, overwrite, ray, workers)
         return
     if not inputs or (len(inputs) < 2 and identity is None):
         raise InputError('give a photo and a prompt: facesnap generate photo.jpg "portrait as an astronaut"')
@@ -131,29 +163,52 @@ def generate(
         if "://" not in photo and not Path(photo).is_file():
             raise InputError(f"there is no photo {photo}; the prompt comes last, in quotes")
     request = PortraitRequest(prompt=prompt, photos=photos, **values)
-    _write(PortraitMaker(settings, progress=True), numbered(request, number), output)
+    _write(PortraitMaker(settings, progress=True), numbered(request, number), output, overwrite)
 
 
 def _write(
     maker: PortraitMaker,
     requests: list[PortraitRequest],
     output: Path,
+    overwrite: bool,
     files: dict[str, str] | None = None,
     name: str | None = None,
 ) -> None:
     from ..files import atomic_file
+    from ..preflight import instead_of
 
     for request in requests:
         stem = Path(request.photos[0] if request.photos else request.identity or "").stem
-        path = output / f"{name or f'{stem}-{request.seed}'}.png"
-        png = maker(request, files)
+        with instead_of("use DlibFaceAnalyzer", "pass --adapter h94/IP-Adapter, which takes dlib's faces too"):
+            png = maker(request, files)
+        path = _free(output / f"{name or f'{stem}-{request.seed}'}.png", overwrite)
         with atomic_file(path) as temporary:
             temporary.write_bytes(png)
         typer.echo(path)
 
 
+def _free(path: Path, overwrite: bool) -> Path:
+    """`path`, or where that is taken the first of `-2`, `-3` and so on that is not."""
+    free, number = path, 2
+    while not overwrite and free.exists():
+        free = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        number += 1
+    return free
+
+
+def _given(context: typer.Context) -> set[str]:
+    """The names of the parameters that stand on the command line."""
+    return {name for name in context.params if "COMMANDLINE" in str(context.get_parameter_source(name))}
+
+
 def _make_table(
-    table: Path, defaults: dict[str, Any], output: Path, settings: ModelSettings, ray: bool, workers: int
+    table: Path,
+    defaults: dict[str, Any],
+    output: Path,
+    settings: ModelSettings,
+    overwrite: bool,
+    ray: bool,
+    workers: int,
 ) -> None:
     from rich.console import Console
     from rich.progress import track
@@ -161,28 +216,13 @@ def _make_table(
     from ..portraits import PortraitMaker, make_table, read_table
 
     rows = read_table(table, defaults)
-    made = make_table(rows, output, PortraitMaker(settings), ray=ray, workers=workers)
+    made = make_table(rows, output, PortraitMaker(settings), overwrite=overwrite, ray=ray, workers=workers)
     console = Console(stderr=True)
     failed = sum(error is not None for _, error in track(made, "images", total=len(rows), console=console))
     typer.echo(f"{len(rows) - failed} images in {output}")
     if failed:
         typer.echo(f"{failed} rows failed: see {output / 'failures.jsonl'}; run again to try them again", err=True)
         raise typer.Exit(1)
-
-
-def _expression(text: str | None) -> Any:
-    import json
-
-    from ..errors import InputError
-
-    if text is None or not text.lstrip().startswith("{"):
-        return text
-    try:
-        return json.loads(text)
-    except ValueError:
-        raise InputError(
-            f'expression {text!r} is not JSON; write {{"mouthSmile_L": 0.8}} or a preset\'s name'
-        ) from None
 
 
 def _quiet_libraries() -> None:

@@ -1,4 +1,4 @@
-"""`facesnap info`: the parts of an adapter and their sizes."""
+"""`facesnap info`: the parts of an adapter and their sizes, and the memory that a call takes."""
 
 from math import prod
 from pathlib import Path
@@ -21,6 +21,16 @@ def info(
     public: Annotated[
         bool, typer.Option("--public", help="The public adapters of other authors that load by their name.")
     ] = False,
+    memory: Annotated[
+        bool,
+        typer.Option("--memory", help="What a call takes of a device's memory, by the way that weights are kept."),
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option(help="For --memory: sd1, sd2, sdxl, or a folder or Hub repo of a base model; that of --family."),
+    ] = None,
+    ffrnet_rank: Annotated[int | None, typer.Option(help="For --memory: with a small FFRNet of this rank.")] = None,
+    side: Annotated[int | None, typer.Option(help="For --memory: height and width of the image, in pixels.")] = None,
 ) -> None:
     """Print the parts of an adapter with their parameters and bytes, and what it is made for."""
     from rich.console import Console
@@ -33,6 +43,15 @@ def info(
             raise InputError("--public lists all public adapters; leave out the other arguments")
         Console().print(_public_table())
         return
+    if memory:
+        if adapter is not None or variant is not None:
+            raise InputError(
+                "--memory counts a fresh adapter; leave out the adapter and give --base and --ffrnet-rank"
+            )
+        Console().print(_memory_table(base or family, side, ffrnet_rank))
+        return
+    if base is not None or ffrnet_rank is not None or side is not None:
+        raise InputError("--base, --ffrnet-rank and --side are for --memory; add it or leave them out")
     if adapter is None and variant is not None:
         raise InputError("variant needs an adapter: a fresh one has no stored weights")
     if adapter is None:
@@ -68,18 +87,35 @@ def _public_table() -> "Table":
     return table
 
 
+def _memory_table(base: str, side: int | None, ffrnet_rank: int | None) -> "Table":
+    from rich.table import Table
+
+    from ..memory import count_modes
+
+    ffrnet = "full FFRNet" if ffrnet_rank is None else f"FFRNet of rank {ffrnet_rank}"
+    table = Table("", title=f"a call with a face on {base}, {ffrnet}: GB")
+    for column in ("all weights", "at most on the device"):
+        table.add_column(column, justify="right")
+    for mode in count_modes(base, side, ffrnet_rank=ffrnet_rank):
+        table.add_row(mode.name, f"{mode.weights / 1e9:.1f}", f"{mode.peak / 1e9:.1f}")
+    table.caption = "by arithmetic, one image with guidance; without CUDA's own 0.3 to 0.6 GB, and face analyzers"
+    return table
+
+
 def _facts(adapter: str) -> str:
     """What an adapter's config says, in one line."""
     from ..adapter.config import FaceSnapConfig
     from ..adapter.hub import resolve_adapter_folder
 
     config = FaceSnapConfig.load(resolve_adapter_folder(adapter, config_only=True))
-    recognizer = config.face_encoder_id if config.face_embed_dim is not None else "any"
-    scales = config.scales
+    scales, of_ffrnet = config.scales, config.ffrnet_config
+    licenses = [config.license, *([] if of_ffrnet is None else [of_ffrnet.license])]
     return (
-        f"base family {config.base_family}, face recognizer {recognizer}, image encoder {config.image_encoder_id or 'none'},"
-        f" recommended scales: identity {scales['identity_scale']:g}, landmarks {scales['landmark_scale']:g},"
-        f" license {config.license or 'not stated'}"
+        f"base family {config.base_family}, face recognizer {' and '.join(config.face_encoder_ids) or 'any'}, image encoder"
+        f" {' and '.join(config.image_encoder_ids) or 'none'}, recommended scales: identity"
+        f" {scales['identity_scale']:g}, landmarks {scales['landmark_scale']:g}, license"
+        f" {' and '.join(name or 'not stated' for name in dict.fromkeys(licenses))}"
+        f"{'' if of_ffrnet is None else '; FFRNet is of another adapter than the identity attention'}"
     )
 
 
@@ -113,7 +149,12 @@ def _size(part: "torch.nn.Module") -> tuple[int, int]:
 
 
 def _stored_sizes(adapter: str, variant: str | None) -> dict[str, tuple[int, int]]:
-    from ..adapter.config import IMAGE_ENCODER_FOLDER, FaceSnapConfig
+    from ..adapter.config import (
+        FFRNET_IMAGE_ENCODER_FOLDER,
+        FFRNET_MIXER_FOLDER,
+        IMAGE_ENCODER_FOLDER,
+        FaceSnapConfig,
+    )
     from ..adapter.hub import resolve_adapter_folder
     from ..adapter.public import files_of
     from ..errors import AdapterError, InputError
@@ -126,7 +167,11 @@ def _stored_sizes(adapter: str, variant: str | None) -> dict[str, tuple[int, int
         )
     folder = resolve_adapter_folder(adapter, variant=variant)
     config = FaceSnapConfig.load(folder)
-    parts = [*config.parts, *([IMAGE_ENCODER_FOLDER] if config.image_encoder_id == IMAGE_ENCODER_FOLDER else [])]
+    parts = [
+        *config.parts,
+        *([FFRNET_MIXER_FOLDER] if config.ffrnet_config is not None else []),
+        *(name for name in config.image_encoder_ids if name in (IMAGE_ENCODER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER)),
+    ]
     suffix = f".{variant}.safetensors" if variant else ".safetensors"
     files = {part: sorted((folder / part).glob(f"*{suffix}")) for part in parts}
     missing = [part for part in parts if not files[part]]

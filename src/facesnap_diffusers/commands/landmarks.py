@@ -35,7 +35,7 @@ def landmarks(
     roll: Annotated[float | None, typer.Option(help="Degrees; > 0 tilts the head clockwise.")] = None,
     expression: Annotated[
         str | None,
-        typer.Option(help="A preset (smile, laugh, surprise...), or names: jawOpen=0.4,mouthSmileLeft=0.8."),
+        typer.Option(help="A preset (smile, laugh, surprise, ...), or strengths: jawOpen=0.4,mouthSmileLeft=0.8"),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write.")] = Path("landmarks.png"),
     analyzer: Annotated[Analyzer, typer.Option(help="What finds the face.")] = Analyzer.insightface,
@@ -43,34 +43,19 @@ def landmarks(
     """Draw the landmarks of a photo: detected, fitted and re-posed, side by side."""
     from ..faces.analyzers import DlibFaceAnalyzer, InsightFaceAnalyzer
     from ..faces.detection import find_face
+    from ..faces.expression import Expression
     from ..files import atomic_file
-    from ..preflight import check_picture_path
+    from ..preflight import check_picture_path, instead_of
 
     check_picture_path(output)
-    target = None if expression is None else parse_expression(expression)
-    finder: FaceAnalyzer = DlibFaceAnalyzer() if analyzer is Analyzer.dlib else InsightFaceAnalyzer()
+    target = None if expression is None else Expression.of(expression)
+    with instead_of("use DlibFaceAnalyzer", "pass --analyzer dlib"):
+        finder: FaceAnalyzer = DlibFaceAnalyzer() if analyzer is Analyzer.dlib else InsightFaceAnalyzer()
     face = find_face(photo, finder, name="photo")
     picture, pose = draw_panels(face, yaw, pitch, roll, target)
     with atomic_file(output) as temporary:
         picture.save(temporary)
     typer.echo(f"yaw {pose.yaw:.0f}°, pitch {pose.pitch:.0f}°, roll {pose.roll:.0f}° in the photo; wrote {output}")
-
-
-def parse_expression(text: str) -> "Expression":
-    """A preset's name, or `name=strength` pairs with commas between."""
-    from ..errors import InputError
-    from ..faces.expression import Expression
-
-    if "=" not in text:
-        return Expression.of(text)
-    weights = {}
-    for pair in text.split(","):
-        name, _, strength = pair.partition("=")
-        try:
-            weights[name.strip()] = float(strength)
-        except ValueError:
-            raise InputError(f"expression {pair.strip()!r} must be name=strength, such as jawOpen=0.4") from None
-    return Expression(weights)
 
 
 def draw_panels(

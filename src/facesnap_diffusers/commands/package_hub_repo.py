@@ -34,29 +34,81 @@ class FaceSnapBlocks(FaceSnapXLBlocks, SequentialPipelineBlocks):
     """The blocks of [`FaceSnapXLBlocks`]; a class of this file, as diffusers expects."""
 '''
 
+PICTURES = "pictures.jpg"
+
 
 def package_hub_repo(
     adapter: Annotated[Path, typer.Argument(help="Adapter folder, as save_facesnap_adapter writes it.")],
     repo_id: Annotated[str, typer.Option(help="Name of the repo on the Hub, owner/name.")],
-    base_model: Annotated[str | None, typer.Option(help="Base model on the Hub that it was trained on.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Base model on the Hub that it was trained on; its family is checked.")
+    ] = None,
     license: Annotated[str | None, typer.Option(help="License of the weights, e.g. apache-2.0.")] = None,
     dataset: Annotated[list[str] | None, typer.Option(help="Data set on the Hub; may be given several times.")] = None,
+    photo: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Photo of a person who agreed to be shown: the card gets pictures that the adapter makes of it. May be"
+            " given several times, a row each. Loads the base model."
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="For these pictures, instead of the default prompts.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Their denoising steps; 30 by default.")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(min=0, help="Their guidance; 5 by default.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of their noise.")] = 0,
+    device: Annotated[str, typer.Option(help="Where they are made: cpu, cuda, mps, ...")] = "cpu",
+    results: Annotated[
+        Path | None, typer.Option(help="Output folder of facesnap eval: the card gets its table, and a model-index.")
+    ] = None,
+    method: Annotated[str | None, typer.Option(help="The adapter's row in that table, where it has several.")] = None,
     space: Annotated[
         Path | None, typer.Option(help="Folder for a Space with the web app for this adapter. Needs the extra `app`.")
     ] = None,
 ) -> None:
-    """Make an adapter folder a complete Hub repo: pipeline.py, for SDXL block.py, and a new model card."""
+    """Make an adapter folder a complete Hub repo: a new model card, pipeline.py, for SDXL block.py, and a Space."""
     from ..adapter.config import FaceSnapConfig
-    from ..adapter.model_card import read_training_section, write_model_card
+    from ..adapter.model_card import read_eval_results, read_sections, write_model_card
     from ..errors import InputError
     from ..files import atomic_file
+    from ..preflight import check_device
 
     if repo_id.count("/") != 1:
         raise InputError(f"repo_id {repo_id!r} must be owner/name")
     config = FaceSnapConfig.load(adapter)
     config = config.replace(base_model=base_model or config.base_model, license=license or config.license)
-    if space is not None and config.base_model is None:
-        raise InputError("--space needs a base model; name it with --base-model")
+    for option, value in (("--space", space), ("--photo", photo)):
+        if value and config.base_model is None:
+            raise InputError(f"{option} needs a base model; name it with --base-model")
+    if config.base_model is not None:
+        _check_base_model(config.base_model, config.base_family)
+    card = adapter / "README.md"
+    sections, eval_results = read_sections(card), read_eval_results(card)
+    if results is not None:
+        from ..evaluation.model_index import read_evaluation
+
+        sections["evaluation"], eval_results = read_evaluation(results, method)
+    if photo:
+        from .card_pictures import draw_pictures
+
+        check_device(device)
+        grid, caption = draw_pictures(
+            adapter,
+            config,
+            photo,
+            prompt or (),
+            steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            device=device,
+        )
+        with atomic_file(adapter / PICTURES) as temporary:
+            grid.save(temporary, format="JPEG", quality=90)
+        sections["pictures"] = (
+            f"![Reference photos, and pictures that this adapter made of them]({PICTURES})\n\n{caption}"
+        )
+
     config.save(adapter)
     is_xl = "xl" in (config.base_family or "")
     pipeline = "FaceSnapXLPipeline" if is_xl else "FaceSnapPipeline"
@@ -65,8 +117,7 @@ def package_hub_repo(
     if is_xl:
         with atomic_file(adapter / "block.py") as temporary:
             temporary.write_text(_BLOCK.format(repo_id=repo_id))
-    card = adapter / "README.md"
-    write_model_card(card, config, pipeline, repo_id, datasets=dataset, training=read_training_section(card))
+    write_model_card(card, config, repo_id, datasets=dataset, eval_results=eval_results, **sections)
     if space is not None:
         from ..app.space import write_space
 
@@ -75,3 +126,24 @@ def package_hub_repo(
     for path in sorted(adapter.rglob("*")):
         if path.is_file():
             typer.echo(path.relative_to(adapter))
+    for section, option in (("pictures", "--photo"), ("evaluation", "--results")):
+        if section not in sections:
+            typer.echo(f"the model card has no {section}; {option} adds it", err=True)
+
+
+def _check_base_model(name: str, family: str | None) -> None:
+    """Raises [`InputError`] unless a base model is there, and of the family that the adapter is made for."""
+
+    from ..base_models import family_of, unet_without_weights
+    from ..errors import InputError, one_line
+
+    try:
+        own = family_of(unet_without_weights(name))
+    except Exception as error:  # of diffusers, huggingface_hub and the connection
+        raise InputError(
+            f"base model {name!r} could not be checked ({one_line(error)}); name one on the Hub with --base-model"
+        ) from None
+    if family is not None and own != family:
+        raise InputError(
+            f"base model {name!r} is of family {own}, the adapter is for {family}; name the one it belongs to"
+        )

@@ -88,8 +88,8 @@ def prepare(
         float, typer.Option(help="Share of the people that are set aside for validation.")
     ] = DEFAULT.validation,
     image_column: Annotated[str, typer.Option(help="Column of the photo, in lists and data sets.")] = "image",
-    identity_column: Annotated[str, typer.Option(help="Column of the person.")] = "identity",
-    caption_column: Annotated[str, typer.Option(help="Column of the caption.")] = "caption",
+    identity_column: Annotated[str, typer.Option(help="Column of the person, in lists and data sets.")] = "identity",
+    caption_column: Annotated[str, typer.Option(help="Column of the caption, in lists and data sets.")] = "caption",
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     devices: Annotated[
@@ -104,11 +104,13 @@ def prepare(
             help="Try photos again that were left out for this reason, e.g. failed. May be given several times."
         ),
     ] = None,
-    ray: Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster, with so many workers.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster, with --processes workers.")] = False,
     shard_megabytes: Annotated[int, typer.Option(min=1, help="Size of a shard.")] = 500,
 ) -> None:
     """Make training shards of photos. Run again to continue where it was stopped."""
     from ..errors import InputError, MissingDependencyError
+    from ..faces.analyzers import DlibFaceAnalyzer
+    from ..preflight import instead_of
 
     try:
         import webdataset  # noqa: F401  (which the shards are written with)
@@ -145,18 +147,19 @@ def prepare(
         same_person=same_person,
         validation=validation,
     )
-    run(
-        items,
-        output,
-        config,
-        processes=processes,
-        ray=ray,
-        total=count(source),
-        shard_bytes=shard_megabytes * 10**6,
-        providers=providers.split(",") if providers else None,
-        devices=_numbers(devices) if devices else None,
-        retry=retry or [],
-    )
+    with instead_of("use DlibFaceAnalyzer", f"pass --face-encoder-id {DlibFaceAnalyzer.encoder}"):
+        run(
+            items,
+            output,
+            config,
+            processes=processes,
+            ray=ray,
+            total=count(source),
+            shard_bytes=shard_megabytes * 10**6,
+            providers=providers.split(",") if providers else None,
+            devices=_numbers(devices) if devices else None,
+            retry=retry or [],
+        )
     if _show(output) == 0:
         raise InputError(f"no photo of {source} was kept; the table above says why")
 

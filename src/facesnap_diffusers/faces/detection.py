@@ -84,6 +84,28 @@ def analyze_padded(image: np.ndarray, analyzer: FaceAnalyzer) -> list[Face]:
     ]
 
 
+def same_face(face: Face, analyzer: FaceAnalyzer) -> Face:
+    """
+    A face as another analyzer sees it, in the same image. Raises [`NoFaceFoundError`] where it finds none that covers the
+    middle of the face.
+    """
+    faces = analyzer.analyze(face.image) or analyze_padded(face.image, analyzer)
+    x, y = face.center
+    same = _covering(faces, x, y)
+    if same is None:
+        raise NoFaceFoundError(
+            f"{analyzer.encoder} finds no face at ({x:.0f}, {y:.0f}), where {face.encoder} does; use a sharper photo with"
+            " more pixels in the face"
+        )
+    return same
+
+
+def _covering(faces: list[Face], x: float, y: float) -> Face | None:
+    """The best face whose box covers a point."""
+    covering = [face for face in faces if face.box[0] <= x <= face.box[2] and face.box[1] <= y <= face.box[3]]
+    return max(covering, key=lambda face: face.score, default=None)
+
+
 def _upright(face: Face, analyzer: FaceAnalyzer) -> Face:
     """The same face in its photo turned by the multiple of 90° that puts it upright, if it is found there again."""
     right = head_axes(face.landmarks)[1]
@@ -94,8 +116,7 @@ def _upright(face: Face, analyzer: FaceAnalyzer) -> Face:
     image = np.ascontiguousarray(np.rot90(face.image, turns))
     x, y = _turned(face.center, face.image.shape[:2], turns)
     faces = analyzer.analyze(image) or analyze_padded(image, analyzer)
-    same = [face for face in faces if face.box[0] <= x <= face.box[2] and face.box[1] <= y <= face.box[3]]
-    return max(same, key=lambda face: face.score, default=face)
+    return _covering(faces, x, y) or face
 
 
 def _turned(point: tuple[float, float], size: tuple[int, int], turns: int) -> tuple[float, float]:

@@ -90,12 +90,20 @@ class Expression:
 
     @classmethod
     def of(cls, value: str | Mapping[str, float] | Expression) -> Expression:
-        """An expression from a preset's name (see `PRESETS`), a mapping of names to strengths, or another one."""
+        """
+        An expression from a preset's name (see `PRESETS`), a mapping of names to strengths, the same as text
+        (`"jawOpen=0.4,mouthSmileLeft=0.8"`), or another expression.
+        """
         if isinstance(value, Expression):
             return value
+        if isinstance(value, str) and "=" in value:
+            return cls(_strengths(value))
         if isinstance(value, str):
             if value not in PRESETS:
-                hint = _suggestion(value, PRESETS) or f"; the presets are {', '.join(PRESETS)}"
+                hint = (
+                    _suggestion(value, PRESETS)
+                    or f"; the presets are {', '.join(PRESETS)}; or write jawOpen=0.4,mouthSmile=0.8"
+                )
                 raise InputError(f"expression preset {shown(value)} is not known{hint}")
             value = PRESETS[value]
         return cls(value)
@@ -166,6 +174,21 @@ def _as_names(names: Sequence[str]) -> list[str]:
     if isinstance(names, str) or not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise InputError(f"names must be a list of expressions' names, got {shown(names)}")
     return list(names)
+
+
+def _strengths(text: str) -> dict[str, float]:
+    """Strengths by name, from `name=strength` pairs with commas between."""
+    weights: dict[str, float] = {}
+    for pair in text.split(","):
+        name, _, strength = pair.partition("=")
+        name = name.strip()
+        if name in weights:
+            raise InputError(f"expression {shown(name)} is given twice; give it once")
+        try:
+            weights[name] = float(strength)
+        except ValueError:
+            raise InputError(f"expression {shown(pair.strip())} must be name=strength, such as jawOpen=0.4") from None
+    return weights
 
 
 def _suggestion(name: object, known: Mapping[str, object]) -> str:

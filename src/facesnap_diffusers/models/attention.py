@@ -151,6 +151,8 @@ class IdentityAttention(ModelMixin, ConfigMixin):
         num_tokens: int,
         scale: float | Mapping[str, float] = 1.0,
         regions: Regions | None = None,
+        num_left_out: int = 0,
+        device: torch.device | None = None,
     ) -> IdentityContext:
         r"""
         What one call brings to the attention layers of `unet`, to be given as
@@ -165,12 +167,14 @@ class IdentityAttention(ModelMixin, ConfigMixin):
                 none fits get 0). Low-rank updates are on unless it is 0.
             regions ([`Regions`], *optional*): Where each of several people is; `num_tokens` are those of all, one
                 person's after the other's, and each place attends to its own person's.
+            num_left_out (`int`): How many more tokens follow, which are for others and not for the UNet.
+            device (`torch.device`, *optional*): Where `unet` computes; by default where it is, which offloading changes.
         """
         accept_contexts(unet)
         active = any(scale.values()) if isinstance(scale, Mapping) else scale != 0
         values = {name: scale_of_layer(scale, name) for name in self.config.layers}
         # as tensors, a compiled UNet need not be compiled again for another value
-        device = unet.device  # diffusers goes through all modules for it
+        device = device or unet.device
         scales = {name: torch.tensor(float(value), device=device) for name, value in values.items() if value != 0}
         return IdentityContext(
             num_tokens=num_tokens,
@@ -178,6 +182,7 @@ class IdentityAttention(ModelMixin, ConfigMixin):
             scales=scales,
             updated_layers=self._updated_layers(unet) if active else {},
             masks=None if regions is None else regions.masks(num_tokens, device),
+            num_left_out=num_left_out,
         )
 
     def enable_group_offload(self, onload_device: torch.device, **kwargs: Any) -> None:
@@ -203,12 +208,13 @@ class IdentityContext:
         out = Attn(q, text) + scale · Attn(q, identity tokens)
 
     Attributes:
-        num_tokens (`int`): How many tokens at the end of `encoder_hidden_states` are identity tokens.
+        num_tokens (`int`): How many tokens behind those of the text in `encoder_hidden_states` are identity tokens.
         projections (`dict[str, IdentityProjection]`): Key and value projections, by layer.
         scales (`dict[str, torch.Tensor]`): Scales `()`, by layer. Layers without one see the text only.
         updated_layers (`dict[str, Attention]`): Layers that work with low-rank updates in this call.
         masks (`dict[int, torch.Tensor]`, *optional*): Which identity tokens each place of a layer may see, bool
             `(queries, num_tokens)`, by the number of queries.
+        num_left_out (`int`): How many tokens at the end of `encoder_hidden_states` no layer sees.
     """
 
     num_tokens: int
@@ -216,6 +222,7 @@ class IdentityContext:
     scales: dict[str, torch.Tensor]
     updated_layers: dict[str, Attention]
     masks: dict[int, torch.Tensor] | None = None
+    num_left_out: int = 0
 
     def as_kwargs(self) -> dict[str, Any]:
         """As `cross_attention_kwargs` of a UNet that accepts contexts."""
@@ -223,7 +230,7 @@ class IdentityContext:
 
     def without_identity(self) -> IdentityContext:
         """A context in which the identity tokens are only kept from the attention layers."""
-        return IdentityContext(self.num_tokens, {}, {}, {}, self.masks)
+        return IdentityContext(self.num_tokens, {}, {}, {}, self.masks, self.num_left_out)
 
     def attend(
         self,
@@ -242,8 +249,9 @@ class IdentityContext:
         stock_adapters: list[list[torch.Tensor]] = []
         if isinstance(encoder_hidden_states, tuple):  # a stock IP-Adapter is loaded too
             encoder_hidden_states, *stock_adapters = encoder_hidden_states
-        text = encoder_hidden_states[:, : -self.num_tokens]  # (batch, text tokens, width)
-        tokens = encoder_hidden_states[:, -self.num_tokens :]  # (batch, num_tokens, width)
+        text_length = encoder_hidden_states.shape[1] - self.num_tokens - self.num_left_out
+        text = encoder_hidden_states[:, :text_length]  # (batch, text tokens, width)
+        tokens = encoder_hidden_states[:, text_length : text_length + self.num_tokens]  # (batch, num_tokens, width)
 
         if name not in self.scales:
             text_and_images = (text, *stock_adapters) if stock_adapters else text

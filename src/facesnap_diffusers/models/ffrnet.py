@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers.models.controlnets.controlnet import ControlNetModel, ControlNetOutput, zero_module
+from diffusers.models.controlnets.controlnet import (
+    ControlNetConditioningEmbedding,
+    ControlNetModel,
+    ControlNetOutput,
+    zero_module,
+)
 
 # `DiffusionPipeline.from_pretrained` looks in the component's module for the base class that says how to load it
 from diffusers.models.modeling_utils import ModelMixin  # noqa: F401
@@ -44,6 +49,15 @@ class RankLoss:
         worst = sorted(self.layers, key=self.layers.__getitem__, reverse=True)[:3]
         named = ", ".join(f"{name} {self.layers[name]:.1%}" for name in worst)
         return f"{self.total:.1%} of the difference to the UNet is lost (Frobenius norm); most in {named}"
+
+
+class LandmarkEmbedding(ControlNetConditioningEmbedding):
+    """The embedding of the landmark picture, which lets pass what [`~FFRNet.embed_landmarks`] has embedded before."""
+
+    def forward(self, conditioning: torch.Tensor) -> torch.Tensor:
+        if conditioning.shape[1] == self.conv_out.out_channels:
+            return conditioning
+        return super().forward(conditioning)
 
 
 class FFRNet(ControlNetModel):
@@ -83,6 +97,8 @@ class FFRNet(ControlNetModel):
                 super().__init__(**kwargs)
             share_layers(self, ENCODER[1:], rank)
             _materialize(self)
+        # the same layers with another `forward`
+        self.controlnet_cond_embedding.__class__ = LandmarkEmbedding
         self.register_to_config(rank=rank, pooled_text=pooled_text)
         self._shared_parents: list[Reference] = []
 
@@ -225,6 +241,28 @@ class FFRNet(ControlNetModel):
         parents = (parent.module for parent in self._shared_parents if parent.module is not None)
         wrapped = (child for parent in parents for child in parent.children())
         return any(getattr(child, "merged", False) and id(without_lora(child)) in bases for child in wrapped)
+
+    def embed_landmarks(self, landmark_picture: torch.Tensor) -> torch.Tensor:
+        r"""
+        The landmark picture as FFRNet takes it in, the same at every step: given as `controlnet_cond` in place of the
+        picture, it saves computing it anew, and the residuals are equal to the last bit.
+
+        Args:
+            landmark_picture (`torch.Tensor` of shape `(batch, 3, height, width)`): In `[0, 1]`.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, channels, height / 8, width / 8)`.
+        """
+        is_bgr = self.config.controlnet_conditioning_channel_order == "bgr"
+        if is_bgr:
+            landmark_picture = landmark_picture.flip(1)
+        onload_model(self, landmark_picture.device)
+        group = offloading_group(self)
+        with _onloaded([] if group is None else [group]):
+            embedding = self.controlnet_cond_embedding(landmark_picture)
+        return (
+            embedding.flip(1) if is_bgr else embedding
+        )  # `forward` of the stock ControlNet flips all that it is given
 
     def forward(
         self,

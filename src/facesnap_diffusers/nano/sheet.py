@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import PIL.Image
 import PIL.ImageDraw
 import PIL.ImageFont
+import PIL.ImageOps
 
 
-TILE = 128
 GAP = 4
 GROUP_GAP = 20
 ROW_GAP = 20
@@ -31,30 +31,32 @@ class Group:
     heading: str
     labels: tuple[str, ...]
 
-    @property
-    def width(self) -> int:
-        return len(self.labels) * (TILE + GAP) - GAP
+    def width(self, tile: int) -> int:
+        return len(self.labels) * (tile + GAP) - GAP
 
 
 #: Of a person, in a column: a picture, and below it another one or a text.
 Column = tuple[PIL.Image.Image, PIL.Image.Image | str]
 
 
-def draw_sheet(groups: Sequence[Group], rows: Sequence[Sequence[Sequence[Column]]]) -> PIL.Image.Image:
+def draw_sheet(
+    groups: Sequence[Group], rows: Sequence[Sequence[Sequence[Column]]], tile: int = 128
+) -> PIL.Image.Image:
     """
     Draws the sheet.
 
     Args:
         groups (`Sequence[Group]`): The columns, from left to right.
         rows (`Sequence`): For each person, for each group, its columns.
+        tile (`int`): Side of a picture on it, in pixels.
 
     Returns:
         `PIL.Image.Image`: RGB, on white.
     """
     lines = 1 + max(label.count("\n") for group in groups for label in group.labels)
     header = MARGIN + HEADING + 14 + lines * (LABEL + 4)
-    block = 2 * TILE + GAP
-    width = 2 * MARGIN + sum(group.width for group in groups) + GROUP_GAP * (len(groups) - 1)
+    block = 2 * tile + GAP
+    width = 2 * MARGIN + sum(group.width(tile) for group in groups) + GROUP_GAP * (len(groups) - 1)
     height = header + len(rows) * (block + ROW_GAP) - ROW_GAP + MARGIN
     sheet = PIL.Image.new("RGB", (width, height), "white")
     pen = PIL.ImageDraw.Draw(sheet)
@@ -62,23 +64,24 @@ def draw_sheet(groups: Sequence[Group], rows: Sequence[Sequence[Sequence[Column]
     for number, group in enumerate(groups):
         pen.text((left, MARGIN), group.heading, "black", PIL.ImageFont.load_default(HEADING))
         line = MARGIN + HEADING + 6
-        pen.line((left, line, left + group.width - 1, line), (160, 160, 160))
+        pen.line((left, line, left + group.width(tile) - 1, line), (160, 160, 160))
         for column, label in enumerate(group.labels):
-            x = left + column * (TILE + GAP)
-            _write(pen, label, (x + TILE / 2, header - 5), "md")
+            x = left + column * (tile + GAP)
+            _write(pen, label, (x + tile / 2, header - 5), "md")
             for row, person in enumerate(rows):
-                _draw_column(sheet, pen, person[number][column], x, header + row * (block + ROW_GAP))
-        left += group.width + GROUP_GAP
+                _draw_column(sheet, pen, person[number][column], x, header + row * (block + ROW_GAP), tile)
+        left += group.width(tile) + GROUP_GAP
     return sheet
 
 
-def _draw_column(sheet: PIL.Image.Image, pen: PIL.ImageDraw.ImageDraw, column: Column, x: int, y: int) -> None:
-    for content, top in zip(column, (y, y + TILE + GAP), strict=True):
+def _draw_column(
+    sheet: PIL.Image.Image, pen: PIL.ImageDraw.ImageDraw, column: Column, x: int, y: int, tile: int
+) -> None:
+    for content, top in zip(column, (y, y + tile + GAP), strict=True):
         if isinstance(content, str):
-            _write(pen, content, (x + TILE / 2, top), "ma")
+            _write(pen, content, (x + tile / 2, top), "ma")
         else:
-            picture = content.resize((TILE, TILE), PIL.Image.Resampling.LANCZOS) if content.width != TILE else content
-            sheet.paste(picture, (x, top))
+            sheet.paste(PIL.ImageOps.pad(content, (tile, tile), PIL.Image.Resampling.LANCZOS, color="white"), (x, top))
 
 
 def _write(pen: PIL.ImageDraw.ImageDraw, text: str, at: tuple[float, float], anchor: str) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
-from ..errors import InputError
-from .bases import is_xl_components, is_xl_file, is_xl_folder
+from ..adapter.config import CONFIG_NAME, FaceSnapConfig
+from ..adapter.hub import resolve_adapter_folder
+from ..errors import AdapterError, InputError
+from .bases import HUB_ARGUMENTS, is_xl_components, is_xl_file, is_xl_folder
 
 
 #: What each task is called in the names of classes and of modules.
@@ -38,18 +40,39 @@ class AutoFaceSnapPipeline:
         cls, pretrained_model_name_or_path: str | Path, *, task: str = "text-to-image", **kwargs: Any
     ) -> DiffusionPipeline:
         r"""
-        Loads a checkpoint in diffusers' format.
+        Loads a checkpoint in diffusers' format; or a FaceSnap adapter together with the base model that its config names.
 
         Args:
-            pretrained_model_name_or_path (`str` or `Path`): Hub repo or folder.
+            pretrained_model_name_or_path (`str` or `Path`): Hub repo or folder of a base model or of an adapter.
             task (`str`): `"text-to-image"`, `"image-to-image"` or `"inpainting"`.
-            kwargs: As in `DiffusionPipeline.from_pretrained`.
+            kwargs: As in `DiffusionPipeline.from_pretrained`. With an adapter `revision` is that of the adapter; all else
+                is for both.
 
         Raises:
-            InputError: The checkpoint is of another kind of model, or there is no such task.
+            InputError: The checkpoint is of another kind of model, there is no such task, or the adapter does not name its
+                base model.
+            AdapterError: The adapter could not be loaded.
         """
         is_xl = is_xl_folder(pretrained_model_name_or_path, str(pretrained_model_name_or_path), kwargs)
+        if is_xl is None:
+            adapter = _adapter_config(pretrained_model_name_or_path, kwargs)
+            if adapter is not None:
+                return cls._with_adapter(pretrained_model_name_or_path, adapter, task, kwargs)
         return _class_of(task, bool(is_xl)).from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
+    def _with_adapter(
+        cls, name: str | Path, adapter: FaceSnapConfig, task: str, kwargs: dict[str, Any]
+    ) -> DiffusionPipeline:
+        if adapter.base_model is None:
+            raise InputError(
+                f"{name} is an adapter for base models of family {adapter.base_family} that does not say which one; load a"
+                f" base model, and then pipe.load_facesnap_adapter({str(name)!r})"
+            )
+        rest = {key: value for key, value in kwargs.items() if key != "revision"}
+        pipe: Any = cls.from_pretrained(adapter.base_model, task=task, **rest)
+        pipe.load_facesnap_adapter(name, **_adapter_arguments(kwargs))
+        return pipe
 
     @classmethod
     def from_single_file(
@@ -68,6 +91,20 @@ class AutoFaceSnapPipeline:
             raise InputError(f"pipeline must be a DiffusionPipeline, got {type(pipeline).__name__}")
         is_xl = is_xl_components(pipeline.components, type(pipeline).__name__, "pipeline")
         return _class_of(task, is_xl).from_pipe(pipeline, **kwargs)
+
+
+def _adapter_arguments(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Of the arguments of `from_pretrained`, those that say how an adapter's repo is reached."""
+    return {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs and name != "proxies"}
+
+
+def _adapter_config(name: str | Path, kwargs: dict[str, Any]) -> FaceSnapConfig | None:
+    """The config of a FaceSnap adapter on disk or on the Hub; `None` for all else."""
+    try:
+        folder = resolve_adapter_folder(str(name), config_only=True, **_adapter_arguments(kwargs))
+    except AdapterError:
+        return None
+    return FaceSnapConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
 
 
 def _class_of(task: str, is_xl: bool) -> Any:

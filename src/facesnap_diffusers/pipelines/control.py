@@ -9,7 +9,9 @@ import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import nn
 
+from .._upstream import uncompiled
 from ..models.attention import CONTEXT_KEY, accept_contexts
+from ..models.ffrnet import FFRNet
 from ..models.regions import RegionalContext
 from .schedule import FEW_STEPS, CallProgress, FaceSnapSchedule
 
@@ -17,7 +19,8 @@ from .schedule import FEW_STEPS, CallProgress, FaceSnapSchedule
 class RoutedControlNet(ControlNetModel):
     r"""
     Stands for a ControlNet in one call: hands it its part of `[text ; identity tokens]`, and does not run it when its scale
-    is 0, because `set_facesnap_scale` says so, or outside of `control_guidance_start` ... `control_guidance_end`.
+    is 0, because `set_facesnap_scale` says so, or outside of `control_guidance_start` ... `control_guidance_end`. FFRNet
+    gets the landmark picture embedded, which is done once.
 
     Args:
         net (`ControlNetModel`, *optional*): Shared with other calls and not changed. `None` stands for no conditioning.
@@ -52,6 +55,7 @@ class RoutedControlNet(ControlNetModel):
         self.context = context
         self._device = device or net.device
         self._dtype = dtype or net.dtype
+        self._embedded: tuple[torch.Tensor, int, torch.Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -93,7 +97,7 @@ class RoutedControlNet(ControlNetModel):
         conditioning_scale: float,
         **kwargs: Any,
     ) -> Any:
-        """What the ControlNet says to its part of the context."""
+        """What the ControlNet says to its part of the context, for the last `len(sample)` of its pictures."""
         if self.net is None:
             return None, None
         if conditioning_scale == 0:
@@ -105,6 +109,7 @@ class RoutedControlNet(ControlNetModel):
             encoder_hidden_states = encoder_hidden_states[:, :text_length]
         if self.regions is not None:
             kwargs["cross_attention_kwargs"] = {CONTEXT_KEY: self.regions}
+        kwargs["controlnet_cond"] = self._embed(kwargs["controlnet_cond"], len(sample))
         return self.net(
             sample,
             timestep,
@@ -112,6 +117,15 @@ class RoutedControlNet(ControlNetModel):
             conditioning_scale=conditioning_scale,
             **kwargs,
         )
+
+    def _embed(self, picture: torch.Tensor, batch: int) -> torch.Tensor:
+        """What the ControlNet is to take as the last `batch` of its pictures, the same tensor at every step."""
+        net = uncompiled(self.net)
+        if not isinstance(net, FFRNet):
+            return picture[-batch:]
+        if self._embedded is None or self._embedded[0] is not picture or self._embedded[1] != batch:
+            self._embedded = picture, batch, net.embed_landmarks(picture[-batch:])
+        return self._embedded[2]
 
 
 class ScheduledFFRNet(RoutedControlNet):
@@ -159,10 +173,10 @@ class ScheduledFFRNet(RoutedControlNet):
         if self._last is not None and self._lasts(timestep, len(own_sample)):
             _, (down, mid) = self._last
         else:
-            if is_halved:
+            if is_halved:  # of the pictures, the last are taken: a callback may also have ended guidance
+                picture = kwargs.pop("controlnet_cond")
                 encoder_hidden_states, kwargs = second_half(encoder_hidden_states), second_half(kwargs)
-            # a callback may have ended guidance, and with it the unconditional half
-            kwargs["controlnet_cond"] = kwargs["controlnet_cond"][-len(own_sample) :]
+                kwargs["controlnet_cond"] = picture
             down, mid = super().route(own_sample, timestep, encoder_hidden_states, conditioning_scale, **kwargs)
             self._last = self.progress.time(timestep), (down, mid)
         if is_halved:

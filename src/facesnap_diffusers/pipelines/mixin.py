@@ -46,19 +46,59 @@ from .step import Guidance, StepEnd
 
 
 @dataclass(frozen=True)
+class FaceTokens:
+    r"""
+    The identity tokens of a call.
+
+    Attributes:
+        conditional (`torch.Tensor` of shape `(batch, tokens, width)`): Those of several people side by side. Where FFRNet
+            comes from another adapter than the identity attention, its own tokens follow.
+        unconditional (`torch.Tensor` of shape `(batch, tokens, width)`): For classifier-free guidance.
+        num_ffrnet_tokens (`int`): How many tokens FFRNet takes, counted from the end.
+        num_left_out (`int`): How many of those are not for identity attention: FFRNet's own, or none.
+    """
+
+    conditional: torch.Tensor
+    unconditional: torch.Tensor
+    num_ffrnet_tokens: int
+    num_left_out: int
+
+    @classmethod
+    def of(
+        cls, conditioner: FaceConditioner, identities: Sequence[FaceIdentity], in_one_image: bool = False
+    ) -> FaceTokens:
+        """Those of identities: one for each image, or all `in_one_image`."""
+
+        def tokens_of(source: FaceConditioner, people: Sequence[FaceIdentity]) -> tuple[torch.Tensor, torch.Tensor]:
+            tokens, unconditional = source.tokens(people)
+            if in_one_image:
+                return tokens.flatten(0, 1)[None], unconditional.flatten(0, 1)[None]
+            return tokens, unconditional
+
+        tokens, unconditional = tokens_of(conditioner, identities)
+        if conditioner.of_ffrnet is None:
+            return cls(tokens, unconditional, num_ffrnet_tokens=tokens.shape[1], num_left_out=0)
+        own, own_unconditional = tokens_of(conditioner.of_ffrnet, conditioner.as_ffrnet_sees(identities))
+        return cls(
+            torch.cat([tokens, own.to(tokens)], dim=1),
+            torch.cat([unconditional, own_unconditional.to(tokens)], dim=1),
+            num_ffrnet_tokens=own.shape[1],
+            num_left_out=own.shape[1],
+        )
+
+
+@dataclass(frozen=True)
 class FaceConditions:
     r"""
     What a face is to one call of a stock pipeline.
 
     Attributes:
-        tokens (`torch.Tensor` of shape `(batch, tokens, width)`): Identity tokens; those of several people side by side.
-        unconditional_tokens (`torch.Tensor` of shape `(batch, tokens, width)`): For classifier-free guidance.
+        tokens ([`FaceTokens`]): Identity tokens.
         landmark_picture (`torch.Tensor` of shape `(batch, 3, height, width)`): For FFRNet, in `[0, 1]`.
         regions ([`Regions`], *optional*): Where each of several people is.
     """
 
-    tokens: torch.Tensor
-    unconditional_tokens: torch.Tensor
+    tokens: FaceTokens
     landmark_picture: torch.Tensor
     regions: Regions | None = None
 
@@ -268,13 +308,13 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 steering = self._default_steering(conditioner, steering, picture, mask, *canvas)
                 points = conditioner.drawn_points(identities, steering, *canvas)
             else:
-                counts = (5, 72) if conditioner.config.landmark_style == "instantid5" else (72,)
+                counts = (5, 72) if conditioner.landmark_style == "instantid5" else (72,)
                 points = as_landmarks(landmarks, "landmarks", counts)[..., :2]
             if crop is not None:
                 points = crop.move(points)
             prompt = self._match_batch(prompt, identities, points, kwargs)
             picture = conditioner.landmark_picture(points, height, width)
-            conditions = FaceConditions(*conditioner.tokens(identities), picture)
+            conditions = FaceConditions(FaceTokens.of(conditioner, identities), picture)
         scales = self._scales(identity_scale, landmark_scale)
         output = self._call_with_face(prompt, conditions, scales, schedule, kwargs)
         return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
@@ -399,14 +439,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             points.append(conditioner.drawn_points([person.identity], steering, height, width))
         # all faces in one picture: it is black where there is none
         pictures = conditioner.landmark_picture(torch.cat(points), height, width)
-        tokens, unconditional_tokens = conditioner.tokens([person.identity for person in people])
         regions = Regions(boxes, height // self.vae_scale_factor, width // self.vae_scale_factor)
-        return FaceConditions(
-            tokens.flatten(0, 1)[None],  # one image, with the tokens of all people one after the other
-            unconditional_tokens.flatten(0, 1)[None],
-            pictures.amax(0, keepdim=True),
-            regions,
-        )
+        tokens = FaceTokens.of(conditioner, [person.identity for person in people], in_one_image=True)
+        return FaceConditions(tokens, pictures.amax(0, keepdim=True), regions)
 
     def _call_with_face(
         self,
@@ -429,11 +464,16 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 " face do not pass; use the base model with an LCM LoRA"
             )
         call = self._for_one_call(kwargs)
-        call._identity_tokens = conditions.tokens, conditions.unconditional_tokens
-        num_tokens = conditions.tokens.shape[1]
+        tokens = conditions.tokens
+        call._identity_tokens = tokens.conditional, tokens.unconditional
+        num_tokens = tokens.conditional.shape[1]
         # without identity attention the tokens are only kept from the UNet
         attention = self.identity_attention if self.identity_attention is not None else IdentityAttention(layers={})
-        context = attention.context(call.unet, num_tokens, attention_scale, conditions.regions)
+        num_attended = num_tokens - tokens.num_left_out
+        device = tokens.conditional.device  # where the pipeline computes; offloaded components are elsewhere
+        context = attention.context(
+            call.unet, num_attended, attention_scale, conditions.regions, tokens.num_left_out, device
+        )
         attention_kwargs = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
         kwargs["cross_attention_kwargs"] = attention_kwargs
 
@@ -446,9 +486,14 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if self.ffrnet is not None:
             regions = None
             if conditions.regions is not None:
-                regions = RegionalContext(conditions.regions.masks(num_tokens, execution_device(self)))
+                regions = RegionalContext(conditions.regions.masks(tokens.num_ffrnet_tokens, device))
             ffrnet = ScheduledFFRNet(
-                self.ffrnet, num_tokens, schedule, progress, lambda: call.do_classifier_free_guidance, regions
+                self.ffrnet,
+                tokens.num_ffrnet_tokens,
+                schedule,
+                progress,
+                lambda: call.do_classifier_free_guidance,
+                regions,
             )
         settings = {
             "controlnet_conditioning_scale": landmark_scale,

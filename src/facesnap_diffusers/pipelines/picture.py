@@ -323,7 +323,7 @@ def face_in_picture(picture: np.ndarray, mask: np.ndarray | None, conditioner: F
     mask's; without a mask the largest. `None` where there is none, or nothing that finds faces is installed.
     """
     try:
-        analyzer = conditioner.analyzer
+        analyzer = (conditioner.of_ffrnet or conditioner).analyzer
         faces = analyzer.analyze(picture) or analyze_padded(picture, analyzer)
     except MissingDependencyError:
         return None

@@ -14,7 +14,7 @@ from transformers import (
     CLIPVisionModelWithProjection,
 )
 
-from ..adapter.folder import ADAPTER_COMPONENTS, config_of_mixer
+from ..adapter.folder import ADAPTER_COMPONENTS, OFFLOAD_SEQUENCE, config_of_mixer
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.landmark_predictor import LandmarkPredictor
@@ -32,7 +32,7 @@ else:
 class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
     """The components of the pipelines for Stable Diffusion XL."""
 
-    model_cpu_offload_seq = f"face_image_encoder->mixer->{StableDiffusionXLControlNetPipeline.model_cpu_offload_seq}"
+    model_cpu_offload_seq = f"{OFFLOAD_SEQUENCE}->{StableDiffusionXLControlNetPipeline.model_cpu_offload_seq}"
     # by `_optional_components` and `_exclude_from_cpu_offload` diffusers has a pipeline class say these
     _optional_components = [
         *StableDiffusionXLControlNetPipeline._optional_components,
@@ -64,6 +64,9 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
         landmark_predictor: LandmarkPredictor | None = None,
         face_image_encoder: CLIPVisionModelWithProjection | None = None,
         face_image_processor: CLIPImageProcessor | None = None,
+        ffrnet_mixer: IdentityMixer | None = None,
+        ffrnet_image_encoder: CLIPVisionModelWithProjection | None = None,
+        ffrnet_image_processor: CLIPImageProcessor | None = None,
         facesnap_config: dict | None = None,
         requires_aesthetics_score: bool = False,
         force_zeros_for_empty_prompt: bool = True,
@@ -95,6 +98,9 @@ class FaceSnapSDXLMixin(FaceSnapMixin, _Pipeline):
             landmark_predictor=landmark_predictor,
             face_image_encoder=face_image_encoder,
             face_image_processor=face_image_processor,
+            ffrnet_mixer=ffrnet_mixer,
+            ffrnet_image_encoder=ffrnet_image_encoder,
+            ffrnet_image_processor=ffrnet_image_processor,
         )
         self.register_to_config(facesnap_config=facesnap_config or config_of_mixer(mixer))
         check_adapter(self)

@@ -62,6 +62,11 @@ def load_pipeline(config: TrainingConfig) -> Any:
 
     if config.adapter.start_from is not None:
         pipeline.load_facesnap_adapter(config.adapter.start_from)
+        if pipeline.facesnap_config.ffrnet_config is not None:
+            raise InputError(
+                f"adapter.start_from {config.adapter.start_from} combines two adapters; train one of the two, then combine"
+                " them with landmarks_from="
+            )
     else:
         _start_adapter(pipeline, config)
     missing = [part for part in config.adapter.train if getattr(pipeline, part) is None]

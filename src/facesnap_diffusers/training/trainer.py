@@ -500,9 +500,7 @@ class Trainer:
         )
         section = describe_training(self.config, self.pipeline.facesnap_config, run)
         with atomic_file(folder / "README.md") as temporary:
-            write_model_card(
-                temporary, self.pipeline.facesnap_config, type(self.pipeline).__name__, name, training=section
-            )
+            write_model_card(temporary, self.pipeline.facesnap_config, name, training=section)
 
     def _seconds(self) -> float:
         """Time spent on the run so far, with what came before it was stopped."""
