@@ -90,7 +90,7 @@ def adapter_pipeline(family, mixer, condition):
 
 @contextmanager
 def seen_tokens_and_pictures(pipe):
-    """The conditional tokens and the landmark pictures that reach FFRNet."""
+    """The conditional tokens and the embedded landmark pictures that reach FFRNet."""
     seen = []
 
     def note(net, args, kwargs):
@@ -134,7 +134,7 @@ def test_every_user_of_the_conditioner(family, mixer, condition):
         if arguments:  # a face stands where the given picture has one, unless the caller says where
             arguments["landmarks"] = points
         seen = seen_by_ffrnet(pipe, face_image=PHOTO, **arguments)
-        assert torch.equal(seen[0], tokens) and torch.equal(seen[1], picture), name
+        assert torch.equal(seen[0], tokens) and torch.equal(seen[1], base.ffrnet.embed_landmarks(picture)), name
 
     check_training(base, identities[0], points, tokens, unconditional, picture)
     if mixer != "faceid-plus":
@@ -173,7 +173,8 @@ def check_training(pipe, identity, points, tokens, unconditional, picture):
     sample |= {key: batch[key][:1] for key in ("caption", "face_embeds", "landmarks")}
     with seen_tokens_and_pictures(objective.pipeline) as seen:
         sample_picture(objective, sample, ValidationConfig(inference_steps=1, guidance_scale=1.0), seed=0)
-    assert torch.equal(seen[0][0], tokens) and torch.equal(seen[0][1], picture)
+    embedded = objective.pipeline.ffrnet.embed_landmarks(picture)
+    assert torch.equal(seen[0][0], tokens) and torch.equal(seen[0][1], embedded)
 
 
 def check_export(pipe, identity, tokens, unconditional):
