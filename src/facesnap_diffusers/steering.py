@@ -211,7 +211,7 @@ def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.
         raise InputError(
             f"{name} must have shape ([batch,] {' or '.join(map(str, counts))}, 2 or 3), got {tuple(points.shape)}"
         )
-    if not torch.isfinite(points).all():
+    if points.is_meta or not torch.isfinite(points).all():
         raise InputError(f"{name} has values that are not finite")
     check_in_pixels(points, name)
     return points

@@ -65,6 +65,35 @@ class TestShards:
     def test_shards_end_as_tar_files_do(self, prepared):
         assert (prepared / "shard-000000.tar").read_bytes().endswith(END_OF_TAR)
 
+    @pytest.mark.parametrize("when", ["photo", "record", "end"])
+    def test_a_full_disk_leaves_what_was_written(self, prepared, tmp_path, when):
+        faces = PreparedFaces([str(prepared)])
+        writer = ShardWriter(tmp_path / "new", faces.settings[0])
+        writer.add(faces[0], "first")
+        file = writer._manifest if when == "record" else writer._shard
+        flush, name = file.flush, "_manifest" if when == "record" else "_shard"
+
+        class Full:
+            def __getattr__(self, attribute):
+                return getattr(file, attribute)
+
+            def write(self, data):
+                file.write(data[: len(data) // 2])
+                flush()
+                raise OSError(28, "No space left on device")
+
+        setattr(writer, name, Full())
+        with pytest.raises(InputError, match="No space left on device"):
+            writer.close() if when == "end" else writer.add(faces[1], "second")
+        writer.close()
+        with ShardWriter(tmp_path / "new", faces.settings[0]) as again:
+            assert "first" in again and "second" not in again and again.total == 1
+            again.add(faces[1], "second")
+        new = PreparedFaces([str(tmp_path / "new")])
+        for index in range(2):
+            assert np.array_equal(new[index].embedding, faces[index].embedding)
+        assert (tmp_path / "new/shard-000000.tar").read_bytes().endswith(END_OF_TAR)
+
     def test_reader_errors(self, tmp_path):
         with ShardWriter(tmp_path / "empty", ShardSettings("mine")):
             pass
@@ -102,3 +131,10 @@ class TestShards:
             with pytest.raises(InputError, match="manifest.jsonl (has a damaged line|does not say where)") as error:
                 PreparedFaces([str(prepared)])
             assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("name", [MANIFEST, "people.jsonl", "prepare.json"])
+    def test_bytes_that_are_no_text_are_refused(self, prepared, name):
+        path = prepared / name
+        path.write_bytes(b'{"key": "\xf4"}\n' + (path.read_bytes() if path.exists() else b""))
+        with pytest.raises(InputError, match=f"{name} (has a damaged line|is not JSON)"):
+            PreparedFaces([str(prepared)])

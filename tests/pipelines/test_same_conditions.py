@@ -83,14 +83,20 @@ def adapter_pipeline(family, mixer, condition):
         if isinstance(other, ImagePromptMixer):
             other.set_image_encoder(pipe.face_image_encoder)
         pipe.register_modules(mixer=other)
-        pipe.register_to_config(facesnap_config=vars(pipe.facesnap_config.replace(num_tokens=other.num_tokens)))
+        changes = {"num_tokens": other.num_tokens}
+        if other.image_embed_dim is None:
+            pipe.register_modules(face_image_encoder=None, face_image_processor=None)
+            changes["image_encoder_id"] = None
+        if other.face_embed_dim is None:
+            changes["face_embed_dim"] = None
+        pipe.register_to_config(facesnap_config=vars(pipe.facesnap_config.replace(**changes)))
     pipe.face_analyzer = OneFace(condition["normalized_embeds"])
     return pipe
 
 
 @contextmanager
 def seen_tokens_and_pictures(pipe):
-    """The conditional tokens and the landmark pictures that reach FFRNet."""
+    """The conditional tokens and the embedded landmark pictures that reach FFRNet."""
     seen = []
 
     def note(net, args, kwargs):
@@ -134,7 +140,8 @@ def test_every_user_of_the_conditioner(family, mixer, condition):
         if arguments:  # a face stands where the given picture has one, unless the caller says where
             arguments["landmarks"] = points
         seen = seen_by_ffrnet(pipe, face_image=PHOTO, **arguments)
-        assert torch.equal(seen[0], tokens) and torch.equal(seen[1], picture), name
+        assert torch.equal(seen[0], tokens), name
+        torch.testing.assert_close(seen[1], base.ffrnet.embed_landmarks(picture), atol=1e-6, rtol=0)
 
     check_training(base, identities[0], points, tokens, unconditional, picture)
     if mixer != "faceid-plus":
@@ -146,8 +153,10 @@ def test_every_user_of_the_conditioner(family, mixer, condition):
 def check_training(pipe, identity, points, tokens, unconditional, picture):
     """What the objective makes of a sample of the same face, and what its validation images get."""
     conditioner = pipe.face_conditioner()
-    crop = conditioner.image_crop(np.array(PHOTO), identity.landmarks.numpy())
-    pixels = pipe.face_image_processor(crop, return_tensors="pt").pixel_values
+    crops = {}
+    if conditioner.image_encoder is not None:
+        crop = conditioner.image_crop(np.array(PHOTO), identity.landmarks.numpy())
+        crops["clip_crop"] = pipe.face_image_processor(crop, return_tensors="pt").pixel_values
     parts = ["mixer", "ffrnet", "identity_attention"]
     objective = Objective(pipe, parts, LossConfig(), IdentityLossConfig(weight=0.0)).requires_grad_(False)
     left_out = torch.tensor([False, True])
@@ -162,18 +171,24 @@ def check_training(pipe, identity, points, tokens, unconditional, picture):
         "sizes": torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * 2),
     }
     # one crop at a time, as the pipelines encode them: matrix products of other sizes may round otherwise
-    states = conditioner.image_states(pixels)
-    assert torch.equal(states[0].float(), identity.image_hidden_states)
-    conditions = objective.encode_conditions({**batch, "clip_crop": pixels.expand(2, -1, -1, -1)})
+    states = None
+    if crops:
+        states = conditioner.image_states(crops["clip_crop"])
+        assert torch.equal(states[0].float(), identity.image_hidden_states)
+        states = states.expand(2, -1, -1)
+    two = {name: pixels.expand(2, -1, -1, -1) for name, pixels in crops.items()}
+    conditions = objective.encode_conditions({**batch, **two})
     torch.testing.assert_close(conditions["identity_tokens"], torch.cat([tokens, unconditional]), atol=1e-5, rtol=0)
-    mixed = conditioner.mix(batch["face_embeds"], states.expand(2, -1, -1), left_out)
+    mixed = conditioner.mix(batch["face_embeds"], states, left_out)
     assert torch.equal(mixed, torch.cat([tokens, unconditional]))
     assert torch.equal(conditions["landmark_picture"][:1], picture)
-    sample = {"clip_crop": pixels, "pixel_values": torch.zeros(1, 3, SIZE, SIZE)}
+    sample = {**crops, "pixel_values": torch.zeros(1, 3, SIZE, SIZE)}
     sample |= {key: batch[key][:1] for key in ("caption", "face_embeds", "landmarks")}
     with seen_tokens_and_pictures(objective.pipeline) as seen:
         sample_picture(objective, sample, ValidationConfig(inference_steps=1, guidance_scale=1.0), seed=0)
-    assert torch.equal(seen[0][0], tokens) and torch.equal(seen[0][1], picture)
+    embedded = objective.pipeline.ffrnet.embed_landmarks(picture)
+    assert torch.equal(seen[0][0], tokens)
+    torch.testing.assert_close(seen[0][1], embedded, atol=1e-6, rtol=0)
 
 
 def check_export(pipe, identity, tokens, unconditional):

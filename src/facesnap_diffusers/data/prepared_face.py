@@ -13,7 +13,7 @@ import PIL.Image
 import safetensors.numpy
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..faces.alignment import align_for_encoder
 from ..models.landmark_predictor import FaceCoefficients, LandmarkPredictor
 from .recognition_crop import align_faces
@@ -23,7 +23,13 @@ from .shard_settings import ShardSettings
 TAR_BLOCK = 512
 MOST_KEY_LENGTH = 79  # with the longest ending, .recognition_crop.png, it fits a tar header's 100 bytes
 UNIT_LENGTH_TOLERANCE = 1e-3
-_ARRAYS = ("embedding", "landmarks", "shape", "expression", "rotation", "scale", "translation")
+# with their shapes, where these are the same for all face encoders and predictors
+_ARRAYS = {
+    "embedding": None, "landmarks": (72, 2), "shape": None, "expression": None, "rotation": (3,), "scale": (),
+    "translation": (3,),
+}  # fmt: skip
+_LEAST_SCALE = 1e-3  # pixels per centimeter: a head of a fiftieth of a pixel
+_MOST = 1e6  # of any value: pixels, degrees, coefficients, lengths
 
 
 @dataclass
@@ -93,17 +99,44 @@ class PreparedFace:
 
     @classmethod
     def from_tar(cls, data: bytes) -> PreparedFace:
-        """Reads what [`to_tar`] wrote."""
-        files = {name.split(".")[1]: content for name, content in _tar_files(data)}
-        # copied: arrays on bytes cannot be written to, and torch warns of such
-        arrays = {name: array.copy() for name, array in safetensors.numpy.load(files["safetensors"]).items()}
-        return cls(
-            image=files["image"],
-            clip_crop=files["clip_crop"],
-            recognition_crop=files.get("recognition_crop"),
-            info=json.loads(files["json"]),
-            **arrays,
-        )
+        """Reads what [`to_tar`] wrote. Raises [`InputError`] where a part is damaged, missing or not finite."""
+        try:
+            files = {name.split(".")[1]: content for name, content in _tar_files(data)}
+            # copied: arrays on bytes cannot be written to, and torch warns of such
+            arrays = {name: array.copy() for name, array in safetensors.numpy.load(files["safetensors"]).items()}
+            face = cls(
+                image=files["image"],
+                clip_crop=files["clip_crop"],
+                recognition_crop=files.get("recognition_crop"),
+                info=json.loads(files["json"]),
+                **arrays,
+            )
+        except Exception as error:  # many kinds for damaged bytes
+            raise InputError(
+                f"no prepared photo ({type(error).__name__}: {one_line(error)}); prepare it again"
+            ) from error
+        face._check()
+        return face
+
+    def _check(self) -> None:
+        for name, shape in _ARRAYS.items():
+            array = getattr(self, name)
+            fits = array.ndim == 1 and array.size > 0 if shape is None else array.shape == shape
+            if not fits or array.dtype != np.float32 or not np.abs(array).max() <= _MOST:  # also of NaN
+                raise InputError(
+                    f"{name} must be finite numbers of shape {'(length,)' if shape is None else shape}; prepare the photo again"
+                )
+        if self.scale < _LEAST_SCALE:
+            raise InputError("scale must be positive pixels per centimeter; prepare the photo again")
+        if not isinstance(self.info, dict):
+            raise InputError("info must be a dictionary; prepare the photo again")
+        caption, size = self.info.get("caption"), self.info.get("file_size")
+        if not isinstance(caption, str | None):
+            raise InputError("caption must be a text; prepare the photo again")
+        if size is not None and not (
+            isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side <= _MOST for side in size)
+        ):
+            raise InputError("file_size must be the width and height in pixels; prepare the photo again")
 
 
 def _tar_files(data: bytes) -> Iterator[tuple[str, bytes]]:

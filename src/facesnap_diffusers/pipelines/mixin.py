@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ from .people import Person, check_people, with_identities
 from .picture import Crop, as_size, is_latent, open_pictures, picture_size
 from .schedule import CallProgress, FaceSnapSchedule
 from .signatures import stock_arguments, with_stock_signature
-from .step import RescaledGuidance, StepEnd
+from .step import Guidance, StepEnd
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     #: Whether a call begins with a picture, which is then its `image=`.
     _takes_picture = False
+    #: Whether the stock loop keeps the guidance scale that a call begins with, whatever callbacks set.
+    _guidance_is_fixed = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -563,16 +566,21 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         check_batch(prompt, kwargs, ("image", "mask_image", "masked_image_latents") if self._takes_picture else ())
         self._check_latents_of_picture(kwargs, is_plain=not isinstance(call, FaceSnapMixin))
         requests = self._stop_requests
+        has_callback = kwargs.get("callback_on_step_end") is not None
         StepEnd.add_to(kwargs, lambda: self._stop_requests != requests)
         try:
             if isinstance(call, FaceSnapMixin):
                 if self._mask_is_ours:
                     call._blend_by_mask(kwargs)
+                rescale = 0.0
                 if "guidance_rescale" not in stock_arguments(super().__call__):
                     rescale = kwargs.pop("guidance_rescale", 0.0)
-                    if rescale > 0:
-                        RescaledGuidance(call, rescale)
+                if rescale > 0 or (has_callback and self._guidance_is_fixed):
+                    Guidance(call, rescale)
                 return super(FaceSnapMixin, call).__call__(prompt, **kwargs)
+            for name in ("height", "width"):
+                if kwargs.get(name) is not None:
+                    as_size(name, kwargs[name], math.lcm(_MULTIPLE_OF_STOCK, self.vae_scale_factor))
             return call(prompt, **kwargs)
         finally:
             for name in _SHOWN_AFTER_A_CALL:
@@ -743,6 +751,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 kwargs[name] = (value if isinstance(value, list) else [value]) * batch
         return (prompt if isinstance(prompt, list) else [prompt]) * batch
 
+
+#: What heights and widths of the stock pipelines without ControlNet must be a multiple of, in pixels, whatever the VAE.
+_MULTIPLE_OF_STOCK = 8
 
 #: What the properties of a stock pipeline show of its last call.
 _SHOWN_AFTER_A_CALL = ("_guidance_scale", "_num_timesteps", "_clip_skip", "_interrupt")

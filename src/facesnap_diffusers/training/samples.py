@@ -116,9 +116,9 @@ class TrainingSamples(Dataset):
         """Raises [`InputError`], which names the photo, where its bytes are damaged."""
         try:
             return self._sample(position)
-        except (OSError, SyntaxError, KeyError, ValueError) as error:  # of Pillow, of arrays that do not fit
-            if isinstance(error, FaceSnapError):
-                raise
+        except FaceSnapError:
+            raise
+        except Exception as error:  # of Pillow, many kinds for damaged bytes; of arrays that do not fit
             raise self.faces.damaged(self.photo(position), error) from error
 
     def _sample(self, position: int) -> dict[str, Any]:
