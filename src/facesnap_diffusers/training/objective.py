@@ -111,6 +111,10 @@ class Objective(nn.Module):
         """What makes tokens and landmark pictures, as in the pipelines."""
         return self.pipeline.face_conditioner("training")
 
+    def drawn_points(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The points of a batch that the adapter's picture is drawn from: landmarks, or InstantID's five key points."""
+        return batch["key_points" if self.conditioner.draws_key_points else "landmarks"]
+
     @property
     def first_identity_step(self) -> int:
         """The first step of a run that computes the identity loss."""
@@ -232,7 +236,7 @@ class Objective(nn.Module):
                 batch["face_embeds"], states, batch["without_identity"]
             ),
             "landmark_picture": conditioner.landmark_picture(  # (batch, 3, 8 · height, 8 · width)
-                batch["landmarks"], *self._image_size(batch)
+                self.drawn_points(batch), *self._image_size(batch)
             ),
             "with_landmarks": ~batch["without_landmarks"],  # (batch,)
             "added": None,

@@ -54,7 +54,7 @@ def validation_sheet(
         target = batch["pixel_values"][0]
         height, width = target.shape[-2:]
         reference = PIL.Image.fromarray(_to_uint8(batch["recognition_crop"][0])).resize((width, height))
-        drawn = objective.conditioner.landmark_picture(batch["landmarks"], height, width)[0]
+        drawn = objective.conditioner.landmark_picture(objective.drawn_points(batch), height, width)[0]
         generated = sample_picture(objective, batch, config, seed + position)
         row = [np.array(reference), _to_uint8(drawn), generated, _to_uint8(target / 2 + 0.5)]
         rows.append(np.concatenate(row, axis=1))
@@ -68,7 +68,7 @@ def sample_picture(objective: Objective, batch: dict[str, Any], config: Validati
     output = objective.pipeline(
         config.prompt or batch["caption"][0],
         identity=_identity(objective, batch),
-        landmarks=batch["landmarks"],
+        landmarks=objective.drawn_points(batch),
         height=height,
         width=width,
         num_inference_steps=config.inference_steps,
