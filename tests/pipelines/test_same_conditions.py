@@ -101,7 +101,11 @@ def adapter_pipeline(family, mixer, condition):
         if isinstance(other, ImagePromptMixer):
             other.set_image_encoder(pipe.face_image_encoder)
         pipe.register_modules(mixer=other)
-        pipe.register_to_config(facesnap_config=vars(pipe.facesnap_config.replace(num_tokens=other.num_tokens)))
+        changes = {"num_tokens": other.num_tokens, "face_embed_dim": other.face_embed_dim}
+        if other.image_embed_dim is None:
+            pipe.register_modules(face_image_encoder=None, face_image_processor=None)
+            changes["image_encoder_id"] = None
+        pipe.register_to_config(facesnap_config=vars(pipe.facesnap_config.replace(**changes)))
     pipe.face_analyzer = OneFace(condition["normalized_embeds"])
     return pipe
 
@@ -172,7 +176,8 @@ def test_every_user_of_the_conditioner(family, mixer, condition, tmp_path):
 def training_samples(pipe, folder):
     """Samples of shards that hold the same face, as `facesnap prepare` writes it; the whole photo, without augmentation."""
     (face,) = pipe.face_analyzer.analyze(np.array(PHOTO))
-    config, image_size = pipe.facesnap_config, pipe.face_image_encoder.config.image_size
+    config, encoder = pipe.facesnap_config, pipe.face_image_encoder
+    image_size = 32 if encoder is None else encoder.config.image_size
     settings = ShardSettings(
         face.encoder,
         normalized_embeds=config.normalized_embeds,
@@ -216,23 +221,23 @@ def check_training(pipe, identity, points, tokens, unconditional, picture, folde
     # pixels of a crop have their centers half a pixel from its edge; where a face stands in a new picture is free
     moved = 0.5 * (SIZE / PHOTO.width - 1)
     torch.testing.assert_close(objective.drawn_points(sample), points + moved, atol=1e-4, rtol=0)
-    crop = conditioner.image_crop(np.array(PHOTO), identity.landmarks.numpy(), identity.key_points.numpy())
-    assert samples.faces[0].clip_crop == as_jpeg(crop)
-
-    # the very points and crop, which neither their place nor JPEG has changed
-    pixels = pipe.face_image_processor(crop, return_tensors="pt").pixel_values
+    # from here on the very points and crop, which neither their place nor JPEG has changed
     sample["key_points" if conditioner.draws_key_points else "landmarks"] = points
-    sample["clip_crop"] = pixels
+    states = None
+    if conditioner.image_encoder is not None:
+        crop = conditioner.image_crop(np.array(PHOTO), identity.landmarks.numpy(), identity.key_points.numpy())
+        assert samples.faces[0].clip_crop == as_jpeg(crop)
+        sample["clip_crop"] = pipe.face_image_processor(crop, return_tensors="pt").pixel_values
+        # one crop at a time, as the pipelines encode them: matrix products of other sizes may round otherwise
+        states = conditioner.image_states(sample["clip_crop"])
+        assert torch.equal(states[0].float(), identity.image_hidden_states)
+        states = states.expand(2, -1, -1)
     left_out = torch.tensor([False, True])
     batch = {name: value.expand(2, *value.shape[1:]) for name, value in sample.items() if name != "caption"}
     batch |= {"caption": ["a cat", "a cat"], "without_text": left_out, "without_identity": left_out}
-    # one crop at a time, as the pipelines encode them: matrix products of other sizes may round otherwise
-    states = conditioner.image_states(pixels)
-    assert torch.equal(states[0].float(), identity.image_hidden_states)
     conditions = objective.encode_conditions(batch)
     torch.testing.assert_close(conditions["identity_tokens"], torch.cat([tokens, unconditional]), atol=1e-5, rtol=0)
-    mixed = conditioner.mix(batch["face_embeds"], states.expand(2, -1, -1), left_out)
-    assert torch.equal(mixed, torch.cat([tokens, unconditional]))
+    assert torch.equal(conditioner.mix(batch["face_embeds"], states, left_out), torch.cat([tokens, unconditional]))
     assert torch.equal(conditions["landmark_picture"][:1], picture)
     with seen_tokens_and_pictures(objective.pipeline) as seen:
         sample_picture(objective, sample, ValidationConfig(inference_steps=1, guidance_scale=1.0), seed=0)

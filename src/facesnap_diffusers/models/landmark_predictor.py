@@ -61,7 +61,7 @@ class FaceCoefficients:
         return self.map(torch.Tensor.detach)
 
     def __len__(self) -> int:
-        return self.shape.shape[0]
+        return len(self.shape)
 
     def __getitem__(self, index: Any) -> FaceCoefficients:
         """Picks faces of the batch. An integer keeps the batch dimension, so that the result is a batch of one."""
@@ -555,7 +555,7 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         return points, F.pad(visible, (0, 0, 0, missing))
 
     def _check_coefficients(self, coefficients: FaceCoefficients) -> None:
-        batch = coefficients.shape.shape[0]
+        batch = len(coefficients)
         expected = {
             "shape": (batch, self.shape_basis.shape[0]),
             "expression": (batch, self.expression_basis.shape[0]),

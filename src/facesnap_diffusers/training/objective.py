@@ -101,10 +101,10 @@ class Objective(nn.Module):
         assert recognizer is not None
         device = next(self.parameters()).device
         if crops is None:
-            found = recognizer.relative(embeds.to(device))
+            negatives = recognizer.relative(embeds.to(device))
         else:
-            found = torch.cat([recognizer.embed(some.to(device)) for some in crops.split(_RECOGNIZER_BATCH)])
-        self._negatives = found, people.to(device)
+            negatives = torch.cat([recognizer.embed(some.to(device)) for some in crops.split(_RECOGNIZER_BATCH)])
+        self._negatives = negatives, people.to(device)
 
     @property
     def conditioner(self) -> FaceConditioner:
@@ -358,9 +358,9 @@ class Objective(nn.Module):
         if self._negatives is None:
             return identity, share, torch.zeros_like(identity)
         negatives, people = self._negatives
-        others = people != batch["person"][usable][:, None]  # (usable, count)
+        other_people = people != batch["person"][usable][:, None]  # (usable, count)
         contrastive = contrastive_loss(
-            embeds, reference, negatives.to(embeds.dtype), others, self.identity_loss.temperature
+            embeds, reference, negatives.to(embeds.dtype), other_people, self.identity_loss.temperature
         )
         return identity, share, contrastive.sum() / len(usable)
 

@@ -219,13 +219,13 @@ class Trainer:
                 self.progress.skipped += 1
             bar.update()
             if step % config.log_every == 0 or last or stop:
-                found = means.read(accelerator)
-                results.update({name: value for name, value in found.items() if name != "gradient_norm"})
+                mean_losses = means.read(accelerator)
+                results.update({name: value for name, value in mean_losses.items() if name != "gradient_norm"})
                 rates = {f"learning_rate/{part}": rate for part, rate in self._learning_rates().items()}
                 done = config.batch_size * config.gradient_accumulation * accelerator.num_processes
                 health = {**speed.read(means.steps * done), "skipped_steps": float(self.progress.skipped)}
-                self._log({**found, **rates, **health}, step)
-                bar.set_postfix({name: f"{value:.4g}" for name, value in found.items()})
+                self._log({**mean_losses, **rates, **health}, step)
+                bar.set_postfix({name: f"{value:.4g}" for name, value in mean_losses.items()})
                 means = LossMeans()
             with speed.paused():
                 save_due = save_due or step % config.checkpoint_every == 0 or last or stop
@@ -430,11 +430,11 @@ class Trainer:
             with kept_random_state(), self._averaged(), self.accelerator.autocast():
                 for measure in (self._validation_losses, self._validation_images, self._validation_likeness):
                     try:
-                        found = measure(self.validation_samples, step)
+                        measured = measure(self.validation_samples, step)
                     except Exception as error:
                         self._report(measure.__name__.strip("_").replace("_", " "), error)
                         continue
-                    values |= {f"validation/{name}": value for name, value in found.items()}
+                    values |= {f"validation/{name}": value for name, value in measured.items()}
             self._log(values, step)
         self.accelerator.wait_for_everyone()
         return values

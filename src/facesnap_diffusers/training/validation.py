@@ -90,24 +90,24 @@ def validation_likeness(
         except dlib's; a picture without a face counts as [`NO_FACE`]. `faces_found`: share of pictures with a face.
         `points`: mean distance of its landmarks from those asked for, divided by the distance of the outer eye corners.
     """
-    distances, points, found = [], [], 0
+    distances, points, faces_found = [], [], 0
     for position in one_of_each_person(samples, config.people):
         batch = collate([samples[position]])
-        truth = _largest(judge.analyze(_to_uint8(batch["pixel_values"][0] / 2 + 0.5)))
-        if truth is None:
+        target_face = _largest(judge.analyze(_to_uint8(batch["pixel_values"][0] / 2 + 0.5)))
+        if target_face is None:
             continue  # the judge cannot say anything of this photo
         face = _largest(judge.analyze(sample_picture(objective, batch, config, seed + position)))
         if face is None:
             distances.append(NO_FACE)
             continue
-        found += 1
-        distances.append(float(np.linalg.norm(_embedding(face, judge) - _embedding(truth, judge))))
+        faces_found += 1
+        distances.append(float(np.linalg.norm(_embedding(face, judge) - _embedding(target_face, judge))))
         wanted = batch["landmarks"][0, :68].numpy()
         error = np.linalg.norm(face.landmarks[:68, :2] - wanted, axis=1).mean()
         points.append(float(error / np.linalg.norm(wanted[45] - wanted[36])))
     if not distances:
         return {}
-    values = {"face_distance": float(np.mean(distances)), "faces_found": found / len(distances)}
+    values = {"face_distance": float(np.mean(distances)), "faces_found": faces_found / len(distances)}
     return {**values, "points": float(np.mean(points))} if points else values
 
 
