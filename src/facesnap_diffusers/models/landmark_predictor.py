@@ -353,9 +353,9 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
 
         deviation = (points - _like(self.mean, points)) * seen  # (batch, 72, 3)
         basis = self._split_basis(points.dtype)
-        first, *others = self.stages_3d if is_3d else self.stages_2d
+        first, *later_stages = self.stages_3d if is_3d else self.stages_2d
         even, odd = first(*self._start_features(deviation))  # (batch, even coefficients), (batch, odd coefficients)
-        for stage in others:
+        for stage in later_stages:
             even_correction, odd_correction = stage(*self._stage_features(points, seen, even, odd, basis))
             even, odd = even + even_correction, odd + odd_correction
         even_correction, odd_correction = self._network(points, deviation, seen, visible, is_3d, even, odd, basis)
