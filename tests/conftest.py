@@ -1,3 +1,5 @@
+"""No network but a Hub on the loopback interface, and no cache of the user's."""
+
 import os
 import socket
 import sys

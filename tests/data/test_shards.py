@@ -1,5 +1,6 @@
 """Shards on disk: WebDatasets, read at random, with a manifest and settings."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from tiny_preparation import (
     CONFIG,
+    MarkedFaces,
     frontal_points,
     photo,
     run_silently,
@@ -18,6 +20,17 @@ from facesnap_diffusers.data.shard_settings import ShardSettings
 from facesnap_diffusers.data.shards import END_OF_TAR, MANIFEST, PreparedFaces, ShardWriter, read_records
 from facesnap_diffusers.data.sources import open_source
 from facesnap_diffusers.errors import InputError
+from facesnap_diffusers.faces.key_points import five_points
+
+
+class MarkedKeyPoints(MarkedFaces):
+    """Finds key points, a few pixels beside those of the landmarks."""
+
+    def analyze(self, image):
+        return [
+            dataclasses.replace(face, key_points=five_points(face.landmarks) + [2, 3])
+            for face in super().analyze(image)
+        ]
 
 
 class TestShards:
@@ -61,6 +74,16 @@ class TestShards:
             assert np.abs(face.landmarks[68:] - drawn[68:].numpy()).max() < 0.03
             for name, value in vars(expected).items():
                 assert np.allclose(getattr(face, name), value[0].numpy(), atol=2e-2), name
+
+    def test_key_points_of_the_detector(self, prepared, tmp_path):
+        """Records say whether the photos have them: of an analyzer that gives them all have, of another none."""
+        write_photos(tmp_path / "more", 2)
+        run_silently(open_source(str(tmp_path / "more")), tmp_path / "with", CONFIG, analyzer=MarkedKeyPoints)
+        for folder, given in ((prepared, False), (tmp_path / "with", True)):
+            assert {record.key_points for record in read_records(folder) if record.kept} == {given}
+            face = PreparedFaces([str(folder)])[0]
+            assert (face.key_points is not None) == given
+        assert np.abs(face.key_points - five_points(face.landmarks) - [2, 3]).max() < 1e-3
 
     def test_shards_end_as_tar_files_do(self, prepared):
         assert (prepared / "shard-000000.tar").read_bytes().endswith(END_OF_TAR)

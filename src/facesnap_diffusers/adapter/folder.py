@@ -173,13 +173,13 @@ def _read_combination(source: AdapterSource, unet: UNet2DConditionModel) -> tupl
         revision=None,
         image_encoder=None,
     )
-    found = _config_with_ffrnet(other, unet)  # before the weights of the first are loaded
+    of_ffrnet = _config_with_ffrnet(other, unet)  # before the weights of the first are loaded
     config, modules = read_adapter(own, unet)
-    if found is not None:
-        other = replace(other, parts=[part for part in found.parts if part != "identity_attention"])
+    if of_ffrnet is not None:
+        other = replace(other, parts=[part for part in of_ffrnet.parts if part != "identity_attention"])
         if config.image_encoder_id is None:
             other = replace(other, image_encoder=source.image_encoder)
-        elif found.image_encoder_id == config.image_encoder_id != IMAGE_ENCODER_FOLDER:
+        elif of_ffrnet.image_encoder_id == config.image_encoder_id != IMAGE_ENCODER_FOLDER:
             other = replace(other, image_encoder=modules["face_image_encoder"])
     other_config, other_modules = read_adapter(other, unet)
     scales: list[tuple[Any, FaceSnapConfig]] = [("identity_scale", config), ("landmark_scale", other_config)]

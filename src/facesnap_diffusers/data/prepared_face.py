@@ -51,6 +51,8 @@ class PreparedFace:
         recognition_crop (`bytes`, *optional*): Encoded, `(size, size)`; see [`align_faces`].
         embedding (`np.ndarray`): `(dim,)`, of the face encoder.
         landmarks (`np.ndarray`): `(72, 2)`, in pixels of `image`.
+        key_points (`np.ndarray`, *optional*): `(5, 2)`, in pixels of `image`: those that the detector itself found; see
+            [`Face`].
         shape, expression, rotation, scale, translation (`np.ndarray`): [`FaceCoefficients`] in pixels of `image`,
             without the batch dimension.
         info (`dict`): `identity` (`str` or `None`), `caption` (`str` or `None`), `image_format` (`"jpg"` by default),
@@ -69,6 +71,7 @@ class PreparedFace:
     scale: np.ndarray
     translation: np.ndarray
     info: dict[str, Any]
+    key_points: np.ndarray | None = None
 
     @property
     def coefficients(self) -> FaceCoefficients:
@@ -82,7 +85,8 @@ class PreparedFace:
 
         if not key or "." in key or not key.isascii() or len(key) > MOST_KEY_LENGTH:
             raise InputError(f"key {key!r} must be 1 to {MOST_KEY_LENGTH} ASCII characters without a dot; change it")
-        arrays = {name: np.array(getattr(self, name), np.float32, order="C") for name in _ARRAYS}
+        names = _ARRAYS if self.key_points is None else (*_ARRAYS, "key_points")
+        arrays = {name: np.array(getattr(self, name), np.float32, order="C") for name in names}
         files: dict[str, Any] = {
             f"image.{self.info.get('image_format', 'jpg')}": self.image,
             "clip_crop.jpg": self.clip_crop,
@@ -161,6 +165,7 @@ def make_face(
     predictor: LandmarkPredictor,
     settings: ShardSettings,
     *,
+    key_points: np.ndarray | None = None,
     coefficients: FaceCoefficients | None = None,
     info: dict[str, Any] | None = None,
     min_side: int | None = None,
@@ -175,6 +180,8 @@ def make_face(
         embedding (`np.ndarray`): `(dim,)`, of the face encoder.
         predictor ([`LandmarkPredictor`]): Gives the coefficients; see [`load_landmark_predictor`].
         settings ([`ShardSettings`]): Of the shards that it is for: which crops it has, and how long its embedding is.
+        key_points (`np.ndarray`, *optional*): `(5, 2)`, in pixels of `image`: the five points that the detector itself found
+            ([`Face.key_points`]), by which the `"arcface"` crop for the image encoder is aligned, as in the pipelines.
         coefficients ([`FaceCoefficients`], *optional*): A batch of one, of this predictor, in pixels of `image`; by default
             the predictor's for `landmarks`, as in the pipelines.
         info (`dict`, *optional*): As in [`PreparedFace`]. `image_format` decides whether `image` becomes a `"jpg"` or `"png"`.
@@ -196,7 +203,9 @@ def make_face(
     if coefficients is None:
         coefficients = predictor.encode(points)
     points = points[..., :2]
-    clip_crop = align_for_encoder(image, landmarks[:68], settings.image_crop, settings.clip_crop_size)
+    if key_points is not None and np.shape(key_points) != (5, 2):
+        raise InputError(f"key_points must have shape (5, 2), got {np.shape(key_points)}")
+    clip_crop = align_for_encoder(image, landmarks, settings.image_crop, settings.clip_crop_size, key_points)
     recognition_crop = None
     if settings.recognition_crop is not None:
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, height, width)
@@ -224,6 +233,7 @@ def make_face(
         scale=size * scale,
         translation=translation,
         info={"file_size": [width, height], **info, "size": [photo.width, photo.height]},
+        key_points=None if key_points is None else resize_points(np.asarray(key_points), scale),
     )
 
 

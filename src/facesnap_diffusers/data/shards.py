@@ -39,6 +39,7 @@ class PhotoRecord:
         identity (`str`, *optional*): Who it shows.
         phash (`int`, *optional*): Perceptual hash of the photo, 64 bits.
         face_hash (`int`, *optional*): The same of the aligned face.
+        key_points (`bool`): The photo in the shard has the key points that the detector itself found.
     """
 
     source: str
@@ -52,6 +53,7 @@ class PhotoRecord:
     identity: str | None = None
     phash: int | None = None
     face_hash: int | None = None
+    key_points: bool = False
 
     def place(self) -> tuple[str, int, int]:
         """Shard, first byte and end of a kept photo."""
@@ -77,7 +79,10 @@ class PhotoRecord:
         return record
 
     def to_line(self) -> str:
-        return json.dumps({name: value for name, value in asdict(self).items() if value not in (None, "")}) + "\n"
+        values = {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        if not self.key_points:
+            del values["key_points"]
+        return json.dumps(values) + "\n"
 
 
 class ShardWriter:
@@ -181,7 +186,7 @@ class ShardWriter:
 
     def _append(self, record: PhotoRecord, face: PreparedFace | None) -> int:
         if face is not None:
-            record.key = f"{self.count:09d}"
+            record.key, record.key_points = f"{self.count:09d}", face.key_points is not None
             sample = face.to_tar(record.key)
             if self._shard.tell() > 0 and self._shard.tell() + len(sample) > self.shard_bytes:
                 self._close_shard()

@@ -1,3 +1,5 @@
+"""dlib's analyzer, on real photos."""
+
 import math
 from pathlib import Path
 

@@ -103,14 +103,14 @@ class DlibFaceAnalyzer:
         if longer < SMALLEST_PHOTO:
             return []
         side = min(max(longer, FRONTAL_SIDE), LARGEST_FRONTAL_SIDE)
-        found = self._frontal_faces(image, side)
-        faces = [(box, score, frontal_rolls) for box, score in found]
+        frontal = self._frontal_faces(image, side)
+        faces = [(box, score, frontal_rolls) for box, score in frontal]
         # A frontal bystander must not hide a turned head in front, so the second detector always looks for as large ones.
-        largest = max((float(box[2] - box[0]) / longer for box, _ in found), default=0.0)
+        largest = max((float(box[2] - box[0]) / longer for box, _ in frontal), default=0.0)
         if largest < FILLING_FACE:
             any_pose_side = min(ANY_POSE_SIDE, SMALLEST_FACE / (SMALLER_TURNED_FACE * largest or 1e-6))
             for box, score in self._faces_in_any_pose(image, round(any_pose_side)):
-                if all(_overlap(box, other) < SAME_FACE for other, _ in found):
+                if all(_overlap(box, other) < SAME_FACE for other, _ in frontal):
                     faces.append((box, score, all_rolls))
         largest = max((float(box[2] - box[0]) / longer for box, _, _ in faces), default=0.0)
         if longer < ENLARGED_SIDE and largest * side < SMALL_FACE:
