@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,11 +30,12 @@ from ..faces.photo import read_pixels
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
+from ..models.ffrnet import FFRNet
 from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
 from .arguments import check_batch, check_prompt, check_stock_arguments
 from .bases import check_base, is_xl_components, is_xl_file, is_xl_folder
-from .call_copy import components_of_call
+from .call_copy import components_of_call, restored_after_call
 from .control import RoutedControlNet, ScheduledFFRNet
 from .people import Person, check_people, with_identities
 from .picture import Crop, as_size, is_latent, open_pictures, picture_size
@@ -354,7 +354,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             call = self._for_one_call(call_kwargs)
             if scale and not call_kwargs["cross_attention_kwargs"]:  # it is in the copy's layers
                 kwargs["lora_scale"] = None
-            return call.encode_prompt(*args, **kwargs)
+            with restored_after_call(call.components, call_kwargs):
+                return call.encode_prompt(*args, **kwargs)
         prompt_embeds, negative_prompt_embeds, *pooled = super().encode_prompt(*args, **kwargs)
         if self._identity_tokens is not None:
             tokens, unconditional_tokens = self._identity_tokens
@@ -540,11 +541,17 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         """Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here."""
         return False
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """For unpickling, after which an FFRNet of low rank shares the layers of the UNet that came with it."""
+        self.__dict__.update(state)
+        if isinstance(self.ffrnet, FFRNet) and not self.ffrnet.is_bound:
+            self.ffrnet.bind(self.unet)
+
     def _for_one_call(self, kwargs: dict[str, Any]) -> Any:
         """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
-        call = copy.copy(self)
+        call = object.__new__(type(self))
         # past `DiffusionPipeline.__setattr__`, which would write the pipeline's config anew for each
-        call.__dict__.update(components_of_call(self, kwargs), _is_of_call=True)
+        call.__dict__.update({**vars(self), **components_of_call(self, kwargs)}, _is_of_call=True)
         return call
 
     def _plain_pipeline(self, kwargs: dict[str, Any]) -> DiffusionPipeline:
@@ -565,7 +572,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         requests = self._stop_requests
         StepEnd.add_to(kwargs, lambda: self._stop_requests != requests)
         try:
-            if isinstance(call, FaceSnapMixin):
+            with restored_after_call(call.components, kwargs):
+                if not isinstance(call, FaceSnapMixin):
+                    return call(prompt, **kwargs)
                 if self._mask_is_ours:
                     call._blend_by_mask(kwargs)
                 if "guidance_rescale" not in stock_arguments(super().__call__):
@@ -573,7 +582,6 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                     if rescale > 0:
                         RescaledGuidance(call, rescale)
                 return super(FaceSnapMixin, call).__call__(prompt, **kwargs)
-            return call(prompt, **kwargs)
         finally:
             for name in _SHOWN_AFTER_A_CALL:
                 if hasattr(call, name):
