@@ -15,6 +15,8 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from .._upstream import (
+    INTERRUPT,
+    SHOWN_AFTER_A_CALL,
     execution_device,
     is_model_offloaded,
     progress_bar_config,
@@ -137,6 +139,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         if hasattr(cls, "_plain_class"):
             for name in ("__call__", "encode_prompt"):
                 setattr(cls, name, with_stock_signature(cls, name))
+            setattr(cls, INTERRUPT, False)  # until the first call
             register_in_diffusers(cls)
 
     @classmethod
@@ -525,16 +528,10 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         output = self._run(call, prompt, kwargs)
         return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
-    @property
-    def _interrupt(self) -> bool:
-        """Whether the last call was told to stop. Set to `True`, as in the stock pipelines, it stops all that run."""
-        return vars(self).get("_interrupt", False)
-
-    @_interrupt.setter
-    def _interrupt(self, value: bool) -> None:
-        self.__dict__["_interrupt"] = value
-        if value and not self._is_of_call:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == INTERRUPT and value and not self._is_of_call:  # stops all calls, each of which runs on a copy
             self.__dict__["_stop_requests"] = self._stop_requests + 1
+        super().__setattr__(name, value)
 
     @property
     def _mask_is_ours(self) -> bool:
@@ -583,9 +580,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                         RescaledGuidance(call, rescale)
                 return super(FaceSnapMixin, call).__call__(prompt, **kwargs)
         finally:
-            for name in _SHOWN_AFTER_A_CALL:
+            for name in SHOWN_AFTER_A_CALL:
                 if hasattr(call, name):
-                    # past the setter of `_interrupt`: it is not asked for of other calls
+                    # past `__setattr__`, which would stop other calls too
                     self.__dict__[name] = getattr(call, name)
             if is_model_offloaded(self):  # the stock call has put its hooks on what the copy holds
                 self.maybe_free_model_hooks()
@@ -751,9 +748,6 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 kwargs[name] = (value if isinstance(value, list) else [value]) * batch
         return (prompt if isinstance(prompt, list) else [prompt]) * batch
 
-
-#: What the properties of a stock pipeline show of its last call.
-_SHOWN_AFTER_A_CALL = ("_guidance_scale", "_num_timesteps", "_clip_skip", "_interrupt")
 
 #: What a stock pipeline takes for each ControlNet, with its default.
 _CONTROL_SETTINGS = {"controlnet_conditioning_scale": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0}
