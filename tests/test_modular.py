@@ -146,10 +146,10 @@ def test_calls_from_threads_share_nothing(pipe, adapter):
     """Scheduler, guider, tokenizers: each call has its own, with another number of steps and another length of prompt."""
     modular = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
     size = {"height": 32, "width": 32, "output_type": "pt"}
+    faces = [{} if number == 2 else {"identity": tiny.identity(number)} for number in range(4)]
 
     def generate(number):
-        who = {} if number == 2 else {"identity": tiny.identity(number)}
-        call = {"prompt": "a cat " * (number + 1), "num_inference_steps": 1 + number, **who, **size}
+        call = {"prompt": "a cat " * (number + 1), "num_inference_steps": 1 + number, **faces[number], **size}
         return modular(generator=tiny.seeded(number), output="images", **call)
 
     expected = [generate(number) for number in range(4)]

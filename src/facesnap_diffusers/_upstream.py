@@ -27,6 +27,9 @@ INTERRUPT = "_interrupt"
 #: Where a stock call writes down what properties such as `pipe.guidance_scale` show of it.
 SHOWN_AFTER_A_CALL = ("_guidance_scale", "_num_timesteps", "_clip_skip", INTERRUPT)
 
+#: Where a torch module keeps its weights and its children; a copy that shares the weights needs tables of its own.
+PARAMETERS, MODULES = "_parameters", "_modules"
+
 
 @contextmanager
 def without_offloading(pipeline: DiffusionPipeline) -> Iterator[bool]:

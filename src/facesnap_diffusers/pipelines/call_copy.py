@@ -13,7 +13,7 @@ from diffusers.utils.peft_utils import scale_lora_layers
 from diffusers.utils.torch_utils import is_compiled_module
 from torch import nn
 
-from .._upstream import install_capturing_hooks, own_tokenizer
+from .._upstream import MODULES, PARAMETERS, install_capturing_hooks, own_tokenizer
 from ..base_models import is_sdxl
 
 
@@ -121,12 +121,12 @@ def copy_modules(net: nn.Module) -> Any:
             twin = copies[id(module)] = copy.copy(module)
             # past `nn.Module.__setattr__`, which takes no dictionaries
             for name, value in vars(module).items():
-                if name == "_parameters":
+                if name == PARAMETERS:
                     value = {
                         key: None if p is None else nn.Parameter(p.detach(), p.requires_grad)
                         for key, p in value.items()
                     }
-                elif name == "_modules":
+                elif name == MODULES:
                     value = {key: None if child is None else copied(child) for key, child in value.items()}
                 elif isinstance(value, dict):  # such as the scales of LoRA layers, and hooks
                     value = copy.copy(value)
