@@ -18,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from .._upstream import saved_class_name
+from .._upstream import drop_source, saved_class_name
 from ..base_models import family_of
 from ..errors import AdapterError, InputError, as_number, check_path, check_text, one_line
 from ..files import atomic_folder
@@ -379,7 +379,7 @@ def _without_local_paths(config: FaceSnapConfig, modules: Mapping[str, Any]) -> 
 
 def _drop_local_paths(path: Path) -> None:
     values = read_json(path)
-    if values.pop("_name_or_path", None) is not None:
+    if drop_source(values):
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -208,7 +208,9 @@ def _check_image_prompts(pipe: Any, kwargs: dict[str, Any]) -> None:
         raise InputError(
             "an IP-Adapter is loaded; pass ip_adapter_image= or ip_adapter_image_embeds=, or call unload_ip_adapter()"
         )
-    images = [None] * len(layers) if names == ["ip_adapter_image"] else _check_image_embeds(pipe, layers, kwargs)
+    images: list[int | None] = [None] * len(layers)
+    if names == ["ip_adapter_image_embeds"]:
+        images = _check_image_embeds(pipe, layers, kwargs)
     masks = (kwargs.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
     if masks is not None:
         _check_masks(masks, images)

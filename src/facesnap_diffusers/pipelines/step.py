@@ -11,13 +11,14 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
+from .._upstream import INTERRUPT
 from ..errors import InputError, shown
 
 
 class StepEnd:
     r"""
     The `callback_on_step_end` of a call: the caller's own, of which the result is checked, and a stop where the pipeline
-    that was called, of which this call runs on a copy, was told to `_interrupt`.
+    that was called, of which this call runs on a copy, was told to stop.
 
     Args:
         callback (`Callable`, *optional*): The caller's. What it raises is not changed.
@@ -39,7 +40,7 @@ class StepEnd:
             if isinstance(before, torch.Tensor) and name in outputs and not isinstance(value, torch.Tensor):
                 raise InputError(f"callback_on_step_end must return {name} as a tensor, got {shown(value)}")
         if self.is_interrupted():
-            pipeline._interrupt = True
+            setattr(pipeline, INTERRUPT, True)
         return outputs
 
     @classmethod
