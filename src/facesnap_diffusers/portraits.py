@@ -589,9 +589,9 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
-                yield {}, f"the row is not JSON ({one_line(error)})"
+                yield {}, f"not JSON ({one_line(error)})"
             else:
-                yield (values, None) if isinstance(values, dict) else ({}, "the row is not a JSON object")
+                yield (values, None) if isinstance(values, dict) else ({}, "not a JSON object")
     elif path.suffix == ".csv":
         lines = _csv_lines(text)
         head = lines[0] if lines else []
