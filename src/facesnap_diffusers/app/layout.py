@@ -244,7 +244,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 known = [(who.identity, how) for who, how in zip(encoded, settings.people, strict=True) if who]
                 if not known:
                     return empty_html(NO_LANDMARKS), ""
-                drawn = studio.draw_preview(known, pose and pose.face, settings.height, settings.width)
+                drawn = studio.draw_preview(known, pose.face if pose else None, settings.height, settings.width)
             except Exception as error:
                 return gr.skip(), error_html(describe(error))
             return f'<img alt="Landmarks that steer the picture" src="{as_data_url(drawn)}">', ""
@@ -342,7 +342,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 return
             yield {message: "", result: progress_html(0, settings.steps, None), seed: settings.seed}
             identities = [who.identity for who in known]
-            for step in studio.steps(settings, identities, pose and pose.face, picture, mask):
+            for step in studio.steps(settings, identities, pose.face if pose else None, picture, mask):
                 if isinstance(step, tuple):
                     yield {result: progress_html(*step)}
                 elif isinstance(step, BaseException):
