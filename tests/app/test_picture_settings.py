@@ -91,3 +91,48 @@ def test_wrong_values_are_one_line(change):
         read_settings({"prompt": "a person", **change})
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"seed": None}, "seed is empty"),
+        ({"steps": ""}, "steps is empty"),
+        ({"steps": 2.5}, "steps is 2.5; enter a whole number"),
+        ({"width": None}, "width is empty"),
+        ({"width": float("inf")}, "width is not a number"),
+        ({"height": float("nan")}, "height is not a number"),
+        ({"seed": 10**400}, "seed is not a number"),
+        ({"guidance_scale": None}, "guidance scale is empty"),
+        ({"strength": True}, "strength is not a number"),
+        ({"mode": "video"}, "mode is not known"),
+        ({"mode": ["inpainting"]}, "mode is not known"),
+        ({"schedule": None}, "schedule"),
+        ({"prompt": 5}, "prompt"),
+        ({"boxes": "left"}, "face boxes"),
+        ({"boxes": ["left"]}, "face box is not left"),
+        ({"boxes": [[0.1, 0.2, 0.4]]}, "face box is not left"),
+        ({"boxes": [[0.1, 0.2, 0.4, "0.6"]]}, "a side of the face box is not a number"),
+        ({"boxes": [[0.1, 0.2, 0.4, float("inf")]]}, "a side of the face box is not a number"),
+    ],
+)
+def test_a_wrong_field_of_the_picture_is_named(change, expected):
+    with pytest.raises(InputError, match=expected) as caught:
+        picture_settings({**FIELDS, **change}, [PERSON], [SentPhotos()])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"yaw": None}, "yaw of the second person is empty"),
+        ({"roll": "5"}, "roll of the second person is not a number"),
+        ({"expression": None}, "expression of the second person is not known"),
+        ({"expression": "smile", "weights": "wide"}, "expression"),
+        ({"expression": "own sliders", "weights": {"jawOpen": None}}, "jawOpen"),
+    ],
+)
+def test_a_wrong_field_of_a_person_is_named(change, expected):
+    with pytest.raises(InputError, match=expected) as caught:
+        picture_settings(FIELDS, [PERSON, {**PERSON, **change}], [SentPhotos(), SentPhotos()])
+    assert "\n" not in str(caught.value)

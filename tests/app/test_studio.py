@@ -1,19 +1,22 @@
 """Pictures and previews without the page, and the code that makes them again."""
 
+import ast
 import threading
+from dataclasses import replace
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from facesnap_diffusers.app.code import picture_code
-from facesnap_diffusers.app.layout import describe
+from facesnap_diffusers.app.layout import build_page, describe
 from facesnap_diffusers.app.photos import SentPhotos, as_data_url
 from facesnap_diffusers.app.picture_settings import TWO_FACES, read_settings
-from facesnap_diffusers.app.studio import Canceled, in_steps
+from facesnap_diffusers.app.studio import Canceled, Encoded, Studio, in_steps
 from facesnap_diffusers.errors import InputError, NoFaceFoundError
 from facesnap_diffusers.faces.drawing import draw_landmarks
 from facesnap_diffusers.faces.face import Face
+from facesnap_diffusers.pipelines.auto import AutoFaceSnapPipeline
 
 
 pytestmark = pytest.mark.slow
@@ -44,21 +47,41 @@ def two_people():
 def test_the_code_makes_the_picture_again(studio, tmp_path, monkeypatch, mode):
     values, pictures = {"mode": mode}, {}
     if mode == "scaled":
-        values = {"identity_scale": 0.5, "negative_prompt": "hat", "guidance_scale": 2.0, "seed": 3}
+        box = [0.2512345678, 0.25, 0.7501234567, 0.8]
+        person = {**PERSON, "pose": [20.123456789, 0.0, 5.0], "face_box": box}
+        values = {"identity_scale": 0.512345678, "negative_prompt": "hat", "guidance_scale": 2.3456789, "seed": 3}
+        values["people"] = [person]
     elif mode == "two":
         values = {"people": two_people()}
     elif mode != "text":
-        pictures = {"start": studio.samples[0].picture}
+        # of another shape than the picture, so that it is cropped
+        pictures = {"start": studio.samples[0].picture.resize((201, 128))}
         pictures["start"].save(tmp_path / "start.png")
         if mode == "inpaint":
-            pictures["mask"] = PIL.Image.new("L", (128, 128))
+            pictures["mask"] = PIL.Image.new("L", (201, 128))
             pictures["mask"].paste(255, (30, 30, 90, 90))
             pictures["mask"].save(tmp_path / "mask.png")
     settings = settings_of(**values)
     sent = [SentPhotos(sample=person.sample) for person in settings.people]
     picture = studio.make(settings, [studio.encode(photos) for photos in sent], **pictures)
-    code = picture_code(settings, sent)
+    code = studio.code(settings, sent)
     assert np.array_equal(picture_of_code(code, tmp_path, monkeypatch), np.asarray(picture)), code
+
+
+def test_the_code_loads_a_base_model_as_the_app_did():
+    base = "C:\\models\\new\"er's"
+    sent = [SentPhotos(sample='a"); exit(("')]
+    code = picture_code(settings_of(mode="image"), sent, base=base, adapter="my's", dtype="float16", device="cuda:1")
+    calls = {
+        node.func.attr: node for node in ast.walk(ast.parse(code)) if hasattr(getattr(node, "func", None), "attr")
+    }
+    load = calls["from_pretrained"]
+    assert ast.literal_eval(load.args[0]) == base
+    assert {keyword.arg: ast.unparse(keyword.value) for keyword in load.keywords} == {"dtype": "torch.float16"}
+    assert ast.literal_eval(calls["load_facesnap_adapter"].args[0]) == "my's"
+    assert ast.literal_eval(calls["to"].args[0]) == "cuda:1"
+    constants = [node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)]
+    assert sent[0].sample in constants
 
 
 def test_the_preview_shows_the_landmarks_of_the_call(studio):
@@ -165,3 +188,79 @@ def test_what_is_missing_is_one_line(studio, values, pictures, expected):
 def test_errors_of_libraries_are_one_line():
     shown = describe(RuntimeError("CUDA out of memory.\n  Tried to allocate 2 GiB"))
     assert "\n" not in shown and "CUDA out of memory" in shown
+
+
+def test_scales_start_as_the_adapters_authors_recommend(studio):
+    pipe = AutoFaceSnapPipeline.from_pipe(studio.pipe)
+    config = replace(studio.pipe.facesnap_config, recommended_scales={"identity_scale": 0.8, "landmark_scale": 1.75})
+    pipe.register_to_config(facesnap_config=config.to_dict())
+    recommending = Studio(pipe, studio.defaults)
+    fields = {block.label: block for block in build_page(recommending).blocks.values() if hasattr(block, "label")}
+    for label, name in (("Identity scale", "identity_scale"), ("Landmark scale", "landmark_scale")):
+        assert fields[label].value == config.scales[name] <= fields[label].maximum
+    sent = [SentPhotos(sample="person-02")]
+    code = recommending.code(settings_of(identity_scale=1.0, landmark_scale=1.75), sent)
+    assert "identity_scale=1.0" in code and "landmark_scale" not in code
+
+
+@pytest.fixture(scope="module")
+def page(studio):
+    return build_page(studio)
+
+
+def handle(page, name, changes):
+    """What a handler of the page gives for the values that a browser sends at first, with some changed, by label or id."""
+    handler = next(handler for handler in page.fns.values() if handler.name == name)
+    values = {}
+    for block in handler.inputs:
+        key = next((key for key in (getattr(block, "elem_id", None), block.label) if key in changes), None)
+        values[block] = block.preprocess(changes[key] if key is not None else block.value)
+    return handler.fn(values)
+
+
+def made(page, changes):
+    """The picture and the message of a click on the button, by the id of their fields."""
+    changes = {"Steps": 1, "New seed each time": False, "Set the pose (otherwise as in the photo)": True, **changes}
+    shown = {}
+    for update in handle(page, "make", changes):
+        shown |= {block.elem_id: value for block, value in update.items()}
+    return shown
+
+
+def test_a_picture_shows_who_the_photo_field_shows(studio, page):
+    first, second = ({"photos": [], "sample": name} for name in ("person-02", "person-15"))
+    identity = next(iter(handler for handler in page.fns.values() if handler.name == "encode")).outputs[0]
+    before = identity.value
+    alone = made(page, {"photos-1": second})["result"]
+    try:
+        identity.value = Encoded(SentPhotos.of(first), studio.sample("person-02").identity)
+        assert made(page, {"photos-1": first})["result"] != alone
+        # the second person's photo is still waiting to be encoded
+        assert made(page, {"photos-1": second})["result"] == alone
+        assert "no face yet" in made(page, {"photos-1": None})["message"]
+        assert "no sample person" in made(page, {"photos-1": {"sample": "nobody"}})["message"]
+    finally:
+        identity.value = before
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"seed": None}, "seed is empty"),
+        ({"seed": -1}, "seed"),
+        ({"Steps": None}, "steps is empty"),
+        ({"Width in pixels": None}, "width is empty"),
+        ({"Guidance scale": float("inf")}, "guidance scale is not a number"),
+        ({"yaw-1": None}, "yaw is empty"),
+        ({"yaw-1": 500}, "yaw"),
+        ({"mode": "video"}, "mode is not known"),
+        ({"boxes": [["a", 0, 1, 1]]}, "a side of the face box"),
+        ({"start": "a picture", "mode": "inpainting"}, "start picture"),
+    ],
+)
+def test_what_a_browser_may_send_ends_in_one_line(page, changes, expected):
+    shown = made(page, {"photos-1": {"photos": [], "sample": "person-02"}, **changes})
+    assert expected in shown["message"] and "result" not in shown
+    if "yaw-1" in changes or "Width in pixels" in changes:
+        _, message = handle(page, "refresh", changes)
+        assert expected in message

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..adapter.config import DEFAULT_SCALES
 from .photos import SentPhotos
 from .picture_settings import PersonSettings, PictureSettings
 
@@ -19,6 +20,9 @@ def picture_code(
     base: str | None = None,
     adapter: str | None = None,
     is_xl: bool = False,
+    dtype: str = "float32",
+    device: str = "cpu",
+    scales: Mapping[str, float] = DEFAULT_SCALES,
 ) -> str:
     r"""
     Code that makes a picture, in the reader's own Python. Photos are named by placeholders, such as `"photo.jpg"`.
@@ -28,6 +32,9 @@ def picture_code(
         sent (`Sequence[SentPhotos]`): What each person was made from.
         base (`str`, *optional*), adapter (`str`, *optional*): The model; the nano model without a base.
         is_xl (`bool`): Whether the base is of Stable Diffusion XL's kind.
+        dtype (`str`), device (`str`): How a base model was loaded, and where the model runs: `"float16"`, `"cuda"`.
+        scales (`dict[str, float]`): The scales of the adapter as loaded; those of the settings are written where they
+            differ.
     """
     classname = _CLASSES[settings.mode].format("XL" if is_xl else "")
     names: set[str] = set()
@@ -41,19 +48,23 @@ def picture_code(
     else:
         names.add(classname)
         loader = "from_single_file" if base.endswith((".safetensors", ".ckpt")) else "from_pretrained"
-        lines.append(f'pipe = {classname}.{loader}("{base}")')
+        lines.append(f"pipe = {classname}.{loader}({_quoted(base)}, dtype=torch.{dtype})")
         lines.append(f"pipe.load_facesnap_adapter({_quoted(adapter) if adapter else ''})")
+    if device != "cpu":
+        lines.append(f"pipe.to({_quoted(device)})")
     lines += _identities(sent, names)
+    size = f"({settings.width}, {settings.height}), Image.Resampling.LANCZOS"
     if settings.mode != "text":
-        lines.append(f'start = Image.open("start.png").convert("RGB").resize(({settings.width}, {settings.height}))')
+        lines.append(f'start = ImageOps.fit(load_image("start.png"), {size})')
     if settings.mode == "inpaint":
-        lines.append(f'mask = Image.open("mask.png").convert("L").resize(({settings.width}, {settings.height}))')
-    lines += ["image = pipe(", *(f"    {argument}," for argument in _arguments(settings, names)), ").images[0]"]
+        lines.append(f'mask = ImageOps.fit(load_image("mask.png").convert("L"), {size})')
+    arguments = _arguments(settings, names, scales)
+    lines += ["image = pipe(", *(f"    {argument}," for argument in arguments), ").images[0]"]
     lines.append('image.save("picture.png")')
 
     imports = ["import torch"]
     if settings.mode != "text":
-        imports.append("from PIL import Image")
+        imports += ["from diffusers.utils import load_image", "from PIL import Image, ImageOps"]
     imports.append(f"from facesnap_diffusers import {', '.join(sorted(names))}")
     return "\n".join([*imports, "", *lines, ""])
 
@@ -64,7 +75,7 @@ def _identities(sent: Sequence[SentPhotos], names: set[str]) -> list[str]:
         variable, suffix = _variable(number, len(sent)), "" if len(sent) == 1 else f"-{number + 1}"
         if photos.sample is not None:
             names.add("nano_people")
-            lines.append(f'{variable} = next(p.identity for p in nano_people() if p.name == "{photos.sample}")')
+            lines.append(f"{variable} = next(p.identity for p in nano_people() if p.name == {_quoted(photos.sample)})")
             continue
         count = len(photos.photos)
         files = [f'"photo{suffix}{"" if count == 1 else chr(ord("a") + i)}.jpg"' for i in range(count)]
@@ -72,7 +83,7 @@ def _identities(sent: Sequence[SentPhotos], names: set[str]) -> list[str]:
     return lines
 
 
-def _arguments(settings: PictureSettings, names: set[str]) -> list[str]:
+def _arguments(settings: PictureSettings, names: set[str], scales: Mapping[str, float]) -> list[str]:
     arguments = [_quoted(settings.prompt)]
     if settings.negative_prompt:
         arguments.append(f"negative_prompt={_quoted(settings.negative_prompt)}")
@@ -86,18 +97,18 @@ def _arguments(settings: PictureSettings, names: set[str]) -> list[str]:
         ]
         arguments.append(f"people=[{', '.join(people)}]")
     if settings.mode != "text":
-        arguments += ["image=start", f"strength={settings.strength:g}"]
+        arguments += ["image=start", f"strength={settings.strength!r}"]
     if settings.mode == "inpaint":
         arguments.append("mask_image=mask")
     for name in ("identity_scale", "landmark_scale"):
-        if getattr(settings, name) != 1.0:
-            arguments.append(f"{name}={getattr(settings, name):g}")
+        if getattr(settings, name) != scales[name]:
+            arguments.append(f"{name}={getattr(settings, name)!r}")
     if settings.schedule != "exact":
         arguments.append(f'facesnap_schedule="{settings.schedule}"')
     return [
         *arguments,
         f"num_inference_steps={settings.steps}",
-        f"guidance_scale={settings.guidance_scale:g}",
+        f"guidance_scale={settings.guidance_scale!r}",
         f"height={settings.height}",
         f"width={settings.width}",
         f"generator=torch.Generator().manual_seed({settings.seed})",
@@ -110,11 +121,11 @@ def _steering(person: PersonSettings, names: set[str]) -> list[str]:
         arguments.append('pose_image="pose.jpg"')
     if person.pose is not None:
         names.add("HeadPose")
-        arguments.append("pose=HeadPose(yaw={:g}, pitch={:g}, roll={:g})".format(*person.pose))
+        arguments.append("pose=HeadPose(yaw={!r}, pitch={!r}, roll={!r})".format(*person.pose))
     if person.expression is not None:
         arguments.append(f"expression={person.expression}")
     if person.face_box is not None:
-        arguments.append("face_box=({:g}, {:g}, {:g}, {:g})".format(*person.face_box))
+        arguments.append(f"face_box={person.face_box!r}")
     return arguments
 
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import PIL.Image
 
+from ..errors import InputError
 from ..faces.expression import EXPRESSION_NAMES, PRESETS, Expression
-from ..identity import FaceIdentity
 from ..settings import dump_settings
 from .photos import SentPhotos, as_data_url
 from .picture_settings import TWO_FACES, PersonSettings, PictureSettings, read_settings
+from .studio import Encoded
 
 
 AS_IN_PHOTO, OWN_SLIDERS = "as in the photo", "own sliders"
@@ -39,22 +40,32 @@ class Made:
     """A picture in the gallery, with all that is needed to make it again. It lives in the visitor's session alone."""
 
     settings: PictureSettings
-    sent: tuple[SentPhotos, ...]
-    identities: tuple[FaceIdentity, ...]
+    encoded: tuple[Encoded, ...]
     thumbnail: str
     code: str
 
 
-def person_values(fields: Mapping[str, Any], box: Sequence[float] | None, sample: str | None) -> dict[str, Any]:
-    """The plain values of a [`PersonSettings`] from the fields of one person."""
+def person_values(fields: Mapping[str, Any], box: Any, sample: str | None, whose: str = "") -> dict[str, Any]:
+    """
+    The plain values of a [`PersonSettings`] from the fields of one person. `whose` follows the field's name in messages.
+    Raises [`InputError`] for what is not a value of its field.
+    """
     expression = fields["expression"]
+    if expression not in EXPRESSION_CHOICES:
+        raise InputError(f"the expression{whose} is not known; choose one of {', '.join(EXPRESSION_CHOICES)}")
     weights = None if expression == AS_IN_PHOTO else fields["weights"] or {}
-    pose = [float(fields[angle]) for angle in ("yaw", "pitch", "roll")] if fields["steers_pose"] else None
+    pose = None
+    if fields["steers_pose"]:
+        pose = [_number(fields[angle], f"{angle}{whose}") for angle in ("yaw", "pitch", "roll")]
+    if box is not None:
+        if not isinstance(box, Sequence) or isinstance(box, str) or len(box) != 4:
+            raise InputError(f"the face box{whose} is not left, top, right and bottom; switch the boxes off and on")
+        box = [_number(side, f"a side of the face box{whose}") for side in box]
     return {
         "sample": sample,
         "pose": pose,
         "expression": weights,
-        "face_box": None if box is None else [float(side) for side in box],
+        "face_box": box,
         "uses_pose_photo": bool(fields.get("uses_pose_photo")),
     }
 
@@ -66,29 +77,49 @@ def picture_settings(
     Settings from the page's fields.
 
     Args:
-        fields (`dict`): Values by name, of the whole picture.
+        fields (`dict`): Values by name, of the whole picture, as the browser sent them: an emptied field is `None`.
         people (`Sequence[dict]`): Values by name, of each person.
         sent (`Sequence[SentPhotos]`): Who each person is.
 
     Raises:
-        InputError: A value is out of range, in one line.
+        InputError: A value is missing, not of its field's kind, or out of range, in one line that names the field.
     """
-    boxes: list[Any] = list(fields["boxes"] or []) if fields["places_faces"] else []
-    boxes += [None] * (len(people) - len(boxes))
+    boxes = (fields["boxes"] or []) if fields["places_faces"] else []
+    if not isinstance(boxes, list):
+        raise InputError("the face boxes are not a list; load the page again")
+    boxes = boxes + [None] * (len(people) - len(boxes))
+    if fields["mode"] not in list(MODES):
+        raise InputError(f"the mode is not known; choose one of {', '.join(MODES)}")
     values: dict[str, Any] = {
         "people": [
-            person_values(person, box, photos.sample) for person, box, photos in zip(people, boxes, sent, strict=False)
+            person_values(person, box, photos.sample, " of the second person" if number else "")
+            for number, (person, box, photos) in enumerate(zip(people, boxes, sent, strict=False))
         ],
         "mode": MODES[fields["mode"]],
         "schedule": fields["schedule"],
         "prompt": fields["prompt"] or "",
         "negative_prompt": fields["negative_prompt"] or "",
     }
-    values |= {name: int(fields[name]) for name in ("steps", "seed", "height", "width")}
-    values |= {
-        name: float(fields[name]) for name in ("strength", "identity_scale", "landmark_scale", "guidance_scale")
-    }
+    values |= {name: _whole_number(fields[name], name) for name in ("steps", "seed", "height", "width")}
+    for name in ("strength", "identity_scale", "landmark_scale", "guidance_scale"):
+        values[name] = _number(fields[name], name.replace("_", " "))
     return read_settings(values)
+
+
+def _number(value: Any, name: str) -> float:
+    if value is None or value == "":
+        raise InputError(f"{name} is empty; enter a number")
+    # larger ones are in no field's range, and may not fit a float
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e12:
+        raise InputError(f"{name} is not a number in its range; enter another")
+    return float(value)
+
+
+def _whole_number(value: Any, name: str) -> int:
+    number = _number(value, name)
+    if not number.is_integer():
+        raise InputError(f"{name} is {number:g}; enter a whole number")
+    return int(number)
 
 
 def field_values(settings: PictureSettings) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -129,7 +160,7 @@ def preset_of(weights: Mapping[str, float]) -> str:
 
 def preset_weights(choice: str) -> dict[str, float]:
     """The strengths to which a choice of the expression menu sets the sliders."""
-    return Expression.of(choice).weights if choice in PRESETS else {}
+    return Expression.of(choice).weights if choice in list(PRESETS) else {}
 
 
 def boxes_for(count: int, one: Sequence[float]) -> list[list[float]]:

@@ -11,8 +11,6 @@ from typing import Any
 import gradio as gr
 
 from ..errors import FaceSnapError, InputError, one_line
-from ..identity import FaceIdentity
-from .code import picture_code
 from .form import (
     EXPRESSION_CHOICES,
     EXPRESSION_GROUPS,
@@ -32,7 +30,7 @@ from .form import (
 )
 from .photos import MAX_PHOTOS, SentPhotos, as_data_url, read_picture
 from .picture_settings import PictureSettings
-from .studio import Studio
+from .studio import Encoded, Studio
 
 
 WIDGETS = Path(__file__).parent / "widgets"
@@ -42,6 +40,9 @@ CONSENT = (
     "Only use photos of people who agreed to it, and do not deceive anyone with the pictures. Photos and pictures stay in"
     " memory for this visit: none is written to disk or logged."
 )
+
+#: What messages call the photos of each person.
+PHOTO_NAMES = ("photo", "photo of the second person")
 
 NO_LANDMARKS = "Choose a photo: the landmarks that steer appear here."
 
@@ -172,8 +173,10 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                     negative_prompt = gr.Textbox(
                         defaults.negative_prompt, label="Negative prompt (works with guidance over 1)", max_length=2000
                     )
-                    identity_scale = gr.Slider(0, 1.5, 1, step=0.05, label="Identity scale")
-                    landmark_scale = gr.Slider(0, 1.5, 1, step=0.05, label="Landmark scale")
+                    identity_scale, landmark_scale = (
+                        gr.Slider(0, max(1.5, studio.scales[name]), studio.scales[name], step=0.05, label=label)
+                        for name, label in (("identity_scale", "Identity scale"), ("landmark_scale", "Landmark scale"))
+                    )
                     steps = gr.Slider(1, 60, defaults.steps, step=1, label="Steps")
                     guidance_scale = gr.Slider(1, 15, defaults.guidance_scale, step=0.5, label="Guidance scale")
                     schedule = gr.Radio(
@@ -215,6 +218,9 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
             "boxes": boxes,
         }
         people = (first, second)
+        # an empty or wrong value is reported by `picture_settings` at its field: gradio's own checks end in a traceback
+        for checked in (*whole.values(), *first.steering().values(), *second.steering().values()):
+            checked.preprocess = lambda value: value
 
         # everything but photos: those travel only when they change, and with a picture
         steering_inputs: set[Any] = {*whole.values(), has_second, uses_pose_photo, pose_face}
@@ -231,32 +237,34 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         def refresh(values: dict[Any, Any]) -> tuple[Any, str]:
             """The landmark preview, and what is wrong with the fields that it depends on."""
             count = 2 if values[has_second] else 1
-            identities = [values[person.identity] for person in people[:count]]
+            encoded = [values[person.identity] for person in people[:count]]
+            pose = values[pose_face]
             try:
-                settings = read({**values, prompt: values[prompt] or "-"}, [SentPhotos()] * count)
-                known = [(who, how) for who, how in zip(identities, settings.people, strict=True) if who is not None]
+                settings = read({**values, prompt: "-", seed: 0}, [SentPhotos()] * count)
+                known = [(who.identity, how) for who, how in zip(encoded, settings.people, strict=True) if who]
                 if not known:
                     return empty_html(NO_LANDMARKS), ""
-                drawn = studio.draw_preview(known, values[pose_face], settings.height, settings.width)
-            except FaceSnapError as error:
-                return gr.skip(), error_html(str(error))
+                drawn = studio.draw_preview(known, pose.face if pose else None, settings.height, settings.width)
+            except Exception as error:
+                return gr.skip(), error_html(describe(error))
             return f'<img alt="Landmarks that steer the picture" src="{as_data_url(drawn)}">', ""
 
         shows: dict[str, Any] = {"inputs": steering_inputs, "outputs": [preview, preview_message]}
 
-        def encoder(name: str) -> Callable[[Any], tuple[FaceIdentity | None, str]]:
-            def encode(value: Any) -> tuple[FaceIdentity | None, str]:
-                return guarded(lambda: studio.encode(SentPhotos.of(value), name))
+        def encoder(name: str) -> Callable[[Any], tuple[Encoded | None, str]]:
+            def encode(value: Any) -> tuple[Encoded | None, str]:
+                return guarded(lambda: studio.encoded(SentPhotos.of(value), name=name))
 
             return encode
 
         for number, person in enumerate(people):
             person.photos.sent(
-                encoder("photo" if number == 0 else "photo of the second person"),
+                encoder(PHOTO_NAMES[number]),
                 person.photos,
                 [person.identity, person.message],
                 concurrency_limit=2,
                 concurrency_id="photos",
+                trigger_mode="always_last",  # a photo chosen while another is encoded counts
                 show_progress="hidden",
                 api_visibility="private",
             ).then(refresh, **shows, **LIVE)
@@ -269,13 +277,14 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 field.input(refresh, **shows, **LIVE)
         pose_photo.sent(
             lambda value: (
-                *guarded(lambda: studio.find_pose(SentPhotos.of(value))),
-                bool((value or {}).get("photos")),
+                *guarded(lambda: studio.found_pose(SentPhotos.of(value))),
+                isinstance(value, dict) and bool(value.get("photos")),
             ),
             pose_photo,
             [pose_face, pose_message, uses_pose_photo],
             concurrency_limit=2,
             concurrency_id="photos",
+            trigger_mode="always_last",
             show_progress="hidden",
             api_visibility="private",
         ).then(
@@ -306,31 +315,42 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         def make(values: dict[Any, Any]) -> Iterator[Any]:
             """The picture, with its progress."""
             count = 2 if values[has_second] else 1
-            identities = [values[person.identity] for person in people[:count]]
             try:
-                sent = [SentPhotos.of(values[person.photos]) for person in people[:count]]
-                if any(identity is None for identity in identities):
-                    raise InputError("there is no face yet; choose a photo or a sample person first")
                 chosen = random.randrange(2**32) if values[new_seed] else values[seed]
+                sent = [SentPhotos.of(values[person.photos]) for person in people[:count]]
                 settings = read({**values, seed: chosen}, sent)
+                # of the photos that the fields show now, which may still be waiting to be encoded
+                encoded = [
+                    studio.encoded(shown, values[person.identity], name)
+                    for shown, person, name in zip(sent, people, PHOTO_NAMES, strict=False)
+                ]
+                known = [who for who in encoded if who is not None]
+                if len(known) < count:
+                    raise InputError("there is no face yet; choose a photo or a sample person first")
+                pose = None
+                if values[uses_pose_photo]:
+                    pose = studio.found_pose(SentPhotos.of(values[pose_photo]), values[pose_face])
                 picture = mask = None
                 if settings.mode != "text" and values[start]:
+                    if not isinstance(values[start], dict):
+                        raise InputError("the start picture did not arrive as expected; load the page again")
                     picture = read_picture(values[start].get("picture"), "the start picture")
                     if values[start].get("mask"):
                         mask = read_picture(values[start]["mask"], "the mask")
-            except FaceSnapError as error:
-                yield {message: error_html(str(error))}
+            except Exception as error:
+                yield {message: error_html(describe(error))}
                 return
             yield {message: "", result: progress_html(0, settings.steps, None), seed: settings.seed}
-            for step in studio.steps(settings, identities, values[pose_face], picture, mask):
+            identities = [who.identity for who in known]
+            for step in studio.steps(settings, identities, pose.face if pose else None, picture, mask):
                 if isinstance(step, tuple):
                     yield {result: progress_html(*step)}
                 elif isinstance(step, BaseException):
                     yield {message: error_html(describe(step)), result: empty_html("No picture was made.")}
                 else:
-                    text = picture_code(settings, sent, base=studio.base, adapter=studio.adapter, is_xl=studio.is_xl)
+                    text = studio.code(settings, sent)
                     thumbnail = as_data_url(_thumbnail(step), "JPEG", quality=85)
-                    item = Made(settings, tuple(sent), tuple(identities), thumbnail, text)
+                    item = Made(settings, tuple(known), thumbnail, text)
                     pictures = [*values[made], item][-GALLERY_SIZE:]
                     yield {
                         result: picture_html(as_data_url(step), settings.prompt, settings.seed),
@@ -341,7 +361,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
 
         making = generate.click(
             make,
-            {*steering_inputs, first.photos, second.photos, start, new_seed, made},
+            {*steering_inputs, first.photos, second.photos, pose_photo, start, new_seed, made},
             [message, result, seed, made, gallery, code],
             concurrency_limit=pictures_at_once,
             concurrency_id="pictures",
@@ -354,20 +374,24 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
 
         def bring_back(event: gr.EventData, pictures: list[Made]) -> dict[Any, Any]:
             """All fields as they were for a picture of the gallery."""
-            item = pictures[event.index]
+            index = getattr(event, "index", None)
+            if not isinstance(index, int) or not 0 <= index < len(pictures):
+                return {message: error_html("this picture's settings are no longer kept; make another picture")}
+            item = pictures[index]
             fields, persons = field_values(item.settings)
             updates: dict[Any, Any] = {field: fields[name] for name, field in whole.items()}
             updates[has_second] = fields["second"]
             updates[second_group] = gr.update(visible=fields["second"])
             updates[uses_pose_photo] = persons[0]["uses_pose_photo"]
             updates[code] = item.code
-            for person, values, sent, identity in zip(people, persons, item.sent, item.identities, strict=False):
+            updates[message] = ""
+            for person, values, who in zip(people, persons, item.encoded, strict=False):
                 updates |= {field: values[name] for name, field in person.steering().items()}
-                updates[person.photos] = {"photos": list(sent.photos), "sample": sent.sample}
-                updates[person.identity] = identity
+                updates[person.photos] = {"photos": list(who.sent.photos), "sample": who.sent.sample}
+                updates[person.identity] = who
             return updates
 
-        restored: set[Any] = {*whole.values(), has_second, second_group, uses_pose_photo, code}
+        restored: set[Any] = {*whole.values(), has_second, second_group, uses_pose_photo, code, message}
         for person in people:
             restored |= {*person.steering().values(), person.photos, person.identity}
         gallery.pick(bring_back, made, list(restored), **LIVE).then(refresh, **shows, **LIVE)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import PIL.Image
+import PIL.ImageOps
 
 from ..errors import InputError, PhotoError
 from ..faces.photo import PhotoPolicy, load_photo
@@ -63,11 +64,7 @@ def as_data_url(image: PIL.Image.Image, format: str = "PNG", **options: Any) -> 
 
 def cover(image: PIL.Image.Image, height: int, width: int) -> PIL.Image.Image:
     """A picture scaled and cropped about its middle, so that it fills a size."""
-    scale = max(height / image.height, width / image.width)
-    across, down = max(width, round(image.width * scale)), max(height, round(image.height * scale))
-    left, top = (across - width) // 2, (down - height) // 2
-    resized = image.resize((across, down), PIL.Image.Resampling.LANCZOS)
-    return resized.crop((left, top, left + width, top + height))
+    return PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.LANCZOS)
 
 
 def names_of(count: int, name: str) -> Sequence[str]:

@@ -15,6 +15,7 @@ import PIL.Image
 import torch
 import torch.nn.functional as F
 
+from ..adapter.config import DEFAULT_SCALES
 from ..base_models import is_sdxl
 from ..errors import InputError
 from ..faces.detection import find_face
@@ -26,6 +27,7 @@ from ..nano.model import NanoPerson
 from ..pipelines.auto import AutoFaceSnapPipeline
 from ..pipelines.people import Person
 from ..steering import ImageSteering, as_boxes, steer
+from .code import picture_code
 from .photos import SentPhotos, cover, names_of, read_picture
 from .picture_settings import PersonSettings, PictureSettings
 
@@ -60,6 +62,22 @@ class Defaults:
 OnStep = Callable[[int, int, PIL.Image.Image | None], None]
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Who a visitor's photos show, with the photos, so that it is known what they are of. It lives in the session alone."""
+
+    sent: SentPhotos
+    identity: FaceIdentity
+
+
+@dataclass(frozen=True)
+class FoundPose:
+    """The face in a visitor's pose photo, with the photo."""
+
+    sent: SentPhotos
+    face: Face
+
+
 @dataclass
 class Studio:
     r"""
@@ -90,6 +108,25 @@ class Studio:
     def is_xl(self) -> bool:
         """Whether the base is of Stable Diffusion XL's kind."""
         return is_sdxl(self.pipe.unet)
+
+    @property
+    def scales(self) -> dict[str, float]:
+        """The scales of the adapter as loaded, which its authors recommend."""
+        config = self.pipe.facesnap_config
+        return dict(DEFAULT_SCALES) if config is None else config.scales
+
+    def code(self, settings: PictureSettings, sent: Sequence[SentPhotos]) -> str:
+        """Python code of a picture; see [`picture_code`]."""
+        return picture_code(
+            settings,
+            sent,
+            base=self.base,
+            adapter=self.adapter,
+            is_xl=self.is_xl,
+            dtype=str(self.pipe.unet.dtype).removeprefix("torch."),
+            device=str(self.pipe.device),
+            scales=self.scales,
+        )
 
     @cached_property
     def predictor(self) -> LandmarkPredictor:
@@ -129,6 +166,20 @@ class Studio:
             return None
         analyzer = self.pipe.face_conditioner("the app").analyzer
         return find_face(read_picture(sent.photos[0], "the pose photo"), analyzer, name="the pose photo")
+
+    def encoded(self, sent: SentPhotos, known: Encoded | None = None, name: str = "photo") -> Encoded | None:
+        """What [`encode`] gives, with the photos; `known` where it is of the same photos."""
+        if known is not None and known.sent == sent:
+            return known
+        identity = self.encode(sent, name)
+        return None if identity is None else Encoded(sent, identity)
+
+    def found_pose(self, sent: SentPhotos, known: FoundPose | None = None) -> FoundPose | None:
+        """What [`find_pose`] gives, with the photo; `known` where it is of the same photo."""
+        if known is not None and known.sent == sent:
+            return known
+        face = self.find_pose(sent)
+        return None if face is None else FoundPose(sent, face)
 
     @torch.no_grad()
     def draw_preview(
