@@ -53,11 +53,12 @@ test: $(VENV)/installed
 test-fast: $(VENV)/installed
 	$(BIN)/python $(PYTEST) -m "not slow"
 
-# All made-up and damaged inputs, with the numbers of those that were refused and taken: a quarter of an hour.
+# All made-up and damaged inputs, with the numbers of those that were refused and taken: see tests/input_counts.py.
+INPUTS := tests/adapter/test_damage.py tests/data/test_shard_damage.py tests/faces/test_photo_damage.py \
+	tests/faces/test_properties.py tests/pipelines/test_properties.py
 test-inputs: export FACESNAP_ALL_INPUTS = 1
 test-inputs: $(VENV)/installed
-	$(BIN)/python $(PYTEST) -rP -k many tests/adapter/test_damage.py tests/pipelines/test_properties.py
-	$(BIN)/python $(PYTEST) tests/faces/test_properties.py tests/faces/test_photo.py tests/data/test_shards.py
+	$(BIN)/python $(PYTEST) -m slow $(INPUTS)
 
 # What stands on diffusers' and transformers' insides, with the oldest versions that setup.cfg promises, in an environment of their own.
 LOWEST := .venv-lowest

@@ -1,4 +1,4 @@
-"""A FaceSnap adapter on a base model in full size, with random weights: load, save, one step; what each part weighs.
+"""A FaceSnap adapter on a base model in full size, with random weights: load, save, one step; the size of each part.
 
 python benchmarks/full_size.py sd1 --dtype float32     the fastest on a CPU
 python benchmarks/full_size.py sdxl --dtype bfloat16   half the memory

@@ -50,18 +50,18 @@ def report(what: str, value: float, limit: float | None = None, unit: str = "", 
     print(line, flush=True)
 
 
-def face_errors(predicted: torch.Tensor, truth: torch.Tensor, dimensions: int = 2) -> torch.Tensor:
+def face_errors(predicted: torch.Tensor, ground_truth: torch.Tensor, dimensions: int = 2) -> torch.Tensor:
     """Of each face, over the first 68 points; distances and interocular distance in 2-D or 3-D."""
-    distance = (predicted[:, :68, :dimensions] - truth[:, :68, :dimensions]).norm(dim=-1).mean(dim=1)
-    return distance / interocular(truth, dimensions)
+    distance = (predicted[:, :68, :dimensions] - ground_truth[:, :68, :dimensions]).norm(dim=-1).mean(dim=1)
+    return distance / interocular(ground_truth, dimensions)
 
 
-def nme(predicted: torch.Tensor, truth: torch.Tensor, dimensions: int = 2) -> float:
-    return face_errors(predicted, truth, dimensions).mean().item()
+def nme(predicted: torch.Tensor, ground_truth: torch.Tensor, dimensions: int = 2) -> float:
+    return face_errors(predicted, ground_truth, dimensions).mean().item()
 
 
 class Pairs:
-    """2,000 references and driving faces, their clean landmarks, and the truth of re-targeting."""
+    """2,000 references and driving faces, their clean landmarks, and the ground truth of re-targeting."""
 
     def __init__(self, model, max_yaw: float | None = None):
         self.sampler = FaceSampler(model, seed=SEED)
@@ -70,7 +70,7 @@ class Pairs:
         self.reference_points = self.sampler.landmarks(self.reference)
         self.driving_points = self.sampler.landmarks(self.driving)
         head = self.sampler.head(self.reference.identity, self.driving.expression)
-        self.truth = self.sampler.landmarks(self.driving, head)
+        self.ground_truth = self.sampler.landmarks(self.driving, head)
 
     def observe(self, dimensions: int, spoil=None) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
         """Noisy 68 points of references and driving faces, and their visibility."""
@@ -100,15 +100,15 @@ def show_protocol(predictor: LandmarkPredictor, model) -> None:
     pairs = Pairs(model)
     seen = pairs.observe(2)
     result, _, driving = retarget(predictor, seen)
-    report("2-D points", nme(result, pairs.truth), 0.030)
-    report("    with what the reconstruction misses", nme(steered(predictor, seen), pairs.truth))
-    report("    driving landmarks as they are", nme(seen[1][0], pairs.truth))
+    report("2-D points", nme(result, pairs.ground_truth), 0.030)
+    report("    with what the reconstruction misses", nme(steered(predictor, seen), pairs.ground_truth))
+    report("    driving landmarks as they are", nme(seen[1][0], pairs.ground_truth))
     mean_shape = dataclasses.replace(driving, shape=torch.zeros_like(driving.shape))
-    report("    mean shape with fitted expression and pose", nme(predictor.decode(mean_shape), pairs.truth))
+    report("    mean shape with fitted expression and pose", nme(predictor.decode(mean_shape), pairs.ground_truth))
     report("    reconstruction of the driving face itself", nme(predictor.decode(driving), pairs.driving_points))
     result, _, _ = retarget(predictor, pairs.observe(3))
-    report("3-D points", nme(result, pairs.truth), 0.022)
-    report("    the same with distances in space", nme(result, pairs.truth, dimensions=3), 0.022)
+    report("3-D points", nme(result, pairs.ground_truth), 0.022)
+    report("    the same with distances in space", nme(result, pairs.ground_truth, dimensions=3), 0.022)
 
     print("2. Re-targeted NME under difficulties, 2-D points")
     sampler = pairs.sampler
@@ -118,11 +118,11 @@ def show_protocol(predictor: LandmarkPredictor, model) -> None:
         ("invisible", 1, None),
     ):
         seen = pairs.observe(2, lambda points, hidden=hidden: sampler.corrupt(points, 0.2, hidden))
-        report(f"20 % of the points {what}", nme(retarget(predictor, seen)[0], pairs.truth), limit)
+        report(f"20 % of the points {what}", nme(retarget(predictor, seen)[0], pairs.ground_truth), limit)
     wide = Pairs(model, max_yaw=75)
     result = retarget(predictor, wide.observe(2))[0]
-    report("yaw uniform up to 75°", nme(result, wide.truth), 0.05)
-    report("    with what the reconstruction misses", nme(steered(predictor, wide.observe(2)), wide.truth))
+    report("yaw uniform up to 75°", nme(result, wide.ground_truth), 0.05)
+    report("    with what the reconstruction misses", nme(steered(predictor, wide.observe(2)), wide.ground_truth))
 
     print("3. Mean pose error in degrees, 2-D points")
     for name, error in zip(("yaw", "pitch", "roll"), (driving.rotation - pairs.driving.rotation).abs().mean(0)):
@@ -223,23 +223,25 @@ def show_bound(predictor: LandmarkPredictor, model, faces: int, sweeps: int) -> 
     print(f"8. What is possible at all: posterior mean by {sweeps} sweeps of Markov chains, {faces} pairs")
     for dimensions in (2, 3):
         sampler = FaceSampler(model, seed=SEED + 1, dtype=torch.float64)
-        truth = sampler.protocol(faces)
-        points = sampler.landmarks(truth)
+        ground_truth = sampler.protocol(faces)
+        points = sampler.landmarks(ground_truth)
         observed = sampler.observe(points)[:, :68, :dimensions]
-        target = sampler.landmarks(truth, sampler.head(truth.identity.roll(1, 0), truth.expression))
+        target = sampler.landmarks(
+            ground_truth, sampler.head(ground_truth.identity.roll(1, 0), ground_truth.expression)
+        )
 
         found = predictor.encode(observed)
         result = predictor.decode(dataclasses.replace(found, shape=found.shape.roll(1, 0)), dimensions=3)
         expression = found.expression.clamp(max=0.8) * (found.expression > 0.1)
-        guess = Faces(truth.identity, expression, found.rotation, found.scale, truth.translation)
+        guess = Faces(ground_truth.identity, expression, found.rotation, found.scale, ground_truth.translation)
         results = {"predictor": result}
-        for name, start in (("truth", truth), ("predictor's guess", guess)):
+        for name, start in (("ground truth", ground_truth), ("predictor's guess", guess)):
             posterior = Posterior(sampler, start, observed, 0.015 * interocular(points))
             offsets, turned, driven = posterior.mean(sweeps)
             results[f"chains from the {name}"] = driven + offsets.roll(1, 0) @ turned.mT
         results["mean of both"] = sum(list(results.values())[1:]) / 2
         # Does a least-squares step improve on the network? The most probable shape, given its pose and expression.
-        fitted = Faces(truth.identity, found.expression, found.rotation, found.scale, truth.translation)
+        fitted = Faces(ground_truth.identity, found.expression, found.rotation, found.scale, ground_truth.translation)
         offsets, turned = Posterior(sampler, fitted, observed, 0.015 * interocular(points)).most_probable_shape()
         without_shape = predictor.decode(dataclasses.replace(found, shape=torch.zeros_like(found.shape)), dimensions=3)
         results["predictor and least squares"] = without_shape + offsets.roll(1, 0) @ turned.mT

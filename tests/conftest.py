@@ -1,3 +1,5 @@
+"""No network but a Hub on the loopback interface, and no cache of the user's."""
+
 import os
 import socket
 import sys
@@ -18,12 +20,21 @@ os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{HUB_PORT}"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("HF_HUB_OFFLINE", None)
 
+import input_counts  # noqa: E402
 import torch  # noqa: E402
 from hub_server import HubServer  # noqa: E402
 
 
 # tiny models run faster on one thread than on several
 torch.set_num_threads(1)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What became of made-up and damaged inputs, of each kind. A test of which one gives a raw error fails."""
+    if input_counts.ALL:
+        reports = [report for report in terminalreporter.getreports("") if report.when == "teardown"]
+        for line in input_counts.sums(report.capstdout for report in reports):
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture

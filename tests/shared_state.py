@@ -2,13 +2,13 @@
 
 import torch
 
-from facesnap_diffusers.pipelines.mixin import _SHOWN_AFTER_A_CALL
+from facesnap_diffusers._upstream import SHOWN_AFTER_A_CALL
 
 
 def snapshot(pipe) -> dict:
     """The pipeline's attributes and components: modules, their classes, hooks and tensors, scheduler and tokenizer state."""
     # what a call shows of itself afterwards, as the stock pipelines do, no other call reads
-    kept = {name: value for name, value in vars(pipe).items() if name not in _SHOWN_AFTER_A_CALL}
+    kept = {name: value for name, value in vars(pipe).items() if name not in SHOWN_AFTER_A_CALL}
     state = {f"attribute {name}": _plain(value) for name, value in kept.items()}
     for name, component in pipe.components.items():
         if isinstance(component, torch.nn.Module):

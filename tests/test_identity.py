@@ -136,3 +136,19 @@ def test_round_trip_keeps_everything(tmp_path):
     for name in ("face_embeds", "landmarks", "image_hidden_states", "photo_embeds"):
         assert torch.equal(getattr(person, name), getattr(loaded, name))
     assert loaded.photo_size == person.photo_size and json.loads(json.dumps(loaded.photo_size)) == [100, 120]
+
+
+def test_an_identity_is_its_own_when_the_caller_s_arrays_change():
+    """A server that reads each embedding into the same buffer changes nobody whom it has kept."""
+    arrays = {"face_embeds": torch.ones(4), "landmarks": tiny.face_points(), "image_hidden_states": torch.ones(5, 24)}
+    person = FaceIdentity(face_encoder_id="a/b", **arrays)
+    expected = {name: array.clone() for name, array in arrays.items()}
+    for name, array in arrays.items():
+        array.mul_(2)
+        assert torch.equal(getattr(person, name), expected[name])
+    pipe = tiny.new_pipeline()
+    tiny.add_adapter(pipe, image_encoder_id=None)
+    buffer = np.ones(tiny.FACE_EMBED_DIM, np.float32)
+    person = pipe.encode_face(embedding=buffer)
+    buffer[:] = 0
+    assert person.face_embeds.all()

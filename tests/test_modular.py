@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import concurrent_calls
 import PIL.Image
 import pytest
 import third_party
@@ -138,6 +140,24 @@ def test_instantid(tmp_path):
     image = modular(prompt="a cat", generator=tiny.seeded(), output="images", **call)
     expected = pipe("a cat", generator=tiny.seeded(), guidance_scale=GUIDANCE, **call).images
     tiny.assert_same_image(image, expected, atol=1e-5)
+
+
+def test_calls_from_threads_share_nothing(pipe, adapter):
+    """Scheduler, guider, tokenizers: each call has its own, with another number of steps and another length of prompt."""
+    modular = modular_pipeline(FaceSnapXLBlocks(), pipe, adapter)
+    size = {"height": 32, "width": 32, "output_type": "pt"}
+    faces = [{} if number == 2 else {"identity": tiny.identity(number)} for number in range(4)]
+
+    def generate(number):
+        call = {"prompt": "a cat " * (number + 1), "num_inference_steps": 1 + number, **faces[number], **size}
+        return modular(generator=tiny.seeded(number), output="images", **call)
+
+    expected = [generate(number) for number in range(4)]
+    shared = [dict(vars(component)) for component in (modular.scheduler, modular.guider)]
+    with concurrent_calls.switch_interval(1e-4), ThreadPoolExecutor(4) as pool:
+        images = list(pool.map(generate, [0, 1, 2, 3, 3, 2, 1, 0]))
+    assert all(torch.equal(*pair) for pair in zip(images, [*expected, *reversed(expected)], strict=True))
+    assert [dict(vars(component)) for component in (modular.scheduler, modular.guider)] == shared
 
 
 def test_scales(pipe, adapter):

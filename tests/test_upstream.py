@@ -1,6 +1,7 @@
 """What this package takes from the inside of diffusers, transformers and torch is there and does what it did."""
 
 import ast
+import inspect
 import json
 from importlib.metadata import version
 from pathlib import Path
@@ -56,6 +57,13 @@ def convert_image_projection():
 def saved_class_name():
     config = json.loads(tiny.sd_unet().to_json_string())
     assert _upstream.saved_class_name(config) == "UNet2DConditionModel"
+
+
+def drop_source():
+    config = tiny.image_encoder().config.to_dict() | {"_name_or_path": "/home/me/model"}
+    assert _upstream.drop_source(config)
+    assert "_name_or_path" not in config
+    assert not _upstream.drop_source(config)
 
 
 def supports_gradient_checkpointing():
@@ -152,28 +160,62 @@ def test_private_names_do_what_they_did(name):
 
 
 def private_names(tree):
-    """Private names that code imports, or reads from another object than `self`, `cls` and `super()`."""
+    """Private names that code imports, reads or sets as attributes, and those that stand in it as strings."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in LIBRARIES:
             yield from (alias.name for alias in node.names if alias.name.startswith("_"))
         elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
             yield node.attr
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("getattr", "hasattr", "setattr"):
-            name = node.args[1]
-            if isinstance(name, ast.Constant) and str(name.value).startswith("_"):
-                yield name.value
+        elif isinstance(node, ast.FunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("_"):
+            yield node.value
+
+
+def set_by_calls(cls):
+    """The private attributes that the code of a class of diffusers, and of its base classes, sets on its objects."""
+    files = {inspect.getfile(base) for base in cls.__mro__ if base.__module__.startswith("diffusers.")}
+    for file in files:
+        for node in ast.walk(ast.parse(Path(file).read_text(encoding="utf-8"))):
+            is_set = isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+            if is_set and node.attr.startswith("_") and ast.unparse(node.value) == "self":
+                yield node.attr
+
+
+def upstream_names():
+    """The private names of pipelines, of their UNet and of compiled modules, and those in the files that they write."""
+    pipelines = [getattr(facesnap_diffusers, name) for name in dir(facesnap_diffusers) if name.endswith("Pipeline")]
+    stock = {
+        base for cls in pipelines for base in getattr(cls, "__mro__", ()) if base.__module__.startswith("diffusers")
+    }
+    stock |= {type(tiny.sd_pipeline()), type(tiny.xl_pipeline())}
+    names = {name for cls in stock for name in (*vars(cls), *set_by_calls(cls))}
+    names |= set(dir(tiny.sd_unet())) | set(dir(torch.compile(torch.nn.Linear(1, 1), backend="eager")))
+    return names | {"_hf_hook", "_diffusers_hook", "_class_name", "_diffusers_version", "_name_or_path"}
 
 
 def test_private_names_of_upstream_are_in_one_place():
     """Every other private name that the package uses is one that it defines itself."""
-    upstream = {name for cls in (type(tiny.sd_pipeline()), type(tiny.xl_pipeline())) for name in dir(cls)}
-    upstream |= set(dir(tiny.sd_unet())) | set(dir(torch.compile(torch.nn.Linear(1, 1), backend="eager")))
-    upstream |= {"_all_hooks", "_hf_hook", "_offload_device", "_progress_bar_config", "_diffusers_hook"}
+    upstream = {name for name in upstream_names() if name.startswith("_") and not name.endswith("__")}
+    assert upstream >= {*_upstream.SHOWN_AFTER_A_CALL, "_all_hooks", "_offload_device", "_progress_bar_config"}
     strays = {
         f"{path.relative_to(SOURCES)}: {name}"
         for path in SOURCES.rglob("*.py")
         if path.name != "_upstream.py"
-        for name in private_names(ast.parse(path.read_text()))
+        for name in private_names(ast.parse(path.read_text(encoding="utf-8")))
         if name in upstream - IN_PLACE
     }
     assert not strays
+
+
+def test_a_stock_call_still_writes_down_what_it_shows():
+    pipe = tiny.sd_pipeline()
+    tiny.generate(pipe, num_inference_steps=1, clip_skip=None)
+    assert set(vars(pipe)) >= set(_upstream.SHOWN_AFTER_A_CALL)
+
+
+@pytest.mark.parametrize(
+    "code", ["pipe._interrupt = True", "names = ('_clip_skip',)", "config.get('_class_name')", "def _interrupt(): 1"]
+)
+def test_private_names_are_seen(code):
+    assert set(private_names(ast.parse(code))) & upstream_names()

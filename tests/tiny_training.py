@@ -18,6 +18,7 @@ from facesnap_diffusers.data.prepared_face import PreparedFace
 from facesnap_diffusers.data.recognition_crop import align_faces
 from facesnap_diffusers.data.shard_settings import ShardSettings
 from facesnap_diffusers.data.shards import ShardWriter
+from facesnap_diffusers.faces.key_points import five_points
 from facesnap_diffusers.settings import parse_settings
 from facesnap_diffusers.training.losses import NoiseSchedule
 from facesnap_diffusers.training.recognizer import FaceRecognizer
@@ -56,10 +57,11 @@ def write_base(folder: Path, prediction_type: str = "epsilon") -> None:
 
 
 @torch.no_grad()
-def write_faces(folder: Path, people: int = 4, photos: int = 3, **settings) -> None:
+def write_faces(folder: Path, people: int = 4, photos: int = 3, key_points: bool = False, **settings) -> None:
     """
     People are colors, their photos differ in pose and background; the embedding is the tiny recognizer's. `settings` are of
-    the shards; the crop for the image encoder is the whole picture whatever they say.
+    the shards; the crop for the image encoder is the whole picture whatever they say. With `key_points` the photos have some,
+    a pixel beside those of the landmarks.
     """
     if settings.get("recognition_crop", "arcface") is not None:
         settings = {"recognition_crop_size": CROP_SIZE, **settings}
@@ -89,6 +91,7 @@ def write_faces(folder: Path, people: int = 4, photos: int = 3, **settings) -> N
                     landmarks=points.numpy(),
                     **{name: value[0].numpy() for name, value in vars(coefficients).items()},
                     info={"identity": f"person{person}", "caption": f"person {photo}", "image_format": "png"},
+                    key_points=five_points(points.numpy()) + [1.0, -0.5] if key_points else None,
                 )
                 writer.add(sample, f"{person:03d}-{photo}")
 

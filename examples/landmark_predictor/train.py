@@ -107,14 +107,14 @@ def draw_observations(sampler: FaceSampler, batch: int, dimensions: int, hard: i
     """
     varied = sampler.varied(hard)
     faces = join(sampler.protocol(batch - hard), varied)
-    truth = sampler.landmarks(faces)
+    ground_truth = sampler.landmarks(faces)
 
     distance = torch.where(
         sampler.uniform(hard) < 0.3, sampler.uniform(hard, low=35, high=150), torch.full((hard,), 1e6)
     )
     noise = torch.where(sampler.uniform(hard) < 0.5, 0.015, 0.003 * 12 ** sampler.uniform(hard))
     share = torch.where(sampler.uniform(hard) < 0.6, sampler.uniform(hard, high=0.3), 0)
-    observed_easy = sampler.observe(truth[:-hard])
+    observed_easy = sampler.observe(ground_truth[:-hard])
     observed_hard = sampler.observe(sampler.landmarks(varied, distance=distance), noise)
     observed_hard = shift_parts(sampler, observed_hard)
     observed_hard, visible_hard = sampler.corrupt(observed_hard, share)
@@ -123,7 +123,7 @@ def draw_observations(sampler: FaceSampler, batch: int, dimensions: int, hard: i
     observed = torch.cat([observed_easy, observed_hard])
     visible = torch.cat([torch.ones(batch - hard, 72, dtype=torch.bool), visible_hard])
     visible[:, 68:] &= sampler.uniform(batch, 1) < 0.25  # most detectors give 68 points
-    return faces, truth, observed[..., :dimensions], visible
+    return faces, ground_truth, observed[..., :dimensions], visible
 
 
 def shift_parts(sampler: FaceSampler, landmarks: torch.Tensor) -> torch.Tensor:

@@ -28,6 +28,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from workspace import add_work_dir
 
 from facesnap_diffusers.faces.alignment import align_for_clip
+from facesnap_diffusers.models.image_encoder import image_hidden_states
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 from facesnap_diffusers.training.dlib_network import load_dlib_network
 
@@ -51,7 +52,7 @@ class Features:
                     heads = self._photo_like(heads, images, points, shard.people, view, encoder.config.image_size, rng)
                 pixels = processor(heads, return_tensors="pt").pixel_values
                 with torch.no_grad():
-                    found = encoder(pixels, output_hidden_states=True).hidden_states[-2]
+                    found = image_hidden_states(encoder, pixels)
                     states.append(torch.cat([found[:, 0], found[:, 1:].mean(1)], 1))
                     if mixer is not None:
                         chips = [chip(i, p) for i, p in zip(images, shard.landmarks[:, view])]
@@ -118,13 +119,13 @@ def main():
         print(folder)
         for name in train.by_name:
             mean, std = train.by_name[name].mean(0), train.by_name[name].std(0) + 1e-6
-            source, chosen, asked = ((part.by_name[name] - mean) / std for part in (train, held_out, test))
-            told = []
+            source, chosen, tested = ((part.by_name[name] - mean) / std for part in (train, held_out, test))
+            scores = []
             for k, (attribute, values) in enumerate(CLASSES.items()):
                 fits = [probe(source, train.labels[:, k], len(values), decay) for decay in DECAYS]
                 best = max(fits, key=lambda weights: right(weights, chosen, held_out.labels[:, k]))
-                told.append(f"{attribute} {right(best, asked, test.labels[:, k]):.2f}")
-            print(f"  {name}: {', '.join(told)}", flush=True)
+                scores.append(f"{attribute} {right(best, tested, test.labels[:, k]):.2f}")
+            print(f"  {name}: {', '.join(scores)}", flush=True)
         known = [test.labels[test.labels[:, k] != UNKNOWN, k] for k in range(len(CLASSES))]
         common = [f"{name} {labels.bincount().max() / len(labels):.2f}" for name, labels in zip(CLASSES, known)]
         print(f"  the commonest answer: {', '.join(common)}", flush=True)

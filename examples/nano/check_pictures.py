@@ -103,9 +103,9 @@ def main():
         pictures = to_tensor(np.stack([np.array(PIL.Image.open(path).convert("RGB")) for path in paths]))
         found, masks = examine(judge, pictures)
         shares = [(found == true)[known[:, k], k].mean() for k in range(len(CLASSES))]
-        told = ", ".join(f"{attribute} {share:.1%}" for attribute, share in zip(CLASSES, shares))
+        described = ", ".join(f"{attribute} {share:.1%}" for attribute, share in zip(CLASSES, shares))
         outline = overlap(above(masks, chins), above(outlines, chins))
-        print(f"{name}: {told}; outline {outline.mean():.3f}{found_first(Path(name), skins)}", flush=True)
+        print(f"{name}: {described}; outline {outline.mean():.3f}{found_first(Path(name), skins)}", flush=True)
 
 
 if __name__ == "__main__":

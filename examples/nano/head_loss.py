@@ -20,6 +20,7 @@ from teach_image_encoder import load_reader
 from torch import nn
 
 from facesnap_diffusers.faces.alignment import head_axes
+from facesnap_diffusers.models.image_encoder import image_hidden_states
 
 
 READER = Path("taught")  # in the work directory, where `facesnap train` runs
@@ -64,7 +65,7 @@ class HeadLoss(nn.Module):
         reader = self.reader
         normalized = (pictures / 2 + 0.5 - self.image_mean) / self.image_std
         heads = align_heads(normalized, landmarks, reader.encoder.config.image_size)
-        states = reader.encoder.vision_model(heads, output_hidden_states=True).hidden_states[-2]
+        states = image_hidden_states(reader.encoder, heads)
         parts = reader.heads[0](states[:, 0]).split([*reader.counts, len(reader.mean)], 1)
         return (parts[:-1], parts[-1]), states
 
@@ -92,17 +93,17 @@ def sample_loss(
     objective, batch: dict, latents: torch.Tensor, sampled_latents: torch.Tensor | None, **_
 ) -> torch.Tensor:
     """For `loss.extra` of `facesnap train`: as `face_loss.sample_loss`, and the heads, and colors of finer patches."""
-    told = ~(batch["without_text"] | batch["without_identity"] | batch["without_landmarks"])
-    if sampled_latents is None or not told.any():
+    conditioned = ~(batch["without_text"] | batch["without_identity"] | batch["without_landmarks"])
+    if sampled_latents is None or not conditioned.any():
         return latents.new_zeros(())
-    points = batch["detected"][told]
+    points = batch["detected"][conditioned]
     with torch.autocast(latents.device.type, enabled=False):
         with torch.no_grad():
-            truth = objective.decode_latents(latents[told]) * 2 - 1
-        drawn = objective.decode_latents(sampled_latents[told]) * 2 - 1
-        loss = SAMPLE_FACE_WEIGHT * shared_face_loss(drawn.device)(drawn, truth, points).mean()
-        loss = loss + shared_head_loss(drawn.device)(drawn, truth, points).mean()
+            ground_truth = objective.decode_latents(latents[conditioned]) * 2 - 1
+        drawn = objective.decode_latents(sampled_latents[conditioned]) * 2 - 1
+        loss = SAMPLE_FACE_WEIGHT * shared_face_loss(drawn.device)(drawn, ground_truth, points).mean()
+        loss = loss + shared_head_loss(drawn.device)(drawn, ground_truth, points).mean()
         for patch, weight in ((PATCH, SAMPLE_COLOR_WEIGHT), (FINE_PATCH, FINE_COLOR_WEIGHT)):
-            loss = loss + weight * F.avg_pool2d(drawn - truth, patch).abs().mean()
-        loss = loss + SAMPLE_EDGE_WEIGHT * (edge_strength(drawn) - edge_strength(truth)).abs().mean()
+            loss = loss + weight * F.avg_pool2d(drawn - ground_truth, patch).abs().mean()
+        loss = loss + SAMPLE_EDGE_WEIGHT * (edge_strength(drawn) - edge_strength(ground_truth)).abs().mean()
     return objective.identity_loss.every * loss

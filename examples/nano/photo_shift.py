@@ -26,6 +26,7 @@ from workspace import add_work_dir
 from facesnap_diffusers import DlibFaceAnalyzer
 from facesnap_diffusers.faces.alignment import align_for_clip
 from facesnap_diffusers.files import atomic_file
+from facesnap_diffusers.models.image_encoder import image_hidden_states
 from facesnap_diffusers.nano.model import SHIPPED_NANO
 from facesnap_diffusers.nano.photos import SHIFT_FILE
 
@@ -68,7 +69,7 @@ def mean_states(
     total = torch.zeros(())
     for start in range(0, len(heads), 50):
         pixels = processor(list(heads[start : start + 50]), return_tensors="pt").pixel_values
-        total = total + encoder(pixels, output_hidden_states=True).hidden_states[-2].sum(0)
+        total = total + image_hidden_states(encoder, pixels).sum(0)
     return total / len(heads)
 
 

@@ -30,6 +30,7 @@ from facesnap_diffusers import DlibFaceAnalyzer, FaceSnapConfig, FaceSnapPipelin
 from facesnap_diffusers.faces.alignment import align_for_clip
 from facesnap_diffusers.faces.drawing import draw_landmarks
 from facesnap_diffusers.models.ffrnet import FFRNet
+from facesnap_diffusers.models.image_encoder import image_hidden_states
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 
 
@@ -55,7 +56,7 @@ class People:
                 heads = [align_for_clip(image, points + TO_PACKAGE, HEAD_SIZE) for image, points in views]
                 pixels = processor(heads, return_tensors="pt").pixel_values
                 with torch.no_grad():
-                    states.append(encoder(pixels, output_hidden_states=True).hidden_states[-2].half())
+                    states.append(image_hidden_states(encoder, pixels).half())
                 clauses = person_clauses(shard.attributes[number][0])
                 self.captions.append(", ".join([f"{OPENING} with {clauses[0]}", *clauses[1:]]))
         self.embeddings = torch.from_numpy(np.concatenate(embeddings))

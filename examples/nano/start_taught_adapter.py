@@ -25,6 +25,7 @@ from workspace import add_work_dir
 import facesnap_diffusers.nano.autoencoder  # noqa: F401  (diffusers looks its class up there)
 from facesnap_diffusers import FaceSnapPipeline
 from facesnap_diffusers.faces.alignment import align_for_clip
+from facesnap_diffusers.models.image_encoder import image_hidden_states
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 
 
@@ -50,7 +51,7 @@ class Views:
                 heads = [align_for_clip(i, p, encoder.config.image_size) for i, p in zip(images, points)]
                 pixels = processor(heads, return_tensors="pt").pixel_values
                 with torch.no_grad():
-                    kept.append(encoder(pixels, output_hidden_states=True).hidden_states[-2].half())
+                    kept.append(image_hidden_states(encoder, pixels).half())
         self.embeddings = torch.from_numpy(np.concatenate(embeddings))
         self.states = [torch.cat(kept) for kept in states]
 

@@ -34,6 +34,7 @@ from workspace import add_work_dir
 
 from facesnap_diffusers.faces.alignment import align_for_clip
 from facesnap_diffusers.files import atomic_file
+from facesnap_diffusers.models.image_encoder import HIDDEN_LAYER
 
 
 SIZE, PATCH = 96, 12
@@ -149,7 +150,7 @@ class Teaching(nn.Module):
     def forward(self, pixels: torch.Tensor) -> tuple[list[list[torch.Tensor]], torch.Tensor]:
         """Logits of each class and standardized measures, by each head, and what tells people apart."""
         output = self.encoder.vision_model(pixels, output_hidden_states=True)
-        states = output.hidden_states[-2]
+        states = output.hidden_states[HIDDEN_LAYER]
         read = [head(tokens) for head, tokens in zip(self.heads, (states[:, 0], states[:, 1:].mean(1)))]
         return [list(found.split([*self.counts, len(self.mean)], 1)) for found in read], self.identity(
             output.pooler_output
@@ -247,10 +248,10 @@ def main():
                 model.encoder.save_pretrained(folder / "image_encoder")
                 model.processor.save_pretrained(folder / "image_encoder")
             model.train()
-            told = ", ".join(f"{name} {found[0][name]:.2f}/{found[1][name]:.2f}" for name in CLASSES)
+            shares = ", ".join(f"{name} {found[0][name]:.2f}/{found[1][name]:.2f}" for name in CLASSES)
             trained = ", ".join(f"{name} {value.item():.2f}" for name, value in losses.items())
             pace = (time.time() - started) / (step - first)
-            print(f"step {step}: {told} (rendered/photo-like); {trained}; {pace:.2f} s a step", flush=True)
+            print(f"step {step}: {shares} (rendered/photo-like); {trained}; {pace:.2f} s a step", flush=True)
         if step % 50 == 0 or step == args.steps:
             save_checkpoint(folder / "training.pt", step, model, average, optimizer, rng)
 

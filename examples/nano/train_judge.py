@@ -201,17 +201,17 @@ def main():
         average.update(step)
         step += 1
         if step % 250 == 0 or step == args.steps:
-            told = []
+            scores = []
             with average:
                 for images in (held_out.images, held_out.again):
                     found, silhouettes = examine(judge, to_tensor(images))
                     known = held_out.classes != UNKNOWN
                     right = [(found == held_out.classes)[known[:, k], k].mean() for k in range(len(CLASSES))]
-                    told.append([*right, overlap(silhouettes, held_out.masks).mean()])
+                    scores.append([*right, overlap(silhouettes, held_out.masks).mean()])
                 folder.mkdir(parents=True, exist_ok=True)
                 torch.save(judge.state_dict(), folder / "judge.pt")
             names = [*CLASSES, "silhouette"]
-            values = ", ".join(f"{name} {a:.3f}/{b:.3f}" for name, a, b in zip(names, *told))
+            values = ", ".join(f"{name} {a:.3f}/{b:.3f}" for name, a, b in zip(names, *scores))
             pace = (time.time() - started) / (step - first)
             print(
                 f"step {step}: {values} (rendered/drawn again); loss {loss.item():.2f}; {pace:.2f} s a step",

@@ -21,6 +21,16 @@ from transformers.utils.output_capturing import maybe_install_capturing_hooks
 from .errors import InputError
 
 
+#: Set to true on a pipeline it ends the loop of a stock call, as diffusers' documentation says; there is no public way.
+INTERRUPT = "_interrupt"
+
+#: Where a stock call writes down what properties such as `pipe.guidance_scale` show of it.
+SHOWN_AFTER_A_CALL = ("_guidance_scale", "_num_timesteps", "_clip_skip", INTERRUPT)
+
+#: Where a torch module keeps its weights and its children; a copy that shares the weights needs tables of its own.
+PARAMETERS, MODULES = "_parameters", "_modules"
+
+
 @contextmanager
 def without_offloading(pipeline: DiffusionPipeline) -> Iterator[bool]:
     """
@@ -55,6 +65,11 @@ def convert_image_projection(tensors: dict[str, torch.Tensor]) -> torch.nn.Modul
 def saved_class_name(config: Mapping[str, Any]) -> str | None:
     """The class that `save_pretrained` wrote into a `config.json`, which `from_pretrained` of a class does not heed."""
     return config.get("_class_name")
+
+
+def drop_source(config: dict[str, Any]) -> bool:
+    """Takes out of a saved config where its model was loaded from, which may be a local path; whether there was one."""
+    return config.pop("_name_or_path", None) is not None
 
 
 def supports_gradient_checkpointing(module: torch.nn.Module) -> bool:

@@ -212,13 +212,14 @@ class FaceConditioner:
             unconditional,
         )
 
-    def image_crop(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    def image_crop(self, image: np.ndarray, landmarks: np.ndarray, key_points: np.ndarray | None = None) -> np.ndarray:
         """
-        What the image encoder sees of a photo `(height, width, 3)`, uint8, with landmarks `(68 | 72, 2 | 3)` or the five key
-        points `(5, 2)`.
+        What the image encoder sees of a photo `(height, width, 3)`, uint8, with landmarks `(68 | 72, 2 | 3)` and, where the
+        detector has them, its own five key points `(5, 2)`.
         """
         assert self.image_encoder is not None
-        return align_for_encoder(image, landmarks, self.config.image_crop, self.image_encoder.config.image_size)
+        size = self.image_encoder.config.image_size
+        return align_for_encoder(image, landmarks, self.config.image_crop, size, key_points)
 
     @torch.no_grad()
     def image_states(self, pixel_values: torch.Tensor) -> torch.Tensor | None:
@@ -229,12 +230,16 @@ class FaceConditioner:
 
     # from identities to landmarks and their picture
 
+    @property
+    def draws_key_points(self) -> bool:
+        """Whether the picture is drawn from the five key points, as InstantID's is, and not from the landmarks."""
+        return self.landmark_style == "instantid5"
+
     def drawn_points(
         self, identities: Sequence[FaceIdentity], steering: Steering, height: int, width: int
     ) -> torch.Tensor:
         """The points that the adapter's picture is drawn from, in pixels: landmarks, or InstantID's five key points."""
-        key_points = self.landmark_style == "instantid5"
-        return self.landmarks(identities, steering, height, width, key_points)
+        return self.landmarks(identities, steering, height, width, self.draws_key_points)
 
     @torch.no_grad()
     def landmarks(
@@ -366,9 +371,7 @@ class FaceConditioner:
                 shape = predictor.encode(landmarks[None].to(predictor.device, torch.float32)).shape[0].float().cpu()
         if image is not None and self.image_encoder is not None:
             assert self.image_processor is not None and landmarks is not None
-            # recognizers align by the detector's own points
-            aligned = key_points if config.image_crop == "arcface" and key_points is not None else landmarks
-            crop = self.image_crop(image, aligned.numpy())
+            crop = self.image_crop(image, landmarks.numpy(), None if key_points is None else key_points.numpy())
             encoded = self.image_states(self.image_processor(crop, return_tensors="pt").pixel_values)
             states = encoded[0].float().cpu() if encoded is not None else None
         return FaceIdentity(

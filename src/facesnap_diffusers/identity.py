@@ -28,7 +28,8 @@ FORMAT_VERSION = "1"
 @dataclass(frozen=True, eq=False, repr=False)
 class FaceIdentity:
     r"""
-    What one or several photos say about a person: made once with `pipe.encode_face(...)`, saved, and used again.
+    What one or several photos say about a person: made once with `pipe.encode_face(...)`, saved, and used again. It
+    copies the tensors that it is made from.
 
     Attributes:
         face_embeds (`torch.Tensor` of shape `(face_embed_dim,)`): The recognizer's embedding; the mean over the photos.
@@ -68,6 +69,8 @@ class FaceIdentity:
             if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
                 kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
                 raise InputError(f"{name} must be a floating point torch.Tensor, got {kind}")
+            tensor = tensor.detach().clone()  # the caller may fill its array with the next person
+            object.__setattr__(self, name, tensor)
             if tensor.device.type == "meta" or not torch.isfinite(tensor).all():
                 raise InputError(f"{name} has values that are not finite; encode the face again")
             if tensor.numel() == 0 or tensor.abs().max() > _MAX_VALUES[name]:

@@ -19,7 +19,8 @@ The stock blocks stay as they are: one block of ours goes between text encoding 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -42,6 +43,7 @@ from .models.attention import IdentityAttention
 from .models.ffrnet import FFRNet
 from .models.landmark_predictor import LandmarkPredictor
 from .models.mixer import FacialAttributeMixer
+from .pipelines.call_copy import components_of_call, restored_after_call
 from .pipelines.control import RoutedControlNet
 from .pipelines.mixin import FaceTokens, append_tokens
 from .steering import Steering
@@ -207,27 +209,29 @@ class FaceSnapXLCoreDenoiseStep(StableDiffusionXLCoreDenoiseStep):
     def __call__(
         self, components: StableDiffusionXLModularPipeline, state: PipelineState
     ) -> tuple[StableDiffusionXLModularPipeline, PipelineState]:
-        num_tokens = state.get("num_identity_tokens", 0)
-        if not num_tokens:
-            return super().__call__(components, state)
-        call = copy.copy(components)  # what this call changes, others do not see
-        attention, scale = components.identity_attention, state.get("identity_scale")
+        with _for_one_call(components, state) as call:
+            if state.get("num_identity_tokens", 0):
+                self._add_identity(call, state)
+            _, state = super().__call__(call, state)
+        return components, state
+
+    def _add_identity(self, call: StableDiffusionXLModularPipeline, state: PipelineState) -> None:
+        """Puts identity attention and FFRNet into the copy of a pipeline that a call runs on."""
+        num_tokens, num_left_out = state.get("num_identity_tokens"), state.get("num_left_out", 0)
+        attention, scale = call.identity_attention, state.get("identity_scale")
         if scale is None:
-            scale = FaceSnapConfig.from_dict(dict(components.config.facesnap_config)).scales["identity_scale"]
+            scale = FaceSnapConfig.from_dict(dict(call.config.facesnap_config)).scales["identity_scale"]
         if isinstance(scale, Mapping):
             check_layer_scales(scale, attention)
         else:
             check_scale("identity_scale", scale)
         if attention is None:
             attention = IdentityAttention(layers={})
-        num_left_out, device = state.get("num_left_out", 0), execution_device(components)
-        num_attended = num_tokens - num_left_out
-        context = attention.context(components.unet, num_attended, scale, num_left_out=num_left_out, device=device)
+        num_attended, device = num_tokens - num_left_out, execution_device(call)
+        context = attention.context(call.unet, num_attended, scale, num_left_out=num_left_out, device=device)
         state.set("cross_attention_kwargs", {**(state.get("cross_attention_kwargs") or {}), **context.as_kwargs()})
-        if components.ffrnet is not None:
-            call.controlnet = RoutedControlNet(components.ffrnet, state.get("num_ffrnet_tokens"), "identity")
-        _, state = super().__call__(call, state)
-        return components, state
+        if call.ffrnet is not None:
+            call.controlnet = RoutedControlNet(call.ffrnet, state.get("num_ffrnet_tokens"), "identity")
 
 
 class FaceSnapXLBlocks(SequentialPipelineBlocks):
@@ -249,11 +253,38 @@ class FaceSnapXLBlocks(SequentialPipelineBlocks):
     def description(self) -> str:
         return "Stable Diffusion XL with the identity of a person from one photo (FaceSnap, arXiv 2602.00627)."
 
+    def __call__(
+        self, pipeline: StableDiffusionXLModularPipeline, state: PipelineState
+    ) -> tuple[StableDiffusionXLModularPipeline, PipelineState]:
+        with _for_one_call(pipeline, state) as call:
+            _, state = super().__call__(call, state)
+        return pipeline, state
+
 
 register_in_diffusers(FaceSnapXLBlocks)
 
 #: What calls of the pipeline take, and the blocks do not.
 _OF_THE_PIPELINE = ("people", "landmarks", "facesnap_schedule")
+
+
+@contextmanager
+def _for_one_call(
+    components: StableDiffusionXLModularPipeline, state: PipelineState
+) -> Iterator[StableDiffusionXLModularPipeline]:
+    """A shallow copy of a pipeline for one call, whose blocks may change what it holds without others seeing it."""
+    if getattr(components, "_is_of_call", False):  # blocks within blocks
+        yield components
+        return
+    ffrnet = components.components.get("ffrnet")
+    if isinstance(ffrnet, FFRNet) and not ffrnet.is_bound:  # one of low rank that was loaded by itself
+        ffrnet.bind(components.unet)
+    kwargs = dict(state.values)
+    call = copy.copy(components)
+    call.__dict__.update(components_of_call(components, kwargs), _is_of_call=True)
+    if kwargs.get("cross_attention_kwargs") is not state.get("cross_attention_kwargs"):
+        state.set("cross_attention_kwargs", kwargs["cross_attention_kwargs"])
+    with restored_after_call(call.components, kwargs):
+        yield call
 
 
 def _image_size(components: StableDiffusionXLModularPipeline, block_state: Any) -> tuple[int, int]:

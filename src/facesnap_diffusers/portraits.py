@@ -263,6 +263,7 @@ def load_pipeline(settings: ModelSettings) -> Any:
 def _load_base(base: str, dtype: torch.dtype) -> Any:
     from diffusers import DiffusionPipeline
 
+    from ._upstream import saved_class_name
     from .pipelines.facesnap import FaceSnapPipeline
     from .pipelines.facesnap_xl import FaceSnapXLPipeline
 
@@ -279,7 +280,7 @@ def _load_base(base: str, dtype: torch.dtype) -> Any:
             f"base {base!r} could not be loaded ({one_line(error)}); name a Hub repo, folder or file of Stable Diffusion"
         ) from error
     raise InputError(
-        f"base {base!r} is a {config.get('_class_name')}, not a Stable Diffusion model; name one of 1.x, 2.x or XL"
+        f"base {base!r} is a {saved_class_name(config)}, not a Stable Diffusion model; name one of 1.x, 2.x or XL"
     )
 
 

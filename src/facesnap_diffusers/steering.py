@@ -96,8 +96,7 @@ def steer(
     landmarks = predictor.decode(coefficients) if seen is None else predictor.repose(seen, fitted, coefficients)
     own_points = identity.key_points if key_points and seen is not None else None
     if own_points is not None:
-        missed = _on_device_of(predictor, own_points[None]) - five_points(predictor.decode(fitted))
-        five = five_points(predictor.decode(coefficients)) + predictor.carry(missed, fitted, coefficients)
+        five = repose_key_points(predictor, _on_device_of(predictor, own_points[None]), fitted, coefficients)
         landmarks = torch.cat([landmarks, five], dim=1)  # (1, 77, 2): they are placed together
 
     def points(placed: torch.Tensor) -> torch.Tensor:
@@ -116,6 +115,26 @@ def steer(
         rotation=torch.zeros_like(coefficients.rotation),
     )
     return points(fit_into_box(landmarks, predictor.decode(frontal), face_box[None].to(landmarks), height, width))
+
+
+def repose_key_points(
+    predictor: LandmarkPredictor, seen: torch.Tensor, own: FaceCoefficients, target: FaceCoefficients
+) -> torch.Tensor:
+    r"""
+    The five key points that a detector itself found, in another pose or expression of the face, as
+    [`LandmarkPredictor.repose`] does it for landmarks.
+
+    Args:
+        predictor ([`LandmarkPredictor`]): Of the coefficients.
+        seen (`torch.Tensor` of shape `(batch, 5, 2)`): The faces' own key points, in pixels.
+        own ([`FaceCoefficients`]): What the predictor made of the faces' landmarks.
+        target ([`FaceCoefficients`]): What they are to look like.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, 5, 2)`: in pixels of the target.
+    """
+    missed = seen - five_points(predictor.decode(own))
+    return five_points(predictor.decode(target)) + predictor.carry(missed, own, target)
 
 
 def photo_to_canvas(landmarks: torch.Tensor, photo_size: tuple[int, ...], height: int, width: int) -> torch.Tensor:
@@ -211,7 +230,7 @@ def as_landmarks(value: Any, name: str, counts: Sequence[int] = (72,)) -> torch.
         raise InputError(
             f"{name} must have shape ([batch,] {' or '.join(map(str, counts))}, 2 or 3), got {tuple(points.shape)}"
         )
-    if not torch.isfinite(points).all():
+    if points.is_meta or not torch.isfinite(points).all():
         raise InputError(f"{name} has values that are not finite")
     check_in_pixels(points, name)
     return points

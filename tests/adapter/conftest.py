@@ -1,3 +1,5 @@
+"""A tiny adapter, in a pipeline and in a folder."""
+
 import shutil
 
 import pytest

@@ -1,59 +1,14 @@
 """Damaged adapters and identities: each loads whole and finite, or raises one typed line and changes nothing."""
 
-import json
 import random
 import shutil
 
 import tiny
 import torch
-from input_counts import counts
+from damage import assert_one_line, damage_bytes, damage_json
+from input_counts import counts, report
 
 from facesnap_diffusers import FaceIdentity, FaceSnapError
-
-
-VALUES = [None, True, -1, 0, 1, 10**9, 10**400, 1e308, "", "x", "../../x", [], [[]], {}, {"a": 1}, "a\0b", "é" * 300]
-
-
-def damage_bytes(content, rng):
-    data = bytearray(content)
-    kind = rng.choice(["cut", "flip", "insert", "zero", "head", "empty", "double"])
-    if kind == "cut":
-        return bytes(data[: rng.randrange(len(data) + 1)])
-    if kind == "flip":
-        for _ in range(rng.choice([1, 3, 30])):
-            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    elif kind == "insert":
-        place = rng.randrange(len(data))
-        data[place:place] = rng.randbytes(rng.choice([1, 8, 100]))
-    elif kind == "zero":
-        place = rng.randrange(len(data))
-        data[place : place + 64] = bytes(len(data[place : place + 64]))
-    elif kind == "head":  # of safetensors: lengths, names, dtypes and shapes
-        for _ in range(rng.choice([1, 2, 5])):
-            data[rng.randrange(min(len(data), 400))] = rng.randrange(256)
-    elif kind == "empty":
-        return b""
-    else:
-        return content + content
-    return bytes(data)
-
-
-def damage_json(content, rng):
-    values = json.loads(content)
-    for _ in range(rng.choice([1, 1, 2])):
-        name = rng.choice([*values, "surprise"])
-        if rng.random() < 0.2:
-            values.pop(name, None)
-        elif isinstance(values.get(name), dict) and values[name] and rng.random() < 0.6:
-            values[name][rng.choice([*values[name]])] = rng.choice(VALUES)
-        else:
-            values[name] = rng.choice(VALUES)
-    return json.dumps(values).encode()
-
-
-def say(error):
-    text = str(error)
-    assert "\n" not in text and len(text) < 1500, text
 
 
 @counts(few=12, many=150, all_of_them=1100)
@@ -80,7 +35,7 @@ def test_adapters(count, tmp_path):
         try:
             pipe.load_facesnap_adapter(folder)
         except FaceSnapError as error:
-            say(error)
+            assert_one_line(error)
             outcomes["typed"] += 1
             assert pipe.mixer is before
         else:
@@ -89,7 +44,7 @@ def test_adapters(count, tmp_path):
                 for parameter in getattr(pipe, name).parameters() if getattr(pipe, name) is not None else ():
                     assert torch.isfinite(parameter).all()
         file.write_bytes(content)
-    print(outcomes)
+    report("damaged adapters", outcomes["typed"], outcomes["loaded"])
     assert outcomes["typed"] > count // 3
 
 
@@ -104,10 +59,10 @@ def test_identities(count, tmp_path):
         try:
             person = FaceIdentity.load(path)
         except FaceSnapError as error:
-            say(error)
+            assert_one_line(error)
             outcomes["typed"] += 1
         else:
             outcomes["loaded"] += 1
             assert torch.isfinite(person.face_embeds).all() and repr(person)
-    print(outcomes)
+    report("damaged identities", outcomes["typed"], outcomes["loaded"])
     assert outcomes["typed"] > count // 4

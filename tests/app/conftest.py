@@ -1,3 +1,5 @@
+"""The app's model, portraits to give it, and a browser."""
+
 import os
 import shutil
 

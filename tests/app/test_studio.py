@@ -10,7 +10,7 @@ from facesnap_diffusers.app.code import picture_code
 from facesnap_diffusers.app.layout import describe
 from facesnap_diffusers.app.photos import SentPhotos, as_data_url
 from facesnap_diffusers.app.picture_settings import TWO_FACES, read_settings
-from facesnap_diffusers.app.studio import Cancelled, in_steps
+from facesnap_diffusers.app.studio import Canceled, in_steps
 from facesnap_diffusers.errors import InputError, NoFaceFoundError
 from facesnap_diffusers.faces.drawing import draw_landmarks
 from facesnap_diffusers.faces.face import Face
@@ -137,7 +137,7 @@ def test_a_picture_ends_when_its_reader_leaves(studio):
     def work(on_step):
         try:
             studio.make(settings_of(steps=50), [studio.sample("person-02").identity], on_step=on_step)
-        except Cancelled:
+        except Canceled:
             ended.set()
             raise
 

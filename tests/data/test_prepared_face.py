@@ -1,6 +1,7 @@
 """Pictures with exact landmarks, as a renderer gives them, to what shards hold."""
 
 import io
+from functools import partial
 
 import numpy as np
 import PIL.Image
@@ -21,6 +22,7 @@ from facesnap_diffusers.data.shards import (
 )
 from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.faces.alignment import align_face, align_for_clip
+from facesnap_diffusers.faces.key_points import five_points
 
 
 UNIT = np.ones(4) / 2
@@ -88,6 +90,24 @@ class TestCrops:
         assert np.abs(crop - align(image, landmarks, 64)).mean() < 3  # of JPEG
         other_align = align_face if align is align_for_clip else align_for_clip
         assert np.abs(crop - other_align(image, landmarks, 64)).mean() > 20
+
+    @pytest.mark.parametrize(("image_crop", "moves"), [("head", False), ("arcface", True)])
+    def test_key_points(self, image_crop, moves):
+        """The detector's own: stored, scaled with the picture, and what ArcFace's crop is aligned by."""
+        image, landmarks, without = self.make(image_crop=image_crop)
+        key_points = five_points(landmarks) + [6.0, -4.0]
+        settings = ShardSettings("mine", clip_crop_size=64, image_crop=image_crop)
+        make = partial(make_face, image, landmarks, UNIT, load_landmark_predictor(), settings, key_points=key_points)
+        face = PreparedFace.from_tar(make().to_tar("a"))
+        assert np.allclose(face.key_points, key_points, atol=1e-5) and face.landmarks.shape == (72, 2)
+        assert np.allclose(make(min_side=60).key_points, (key_points + 0.5) / 2 - 0.5)
+        assert (face.clip_crop != without.clip_crop) == moves and without.key_points is None
+        assert PreparedFace.from_tar(without.to_tar("a")).key_points is None
+        expected = align_face(image, key_points, 64) if moves else align_for_clip(image, landmarks, 64)
+        crop = np.array(PIL.Image.open(io.BytesIO(face.clip_crop))).astype(int)
+        assert np.abs(crop - expected).mean() < 3  # of JPEG
+        with pytest.raises(InputError, match=r"key_points must have shape \(5, 2\), got \(4, 2\)"):
+            make(key_points=key_points[:4])
 
     @pytest.mark.parametrize(("template", "size"), [("arcface", 112), ("dlib", 150)])
     def test_recognition_crop(self, template, size):

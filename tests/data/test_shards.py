@@ -1,5 +1,6 @@
 """Shards on disk: WebDatasets, read at random, with a manifest and settings."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from tiny_preparation import (
     CONFIG,
+    MarkedFaces,
     frontal_points,
     photo,
     run_silently,
@@ -18,6 +20,17 @@ from facesnap_diffusers.data.shard_settings import ShardSettings
 from facesnap_diffusers.data.shards import END_OF_TAR, MANIFEST, PreparedFaces, ShardWriter, read_records
 from facesnap_diffusers.data.sources import open_source
 from facesnap_diffusers.errors import InputError
+from facesnap_diffusers.faces.key_points import five_points
+
+
+class MarkedKeyPoints(MarkedFaces):
+    """Finds key points, a few pixels beside those of the landmarks."""
+
+    def analyze(self, image):
+        return [
+            dataclasses.replace(face, key_points=five_points(face.landmarks) + [2, 3])
+            for face in super().analyze(image)
+        ]
 
 
 class TestShards:
@@ -62,8 +75,47 @@ class TestShards:
             for name, value in vars(expected).items():
                 assert np.allclose(getattr(face, name), value[0].numpy(), atol=2e-2), name
 
+    def test_key_points_of_the_detector(self, prepared, tmp_path):
+        """Records say whether the photos have them: of an analyzer that gives them all have, of another none."""
+        write_photos(tmp_path / "more", 2)
+        run_silently(open_source(str(tmp_path / "more")), tmp_path / "with", CONFIG, analyzer=MarkedKeyPoints)
+        for folder, given in ((prepared, False), (tmp_path / "with", True)):
+            assert {record.key_points for record in read_records(folder) if record.kept} == {given}
+            face = PreparedFaces([str(folder)])[0]
+            assert (face.key_points is not None) == given
+        assert np.abs(face.key_points - five_points(face.landmarks) - [2, 3]).max() < 1e-3
+
     def test_shards_end_as_tar_files_do(self, prepared):
         assert (prepared / "shard-000000.tar").read_bytes().endswith(END_OF_TAR)
+
+    @pytest.mark.parametrize("when", ["photo", "record", "end"])
+    def test_a_full_disk_leaves_what_was_written(self, prepared, tmp_path, when):
+        faces = PreparedFaces([str(prepared)])
+        writer = ShardWriter(tmp_path / "new", faces.settings[0])
+        writer.add(faces[0], "first")
+        file = writer._manifest if when == "record" else writer._shard
+        flush, name = file.flush, "_manifest" if when == "record" else "_shard"
+
+        class Full:
+            def __getattr__(self, attribute):
+                return getattr(file, attribute)
+
+            def write(self, data):
+                file.write(data[: len(data) // 2])
+                flush()
+                raise OSError(28, "No space left on device")
+
+        setattr(writer, name, Full())
+        with pytest.raises(InputError, match="No space left on device"):
+            writer.close() if when == "end" else writer.add(faces[1], "second")
+        writer.close()
+        with ShardWriter(tmp_path / "new", faces.settings[0]) as again:
+            assert "first" in again and "second" not in again and again.total == 1
+            again.add(faces[1], "second")
+        new = PreparedFaces([str(tmp_path / "new")])
+        for index in range(2):
+            assert np.array_equal(new[index].embedding, faces[index].embedding)
+        assert (tmp_path / "new/shard-000000.tar").read_bytes().endswith(END_OF_TAR)
 
     def test_reader_errors(self, tmp_path):
         with ShardWriter(tmp_path / "empty", ShardSettings("mine")):
@@ -102,3 +154,10 @@ class TestShards:
             with pytest.raises(InputError, match="manifest.jsonl (has a damaged line|does not say where)") as error:
                 PreparedFaces([str(prepared)])
             assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("name", [MANIFEST, "people.jsonl", "prepare.json"])
+    def test_bytes_that_are_no_text_are_refused(self, prepared, name):
+        path = prepared / name
+        path.write_bytes(b'{"key": "\xf4"}\n' + (path.read_bytes() if path.exists() else b""))
+        with pytest.raises(InputError, match=f"{name} (has a damaged line|is not JSON)"):
+            PreparedFaces([str(prepared)])

@@ -1,3 +1,5 @@
+"""Crops of a face, against known transforms, InsightFace's formula and scikit-image."""
+
 import math
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Which of several faces in a photo is meant."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Faces in photos that are turned, tightly cropped or of several people."""
+
 import numpy as np
 import PIL.Image
 import pytest

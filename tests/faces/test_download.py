@@ -1,3 +1,5 @@
+"""Photos from a URL, and what a server may do."""
+
 import http.server
 import io
 import socket

@@ -1,3 +1,5 @@
+"""The landmark picture, against a stored one and from its definition."""
+
 from pathlib import Path
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Expressions by name, by ARKit weights and as text."""
+
 import math
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""What an analyzer says of a face, and what it must not say."""
+
 import numpy as np
 import pytest
 

@@ -1,3 +1,5 @@
+"""The five key points and their picture, against that of InstantID's authors."""
+
 import math
 
 import cv2

@@ -1,3 +1,5 @@
+"""Photos in all forms, made upright RGB."""
+
 import base64
 import io
 import struct

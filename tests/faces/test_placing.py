@@ -1,3 +1,5 @@
+"""Face boxes, and landmarks in pixels."""
+
 import itertools
 
 import numpy as np

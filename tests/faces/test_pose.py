@@ -1,3 +1,5 @@
+"""Head poses in degrees."""
+
 import math
 
 import numpy as np

@@ -3,6 +3,7 @@
 import io
 import math
 import warnings
+from collections import Counter
 
 import numpy as np
 import PIL.Image
@@ -11,6 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from input_counts import report
 
 from facesnap_diffusers import Expression, Face, FaceSnapError, HeadPose
 from facesnap_diffusers.faces.alignment import align_face, align_for_clip
@@ -81,16 +83,30 @@ def many(examples):
     )
 
 
+OUTCOMES = Counter()
+
+
+@pytest.fixture(autouse=True)
+def outcomes(request):
+    OUTCOMES.clear()
+    yield
+    kind = "damaged photos" if request.node.name == "test_damaged_files" else "public arguments of faces and photos"
+    report(kind, OUTCOMES["typed"], OUTCOMES["taken"])
+
+
 def answer(call):
     """What a call gives, or `None` where it refuses in one line."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return call()
+            result = call()
         except FaceSnapError as error:
             message = str(error)
             assert message and "\n" not in message and len(message) < 600
+            OUTCOMES["typed"] += 1
             return None
+    OUTCOMES["taken"] += 1
+    return result
 
 
 def assert_finite(value):

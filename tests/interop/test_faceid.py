@@ -485,3 +485,82 @@ def encoder_of_arcface_crops():
         projection_dim=16,
     )
     return CLIPVisionModelWithProjection(config).eval()
+
+
+class TestBesideAStockAdapter:
+    """The same FaceID weights as a FaceSnap adapter and as stock IP-Adapters: attention adds up, so images must agree."""
+
+    IDENTITY = third_party.faceid_person()
+    HALF = torch.zeros(1, 1, 64, 64)
+    HALF[..., :32] = 1
+
+    def load(self, base, folder, scales):
+        checkpoint = third_party.faceid(base.unet, lora_rank=0)
+        write(folder, "faceid", checkpoint, ".bin")
+        names = ["faceid.bin"] * len(scales)
+        base.load_ip_adapter([str(folder)] * len(scales), [None] * len(scales), names, image_encoder_folder=None)
+        base.set_ip_adapter_scale(scales)
+        return checkpoint
+
+    def embeds(self, count=1):
+        embeds = self.IDENTITY.face_embeds[None, None]
+        return [torch.cat([torch.zeros_like(embeds), embeds])] * count
+
+    def image(self, pipe, count=1, masks=None, **face):
+        masks = {} if masks is None else {"cross_attention_kwargs": {"ip_adapter_masks": masks}}
+        call = {**CALL, **masks, **face}
+        return pipe("a cat", ip_adapter_image_embeds=self.embeds(count), generator=tiny.seeded(), **call).images
+
+    @pytest.mark.parametrize("masks", [False, True], ids=["everywhere", "with ip_adapter_masks"])
+    @pytest.mark.parametrize("make", [tiny.sd_pipeline, tiny.xl_pipeline], ids=["sd", "xl"])
+    def test_a_face_and_a_stock_adapter_are_two_stock_adapters(self, make, masks, tmp_path):
+        base = make()
+        checkpoint = self.load(base, tmp_path, [0.3, 0.6])
+        expected = self.image(base, 2, [torch.ones(1, 1, 64, 64), self.HALF] if masks else None)
+        base.unload_ip_adapter()
+
+        pipe = tiny.facesnap(base)
+        self.load(pipe, tmp_path, [0.6])
+        pipe.load_facesnap_adapter(checkpoint)
+        pipe.set_facesnap_scale(identity_scale=0.3)
+        mask = [self.HALF] if masks else None
+        image = self.image(pipe, masks=mask, identity=self.IDENTITY)
+        tiny.assert_same_image(image, expected, atol=1e-4)
+
+        alone = self.image(pipe, masks=mask)
+        assert (alone - image).abs().max() > 1e-3
+        pipe.set_facesnap_scale(identity_scale=0)
+        assert torch.equal(self.image(pipe, masks=mask, identity=self.IDENTITY), alone)
+        if masks:
+            pipe.set_facesnap_scale(identity_scale=0.3)
+            nowhere = self.image(pipe, masks=[torch.zeros(1, 1, 64, 64)], identity=self.IDENTITY)
+            pipe.set_ip_adapter_scale(0)
+            without = self.image(pipe, identity=self.IDENTITY)
+            tiny.assert_same_image(nowhere, without, atol=1e-5)
+            assert (nowhere - image).abs().max() > 1e-3
+
+    @pytest.mark.parametrize("order", ["before", "after"])
+    def test_a_stock_faceid_with_its_lora(self, order, tmp_path):
+        """Stock diffusers puts the LoRA of a FaceID checkpoint into the UNet."""
+        stock = tiny.sd_pipeline()
+        write(tmp_path, "faceid", third_party.faceid(stock.unet), ".bin")
+        tiny.with_adapter(tiny.sd_pipeline()).save_facesnap_adapter(tmp_path / "facesnap")
+
+        def load(pipe):
+            pipe.load_ip_adapter(str(tmp_path), None, "faceid.bin", image_encoder_folder=None)
+            pipe.set_ip_adapter_scale(0.7)
+
+        load(stock)
+        expected = self.image(stock)
+        pipe = tiny.facesnap(tiny.sd_pipeline())
+        loads = [load, lambda pipe: pipe.load_facesnap_adapter(tmp_path / "facesnap")]
+        for each in loads if order == "before" else loads[::-1]:
+            each(pipe)
+        assert torch.equal(self.image(pipe), expected)
+        image = self.image(pipe, identity=tiny.identity())
+        assert image.isfinite().all() and (image - expected).abs().max() > 1e-3
+        assert (image - self.image(pipe, identity=tiny.identity(4))).abs().max() > 1e-4
+        pipe.set_facesnap_scale(0, 0)
+        assert torch.equal(self.image(pipe, identity=tiny.identity()), expected)
+        pipe.unload_facesnap_adapter()
+        assert torch.equal(self.image(pipe), expected)

@@ -1,3 +1,5 @@
+"""A tiny UNet."""
+
 import pytest
 import tiny
 import torch

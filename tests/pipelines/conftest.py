@@ -1,3 +1,5 @@
+"""Tiny base models, with an adapter and without."""
+
 import pytest
 import tiny
 

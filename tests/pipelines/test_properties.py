@@ -5,11 +5,12 @@ import math
 import numpy as np
 import PIL.Image
 import pytest
+import third_party
 import tiny
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from input_counts import counts
+from input_counts import counts, report
 
 from facesnap_diffusers import (
     Expression,
@@ -109,7 +110,7 @@ def check(count, strategy, call):
                     assert torch.isfinite(tensor).all()
 
     run()
-    print(outcomes)
+    report("public arguments of pipelines", outcomes["typed"], outcomes["finite"])
     assert outcomes["typed"]
 
 
@@ -118,6 +119,16 @@ def pipe():
     pipe = tiny.facesnap(tiny.sd_pipeline())
     tiny.add_adapter(pipe)
     pipe.face_analyzer = Nobody()
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def with_ip_adapter():
+    pipe = tiny.facesnap(tiny.sd_pipeline())
+    tiny.add_adapter(pipe)
+    pipe.register_modules(image_encoder=tiny.image_encoder())
+    weights = third_party.ip_adapter(pipe.unet)
+    pipe.load_ip_adapter(weights, subfolder="", weight_name="", image_encoder_folder=None)
     return pipe
 
 
@@ -162,11 +173,33 @@ def test_tensors_and_texts_of_a_call(pipe, count):
         "latents",
         "prompt_embeds",
         "generator",
+        "negative_prompt_embeds",
         "controlnet_conditioning_scale",
         "image",
+        "cross_attention_kwargs",
+        "callback_on_step_end",
+        "callback_on_step_end_tensor_inputs",
+        "timesteps",
+        "sigmas",
+        "guidance_rescale",
+        "output_type",
+        "ip_adapter_image_embeds",
     )
     values = st.dictionaries(st.sampled_from(names), anything, min_size=1, max_size=1)
     check(count, values, lambda value: pipe(**{"prompt": "a", "identity": tiny.identity(), **CALL, **value}).images)
+
+
+@AMOUNTS
+@pytest.mark.parametrize("who", [{}, {"identity": tiny.identity()}], ids=["plain", "face"])
+def test_arguments_for_a_stock_ip_adapter(with_ip_adapter, who, count):
+    embeds = st.lists(tensors, max_size=2) | st.just([torch.ones(1, 1, 16)]) | anything
+    masks = st.lists(tensors, max_size=2) | st.just([torch.ones(1, 1, 16, 16)]) | anything
+    values = st.one_of(
+        embeds.map(lambda value: {"ip_adapter_image_embeds": value}),
+        masks.map(lambda value: {"cross_attention_kwargs": {"ip_adapter_masks": value}}),
+    )
+    call = {**CALL, **who, "ip_adapter_image_embeds": [torch.ones(1, 1, 16)]}
+    check(count, values, lambda value: with_ip_adapter("a", **{**call, **value}).images)
 
 
 @AMOUNTS
@@ -192,8 +225,13 @@ def test_landmarks_and_identities(pipe, count):
     check(count, values, lambda value: pipe.predict_landmarks(**{**size, **value}))
 
     names = ("face_image", "face_index", "embedding", "landmarks")
-    values = st.dictionaries(st.sampled_from(names), anything, max_size=3)
-    check(count, values, lambda value: pipe.encode_face(**value).face_embeds)
+    values = st.dictionaries(st.sampled_from(names), anything, max_size=1)
+    known = {
+        "face_image": PIL.Image.new("RGB", (120, 100)),
+        "embedding": torch.ones(tiny.FACE_EMBED_DIM),
+        "landmarks": tiny.face_points(),
+    }
+    check(count, values, lambda value: pipe.encode_face(**{**known, **value}).face_embeds)
 
 
 @AMOUNTS
@@ -220,19 +258,17 @@ def test_identities_and_configs_from_anything(count):
 
 
 @AMOUNTS
-def test_scales_and_names_of_adapters(pipe, count, monkeypatch):
+def test_scales_and_names_of_adapters(pipe, count, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # a Hub that is closed is asked six times
     values = st.fixed_dictionaries({}, optional={"identity_scale": anything, "landmark_scale": anything})
     check(count, values, lambda value: pipe.set_facesnap_scale(**value))
     pipe.set_facesnap_scale(identity_scale=1.0, landmark_scale=1.0)
 
+    pipe.save_facesnap_adapter(tmp_path)
     names = ("weight_name", "parts", "subfolder", "variant", "revision", "dtype", "image_encoder")
-    values = st.dictionaries(st.sampled_from(names), anything, max_size=2)
-
-    def load(value):
-        pipe.load_facesnap_adapter("/nowhere/at/all", **value)
-
-    check(count, values, load)
+    values = st.dictionaries(st.sampled_from(names), anything, max_size=1)
+    other = tiny.facesnap(tiny_base())
+    check(count, values, lambda value: other.load_facesnap_adapter(tmp_path, **value))
     check(count, texts | anything, lambda name: pipe.load_facesnap_adapter(name, local_files_only=True))
     check(count, anything, lambda value: tiny.facesnap(tiny_base(), None).from_pipe(value) and None)
     check(count, anything, lambda value: pipe.init_facesnap_adapter(value, image_encoder=value) and None)

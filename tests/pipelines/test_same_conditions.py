@@ -1,5 +1,6 @@
 """The same face gives the same tokens and the same landmark picture wherever it is used, bit for bit."""
 
+import io
 import itertools
 import os
 from contextlib import contextmanager
@@ -12,7 +13,12 @@ import torch
 from skimage.data import astronaut
 
 import facesnap_diffusers
+from facesnap_diffusers import load_landmark_predictor
+from facesnap_diffusers.data.prepared_face import make_face
+from facesnap_diffusers.data.shard_settings import ShardSettings
+from facesnap_diffusers.data.shards import PreparedFaces, ShardWriter
 from facesnap_diffusers.faces.face import Face
+from facesnap_diffusers.faces.key_points import five_points
 from facesnap_diffusers.interop import ip_adapter_image_embeds
 from facesnap_diffusers.interop.mixers import (
     FaceIDMixer,
@@ -23,8 +29,16 @@ from facesnap_diffusers.interop.mixers import (
     PlusFaceMixer,
 )
 from facesnap_diffusers.modular import FaceSnapXLIdentityStep
+from facesnap_diffusers.steering import Steering
 from facesnap_diffusers.training.objective import Objective
-from facesnap_diffusers.training.training_config import IdentityLossConfig, LossConfig, ValidationConfig
+from facesnap_diffusers.training.samples import TrainingSamples, collate
+from facesnap_diffusers.training.training_config import (
+    DataConfig,
+    DropoutConfig,
+    IdentityLossConfig,
+    LossConfig,
+    ValidationConfig,
+)
 from facesnap_diffusers.training.validation import sample_picture
 
 
@@ -60,7 +74,10 @@ SIZE = 64
 
 
 class OneFace:
-    """A recognizer that sees the same face in every photo, with an embedding of unit length or of its own."""
+    """
+    A recognizer that sees the same face in every photo, with an embedding of unit length or of its own, and with key points
+    a few pixels beside those of the landmarks.
+    """
 
     encoder, embedding_dim = tiny.FACE_ENCODER, tiny.FACE_EMBED_DIM
 
@@ -71,7 +88,8 @@ class OneFace:
     def analyze(self, image):
         landmarks = tiny.face_points().numpy().astype(float) + [60, 40]
         box = np.concatenate([landmarks.min(0), landmarks.max(0)])
-        return [Face(image, box, landmarks, self.embedding, 1.0, self.encoder)]
+        key_points = five_points(landmarks) + [[5, -4], [-3, 2], [4, 6], [-6, 3], [2, -5]]
+        return [Face(image, box, landmarks, self.embedding, 1.0, self.encoder, key_points)]
 
 
 def adapter_pipeline(family, mixer, condition):
@@ -83,22 +101,34 @@ def adapter_pipeline(family, mixer, condition):
         if isinstance(other, ImagePromptMixer):
             other.set_image_encoder(pipe.face_image_encoder)
         pipe.register_modules(mixer=other)
-        pipe.register_to_config(facesnap_config=vars(pipe.facesnap_config.replace(num_tokens=other.num_tokens)))
+        changes = {"num_tokens": other.num_tokens, "face_embed_dim": other.face_embed_dim}
+        if other.image_embed_dim is None:
+            pipe.register_modules(face_image_encoder=None, face_image_processor=None)
+            changes["image_encoder_id"] = None
+        pipe.register_to_config(facesnap_config=vars(pipe.facesnap_config.replace(**changes)))
     pipe.face_analyzer = OneFace(condition["normalized_embeds"])
     return pipe
 
 
 @contextmanager
 def seen_tokens_and_pictures(pipe):
-    """The conditional tokens and the landmark pictures that reach FFRNet."""
-    seen = []
+    """Conditional tokens and landmark pictures that FFRNet is given. It may embed a picture before it is called."""
+    seen, pictures = [], []
 
-    def note(net, args, kwargs):
-        seen.append((kwargs["encoder_hidden_states"], kwargs["controlnet_cond"]))
+    def note_picture(embedding, args):
+        if args[0].shape[1] == 3:
+            pictures.append(args[0])
 
-    handle = pipe.ffrnet.register_forward_pre_hook(note, with_kwargs=True)
+    def note_tokens(net, args, kwargs, output):
+        seen.append((kwargs["encoder_hidden_states"], pictures[-1]))
+
+    handles = [
+        pipe.ffrnet.controlnet_cond_embedding.register_forward_pre_hook(note_picture),
+        pipe.ffrnet.register_forward_hook(note_tokens, with_kwargs=True),
+    ]
     yield seen
-    handle.remove()
+    for handle in handles:
+        handle.remove()
 
 
 def seen_by_ffrnet(pipe, **arguments):
@@ -120,12 +150,12 @@ def picture_arguments(name):
     CONDITIONS,
     ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())),
 )
-def test_every_user_of_the_conditioner(family, mixer, condition):
+def test_every_user_of_the_conditioner(family, mixer, condition, tmp_path):
     base = adapter_pipeline(family, mixer, condition)
     conditioner = base.face_conditioner()
     identities = conditioner.identities(PHOTO)
     tokens, unconditional = conditioner.tokens(identities)
-    points = base.predict_landmarks(identities, height=SIZE, width=SIZE)
+    points = conditioner.drawn_points(identities, Steering(), SIZE, SIZE)
     picture = conditioner.landmark_picture(points, SIZE, SIZE)
 
     for name in PIPELINES[family]:
@@ -136,41 +166,79 @@ def test_every_user_of_the_conditioner(family, mixer, condition):
         seen = seen_by_ffrnet(pipe, face_image=PHOTO, **arguments)
         assert torch.equal(seen[0], tokens) and torch.equal(seen[1], picture), name
 
-    check_training(base, identities[0], points, tokens, unconditional, picture)
+    check_training(base, identities[0], points, tokens, unconditional, picture, tmp_path)
     if mixer != "faceid-plus":
         check_export(base, identities[0], tokens, unconditional)
     if family == "xl":
         check_modular(base, tokens, unconditional, picture)
 
 
-def check_training(pipe, identity, points, tokens, unconditional, picture):
+def training_samples(pipe, folder):
+    """Samples of shards that hold the same face, as `facesnap prepare` writes it; the whole photo, without augmentation."""
+    (face,) = pipe.face_analyzer.analyze(np.array(PHOTO))
+    config, encoder = pipe.facesnap_config, pipe.face_image_encoder
+    image_size = 32 if encoder is None else encoder.config.image_size
+    settings = ShardSettings(
+        face.encoder,
+        normalized_embeds=config.normalized_embeds,
+        image_crop=config.image_crop,
+        clip_crop_size=image_size,
+        recognition_crop=None,
+    )
+    info = {"caption": "a cat", "image_format": "png"}
+    predictor = load_landmark_predictor()
+    with ShardWriter(folder, settings) as writer:
+        writer.add(
+            make_face(
+                face.image, face.landmarks, face.embedding, predictor, settings, key_points=face.key_points, info=info
+            ),
+            "photo",
+        )
+    data = DataConfig([str(folder)], resolution=SIZE, zoom=(1.0, 1.0), flip=0, reference_flip=0, reference_jitter=0)
+    dropout = DropoutConfig(text=0, identity=0, both=0, landmarks=0)
+    latent_shape = (4, SIZE // pipe.vae_scale_factor, SIZE // pipe.vae_scale_factor)
+    processor = pipe.face_image_processor
+    faces = PreparedFaces([str(folder)])
+    return TrainingSamples(faces, data, dropout, predictor, processor, image_size, 1000, latent_shape, extras=())
+
+
+def as_jpeg(crop):
+    """As shards hold crops for the image encoder."""
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(crop).save(buffer, "JPEG", quality=95, subsampling=0)
+    return buffer.getvalue()
+
+
+def check_training(pipe, identity, points, tokens, unconditional, picture, folder):
     """What the objective makes of a sample of the same face, and what its validation images get."""
-    conditioner = pipe.face_conditioner()
-    crop = conditioner.image_crop(np.array(PHOTO), identity.landmarks.numpy())
-    pixels = pipe.face_image_processor(crop, return_tensors="pt").pixel_values
-    parts = ["mixer", "ffrnet", "identity_attention"]
-    objective = Objective(pipe, parts, LossConfig(), IdentityLossConfig(weight=0.0)).requires_grad_(False)
+    conditioner, samples = pipe.face_conditioner(), training_samples(pipe, folder)
+    objective = Objective(
+        pipe, ["mixer", "ffrnet", "identity_attention"], LossConfig(), IdentityLossConfig(weight=0.0)
+    )
+    objective.requires_grad_(False)
+    sample = collate([samples[0]])
+    assert torch.equal(sample["face_embeds"], identity.face_embeds[None])
+    # pixels of a crop have their centers half a pixel from its edge; where a face stands in a new picture is free
+    moved = 0.5 * (SIZE / PHOTO.width - 1)
+    torch.testing.assert_close(objective.drawn_points(sample), points + moved, atol=1e-4, rtol=0)
+    # from here on the very points and crop, which neither their place nor JPEG has changed
+    sample["key_points" if conditioner.draws_key_points else "landmarks"] = points
+    states = None
+    if conditioner.image_encoder is not None:
+        crop = conditioner.image_crop(np.array(PHOTO), identity.landmarks.numpy(), identity.key_points.numpy())
+        assert samples.faces[0].clip_crop == as_jpeg(crop)
+        sample["clip_crop"] = pipe.face_image_processor(crop, return_tensors="pt").pixel_values
+        # one crop at a time, as the pipelines encode them: matrix products of other sizes may round otherwise
+        states = conditioner.image_states(sample["clip_crop"])
+        assert torch.equal(states[0].float(), identity.image_hidden_states)
+        states = states.expand(2, -1, -1)
     left_out = torch.tensor([False, True])
-    batch = {
-        "caption": ["a cat", "a cat"],
-        "without_text": left_out,
-        "without_identity": left_out,
-        "without_landmarks": left_out,
-        "face_embeds": identity.face_embeds.expand(2, -1),
-        "landmarks": points.expand(2, -1, -1),
-        "noise": torch.zeros(2, 4, SIZE // pipe.vae_scale_factor, SIZE // pipe.vae_scale_factor),
-        "sizes": torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]] * 2),
-    }
-    # one crop at a time, as the pipelines encode them: matrix products of other sizes may round otherwise
-    states = conditioner.image_states(pixels)
-    assert torch.equal(states[0].float(), identity.image_hidden_states)
-    conditions = objective.encode_conditions({**batch, "clip_crop": pixels.expand(2, -1, -1, -1)})
+    batch = {name: value.expand(2, *value.shape[1:]) for name, value in sample.items() if name != "caption"}
+    batch |= {"caption": ["a cat", "a cat"], "without_text": left_out, "without_identity": left_out}
+    conditions = objective.encode_conditions(batch)
     torch.testing.assert_close(conditions["identity_tokens"], torch.cat([tokens, unconditional]), atol=1e-5, rtol=0)
-    mixed = conditioner.mix(batch["face_embeds"], states.expand(2, -1, -1), left_out)
-    assert torch.equal(mixed, torch.cat([tokens, unconditional]))
+    assert torch.equal(conditioner.mix(batch["face_embeds"], states, left_out), torch.cat([tokens, unconditional]))
     assert torch.equal(conditions["landmark_picture"][:1], picture)
-    sample = {"clip_crop": pixels, "pixel_values": torch.zeros(1, 3, SIZE, SIZE)}
-    sample |= {key: batch[key][:1] for key in ("caption", "face_embeds", "landmarks")}
     with seen_tokens_and_pictures(objective.pipeline) as seen:
         sample_picture(objective, sample, ValidationConfig(inference_steps=1, guidance_scale=1.0), seed=0)
     assert torch.equal(seen[0][0], tokens) and torch.equal(seen[0][1], picture)

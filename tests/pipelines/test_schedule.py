@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import tiny
 import torch
-from diffusers import ControlNetModel, EulerDiscreteScheduler, HeunDiscreteScheduler
+from diffusers import ControlNetModel, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
 
 from facesnap_diffusers import FaceSnapImg2ImgPipeline, FaceSnapSchedule, InputError, Person
 
@@ -78,6 +78,15 @@ def test_fast_computes_ffrnet_when_time_has_passed(pipe):
 @pytest.mark.parametrize("steps", [1, 4, 8])
 def test_few_steps_compute_it_at_each(pipe, steps):
     assert rounds(pipe, num_inference_steps=steps, facesnap_schedule="fast")[0] == list(range(steps))
+
+
+@pytest.mark.parametrize(("scheduler", "steps"), [(PNDMScheduler, 8), (HeunDiscreteScheduler, 5)])
+def test_few_steps_of_more_rounds(scheduler, steps):
+    pipe = tiny.facesnap(tiny.sd_pipeline())
+    tiny.add_adapter(pipe)
+    options = {"skip_prk_steps": True} if scheduler is PNDMScheduler else {}
+    pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **options)
+    assert rounds(pipe, num_inference_steps=steps, facesnap_schedule="fast")[0] == list(range(9))
 
 
 def test_windows_are_each_part_s_own(pipe):

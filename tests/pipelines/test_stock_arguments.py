@@ -3,8 +3,10 @@
 import numpy as np
 import PIL.Image
 import pytest
+import third_party
 import tiny
 import torch
+from diffusers import LCMScheduler
 
 from facesnap_diffusers import FaceSnapInpaintPipeline, FaceSnapXLPipeline, InputError
 
@@ -73,7 +75,15 @@ WRONG = [
     ({"cross_attention_kwargs": {5: 1}}, "with strings as keys"),
     ({"cross_attention_kwargs": {"scale": "x"}}, "scale must be a finite number"),
     ({"guidance_rescale": "x"}, "guidance_rescale must be a number"),
+    ({"timesteps": [5, 1]}, "timesteps= is not for DDIMScheduler"),
+    ({"timesteps": [5, 1], "sigmas": [1.0]}, "timesteps= and sigmas= are both given"),
 ]
+
+
+def test_sizes_that_the_stock_pipeline_refuses(pipe):
+    with pytest.raises(InputError, match="height must be a positive multiple of 8, got 12"):
+        pipe(**{**CALL, "height": 12})
+    assert pipe(**{**CALL, "height": 12}, identity=tiny.identity()).images.shape == (1, 3, 12, 32)
 
 
 @pytest.mark.parametrize("who", [{}, {"identity": tiny.identity()}], ids=["plain", "face"])
@@ -81,6 +91,54 @@ WRONG = [
 def test_wrong(pipe, who, arguments, message):
     with pytest.raises(InputError, match=message):
         pipe(**{**CALL, **who, **arguments})
+
+
+STYLE = torch.ones(2, 1, 16)
+WRONG_IMAGE_PROMPTS = [
+    ({}, "an IP-Adapter is loaded; pass ip_adapter_image= or"),
+    ({"ip_adapter_image": PICTURE, "ip_adapter_image_embeds": [STYLE]}, "are both given"),
+    ({"ip_adapter_image_embeds": STYLE}, "must be a list of 1 tensors"),
+    ({"ip_adapter_image_embeds": [STYLE, STYLE]}, "must be a list of 1 tensors"),
+    ({"ip_adapter_image_embeds": [STYLE[0]]}, r"must have shape \(batch, images, width\)"),
+    ({"ip_adapter_image_embeds": [STYLE[:1]]}, "has 1 entries; with guidance"),
+    ({"ip_adapter_image_embeds": [STYLE[..., :9]]}, "have width 9, the IP-Adapter that is loaded takes 16"),
+    ({"ip_adapter_image_embeds": [STYLE * torch.nan]}, "has values that are not finite"),
+    ({"masks": 5}, "ip_adapter_masks must be a list of 1 tensors"),
+    ({"masks": [torch.ones(32, 32)]}, r"must have shape \(1, 1, height, width\), got \(32, 32\)"),
+    ({"masks": [torch.ones(1, 2, 32, 32)]}, r"must have shape \(1, 1, height, width\)"),
+    ({"masks": [torch.full((1, 1, 4, 4), torch.nan)]}, "has values that are not finite"),
+]
+
+
+@pytest.fixture(scope="module")
+def with_ip_adapter():
+    pipe = tiny.with_adapter(tiny.sd_pipeline())
+    pipe.register_modules(image_encoder=tiny.image_encoder())
+    weights = third_party.ip_adapter(pipe.unet)
+    pipe.load_ip_adapter(weights, subfolder="", weight_name="", image_encoder_folder=None)
+    return pipe
+
+
+@pytest.mark.parametrize("who", [{}, {"identity": tiny.identity()}], ids=["plain", "face"])
+@pytest.mark.parametrize(
+    ("arguments", "message"), WRONG_IMAGE_PROMPTS, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_wrong_image_prompts(with_ip_adapter, who, arguments, message):
+    arguments = dict(arguments)
+    if "masks" in arguments:
+        masks = {"ip_adapter_masks": arguments.pop("masks")}
+        arguments = {"ip_adapter_image_embeds": [STYLE], "cross_attention_kwargs": masks}
+    with pytest.raises(InputError, match=message):
+        with_ip_adapter(**{**CALL, **who, **arguments})
+
+
+@pytest.mark.parametrize("timesteps", [[], [1, 5], [5000, 1], "x", ["a"], 5])
+def test_timesteps_that_the_scheduler_does_not_take(pipe, timesteps):
+    other = tiny.facesnap(pipe, type(pipe))
+    other.scheduler = LCMScheduler.from_config(pipe.scheduler.config)
+    with pytest.raises(InputError, match="timesteps"):
+        other(**{**CALL, "num_inference_steps": None, "timesteps": timesteps}, identity=tiny.identity())
+    assert other(**{**CALL, "num_inference_steps": None, "timesteps": [999, 499]}).images.isfinite().all()
 
 
 XL_TEXT = {"prompt_embeds": torch.zeros(1, 77, 64), "negative_prompt_embeds": torch.zeros(1, 77, 64)}

@@ -1,13 +1,15 @@
 """What diffusers checks of every pipeline, on all six with and without a face: each test runs the public call twice."""
 
-from inspect import signature
+from inspect import Parameter, signature
 
 import numpy as np
 import PIL.Image
 import pytest
+import third_party
 import tiny
 import torch
 from diffusers import (
+    AutoencoderTiny,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -167,7 +169,11 @@ def test_every_callback_input(call, expected):
 def test_arguments_have_names(call):
     stock = set(signature(STOCK[call.cls].__mro__[0].__call__).parameters) & {"prompt", "generator", "output_type"}
     assert stock <= set(signature(call.cls.__call__).parameters)
-    assert {"identity", "face_image", "pose"} <= set(signature(call.cls.__call__).parameters)
+    ours = {"identity", "face_image", "pose", "ip_adapter_image", "ip_adapter_image_embeds", "callback_on_step_end"}
+    assert ours <= set(signature(call.cls.__call__).parameters)
+    optional = ("num_inference_steps", "num_images_per_prompt", "generator", "output_type", "return_dict")
+    for name in optional:
+        assert signature(call.cls.__call__).parameters[name].default is not Parameter.empty, name
 
 
 def test_memory_settings_change_nothing(call, expected):
@@ -184,10 +190,12 @@ def test_memory_settings_change_nothing(call, expected):
     close(call(pipe), expected)
 
 
-@pytest.mark.parametrize("kind", ["model", "group"])
+@pytest.mark.parametrize("kind", ["model", "group", "group of all parts"])
 def test_offloading_changes_nothing(call, expected, kind):
     pipe = call.make()
-    if kind == "group":
+    if kind == "group of all parts":
+        pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level", exclude_modules=["vae"])
+    elif kind == "group":
         pipe.unet.enable_group_offload(
             torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1, use_stream=False
         )
@@ -226,6 +234,139 @@ def test_saved_and_loaded(call, expected, tmp_path):
     for name in loaded._optional_components:
         if name not in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"):
             assert (getattr(loaded, name) is None) == (getattr(pipe, name) is None), name
+    with pytest.raises(ValueError, match="variant=no_such"):
+        call.cls.from_pretrained(tmp_path, variant="no_such")
+
+
+def test_dtype_of_each_part(call, tmp_path):
+    call.pipe.save_pretrained(tmp_path)
+    dtypes = {"unet": torch.bfloat16, "default": torch.float16}
+    loaded = call.cls.from_pretrained(tmp_path, dtype=dtypes)
+    for name, part in loaded.components.items():
+        if isinstance(part, torch.nn.Module) and name not in ("landmark_predictor", "face_image_encoder"):
+            assert part.dtype == dtypes.get(name, torch.float16), name
+
+
+def test_without_its_optional_parts(call, tmp_path):
+    pipe = call.make()
+    pipe.unload_facesnap_adapter()
+    pipe.save_pretrained(tmp_path)
+    loaded = tiny._quiet(call.cls.from_pretrained(tmp_path))
+    for name in (*loaded._optional_components, *pipe.components):
+        assert (getattr(loaded, name) is None) == (getattr(pipe, name) is None), name
+    arguments = call.arguments(identity=None)
+    assert torch.equal(loaded(**arguments).images, pipe(**{**arguments, "generator": tiny.seeded()}).images)
+
+
+def test_components_make_the_same_pipeline(call, expected):
+    components = call.pipe.components
+    modules, _ = call.pipe._get_signature_keys(call.cls)
+    assert set(components) == set(modules) <= set(call.pipe.config)
+    config = {} if "XL" in call.cls.__name__ else {"requires_safety_checker": False}
+    pipe = tiny._quiet(call.cls(**components, **config))
+    pipe.face_analyzer = Nobody()
+    close(call(pipe), expected)
+
+
+def test_a_prompt_encoded_before(call, expected):
+    pipe, sdxl = call.pipe, "XL" in call.cls.__name__
+    embeds = pipe.encode_prompt(
+        prompt="a cat", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True
+    )
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    close(call(prompt=None, **dict(zip(names, embeds[: 4 if sdxl else 2]))), expected)
+
+
+def test_guidance_changed_in_a_callback(call, expected):
+    def callback(pipe, step, timestep, tensors):
+        pipe._guidance_scale += 1
+        return tensors
+
+    images = call(callback_on_step_end=callback)
+    assert call.pipe.guidance_scale == 3.0 + call.pipe.num_timesteps
+    assert (images - expected).abs().max() > 1e-5
+
+    def end(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 7.0 if step == 0 else 3.0
+        return tensors
+
+    # one call whose first step is guided with 3 and whose second with 7
+    close(call(callback_on_step_end=end, guidance_scale=3.0), by_hand(call, (3.0, 7.0)), atol=1e-3)
+
+
+def by_hand(call, scales):
+    """Each step guided with a scale of its own: by the UNet's outputs, put together before the scheduler sees them."""
+    pipe, step, outputs = call.pipe, type(call.pipe.scheduler).step, []
+    forward = pipe.unet.forward
+
+    def unet(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        outputs.append(output[0])
+        return output
+
+    def guided(self, model_output, *args, **kwargs):
+        without_text, text = outputs[-1].chunk(2)
+        scale = scales[len(outputs) - 1]
+        return step(self, without_text + scale * (text - without_text), *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipe.unet, "forward", unet)
+        patch.setattr(type(pipe.scheduler), "step", guided)
+        return call(guidance_scale=3.0)
+
+
+def test_fused_projections(call, expected):
+    pipe = call.make()
+    pipe.fuse_qkv_projections()
+    close(call(pipe), expected)
+    pipe.unfuse_qkv_projections()
+    close(call(pipe), expected)
+
+
+def test_vae_in_tiles(call, expected):
+    pipe = call.make()
+    pipe.vae.enable_tiling()
+    assert (call(pipe) - expected).abs().max() < 0.5
+
+
+def test_another_vae(call, expected):
+    pipe = call.make()
+    torch.manual_seed(0)
+    pipe.vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=4,
+    ).eval()
+    images = call(pipe)
+    assert images.shape == expected.shape and images.isfinite().all()
+
+
+def test_stock_ip_adapters(call, expected):
+    """At a scale of 0 they change nothing; one and two of them, everywhere and under a mask, with and without guidance."""
+    pipe = call.make()
+    pipe.register_modules(image_encoder=tiny.image_encoder())
+    weights = third_party.ip_adapter(pipe.unet)
+    style = torch.randn(2, 1, 16, generator=tiny.seeded())
+    half = torch.zeros(1, 1, 32, 32)
+    half[..., :16] = 1
+    for count in (1, 2):
+        names = {"subfolder": [""] * count, "weight_name": [""] * count}
+        pipe.load_ip_adapter([weights] * count, **names, image_encoder_folder=None)
+        embeds, masks = [style] * count, {"ip_adapter_masks": [half] * count}
+        pipe.set_ip_adapter_scale([0.0] * count)
+        close(call(pipe, ip_adapter_image_embeds=embeds), expected)
+        close(call(pipe, ip_adapter_image_embeds=embeds, cross_attention_kwargs=masks), expected)
+        pipe.set_ip_adapter_scale([2.0] * count)
+        everywhere = call(pipe, ip_adapter_image_embeds=embeds)
+        masked = call(pipe, ip_adapter_image_embeds=embeds, cross_attention_kwargs=masks)
+        assert (everywhere - expected).abs().max() > 1e-2 and (masked - expected).abs().max() > 1e-3
+        assert (masked - everywhere).abs().max() > 1e-3
+        alone = call(pipe, ip_adapter_image_embeds=[style[1:]] * count, guidance_scale=1.0)
+        assert alone.shape == expected.shape and alone.isfinite().all()
+        pipe.unload_ip_adapter()
+        pipe.register_modules(image_encoder=tiny.image_encoder())
 
 
 def test_there_and_back_with_from_pipe(call, expected):

@@ -1,21 +1,11 @@
-"""A base model and shards for the runs of these tests."""
+"""A base model and shards for the runs of these tests, each of which starts without the state of the last."""
 
 import pytest
 import tiny_training
-
-
-@pytest.fixture(scope="session")
-def base(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("base")
-    tiny_training.write_base(folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def faces(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("faces")
-    tiny_training.write_faces(folder)
-    return folder
+from training_fixtures import (  # noqa: F401
+    base,
+    faces,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -9,6 +9,7 @@ import torch
 from tiny_training import assert_same, reset_accelerate
 
 from facesnap_diffusers.errors import InputError
+from facesnap_diffusers.faces.key_points import five_points
 from facesnap_diffusers.training.samples import Crop, ResumableBatchSampler, _random_crop
 from facesnap_diffusers.training.trainer import Trainer
 
@@ -78,6 +79,35 @@ class TestSamples:
                 assert torch.allclose(turned[:, 0], tiny_training.SIZE - 1 - points[mirror, 0], atol=1e-4)
                 assert torch.allclose(turned[:, 1], points[mirror, 1])
                 assert turned[36, 0] < turned[45, 0]  # right stays left in the image
+
+    @pytest.mark.parametrize("landmarks", ["detected", "retargeted"])
+    def test_key_points_follow_crop_and_mirror(self, samples, monkeypatch, landmarks):
+        """Those of the detector, which keep their distance from those of the landmarks; where it has none, the landmarks'."""
+        read, offset = type(samples.faces).__getitem__, np.array([1.5, -1.0], np.float32)
+
+        def with_key_points(faces, index):
+            face = read(faces, index)
+            return dataclasses.replace(face, key_points=five_points(face.landmarks) + offset)
+
+        monkeypatch.setattr(samples.faces, "person", [None] * len(samples.faces))  # the reference is the photo itself
+        for position in range(4):
+            values = {}
+            for flip in (0.0, 1.0):
+                config = dataclasses.replace(samples.config, flip=flip, landmarks=landmarks)
+                monkeypatch.setattr(samples, "config", config)
+                monkeypatch.setattr(type(samples.faces), "__getitem__", read)
+                without = samples[position]
+                assert torch.allclose(without["key_points"], five_points(without["landmarks"]), atol=1e-4)
+                monkeypatch.setattr(type(samples.faces), "__getitem__", with_key_points)
+                values[flip] = samples[position]
+            plain, turned = values[0.0]["key_points"], values[1.0]["key_points"]
+            face = samples.faces[samples.photo(position)]
+            detected = values[0.0]["detected"]
+            scale = np.ptp(detected[:, 0].numpy()) / np.ptp(face.landmarks[:, 0])
+            assert torch.allclose(plain, five_points(detected) + torch.from_numpy(offset * scale), atol=0.02)
+            assert torch.allclose(turned[[1, 0, 2, 4, 3], 0], tiny_training.SIZE - 1 - plain[:, 0], atol=1e-4)
+            assert torch.allclose(turned[[1, 0, 2, 4, 3], 1], plain[:, 1], atol=1e-4)
+            assert turned[0, 0] < turned[1, 0] and turned[3, 0] < turned[4, 0]  # right stays left in the image
 
     def test_sizes_are_the_files(self, samples):
         """What SDXL is told: the file's size however large the picture is stored, and the crop in the scaled photo."""

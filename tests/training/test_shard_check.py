@@ -10,7 +10,7 @@ from facesnap_diffusers.adapter.config import FaceSnapConfig
 from facesnap_diffusers.data.shard_settings import ShardSettings
 from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.training import trainer
-from facesnap_diffusers.training.shard_check import check_shards
+from facesnap_diffusers.training.shard_check import check_key_points, check_shards
 from facesnap_diffusers.training.trainer import Trainer
 from facesnap_diffusers.training.training_config import RecognizerConfig
 
@@ -78,6 +78,52 @@ def test_what_an_adapter_does_not_take_need_not_fit():
         check({}, no_crops, recognizer=None)
 
 
+def test_crops_that_are_smaller_than_the_image_encoders_pictures_are_refused():
+    small = dataclasses.replace(SETTINGS, clip_crop_size=224)
+    check_shards(ADAPTER, small, "shards", image_size=224)
+    with pytest.raises(InputError, match="crops of 224 pixels .* takes 336; prepare it with --clip-crop-size 336"):
+        check_shards(ADAPTER, small, "shards", image_size=336)
+
+
+class TestKeyPoints:
+    """Where a pipeline takes the detector's own key points, training takes no others."""
+
+    @pytest.fixture(scope="class")
+    def folders(self, tmp_path_factory):
+        folder = tmp_path_factory.mktemp("shards")
+        for key_points in (True, False):
+            settings = {"face_encoder_id": "insightface/own", "image_crop": "arcface"}
+            tiny_training.write_faces(folder / str(key_points), 1, 1, key_points, **settings)
+        return folder
+
+    @pytest.mark.parametrize(
+        ("adapter", "use"),
+        [
+            ({"image_crop": "arcface"}, "crop 'arcface'"),
+            ({"landmark_style": "instantid5"}, "landmark style 'instantid5'"),
+            ({}, None),
+            ({"image_crop": "arcface", "image_encoder_id": None}, None),
+            ({"landmark_style": "instantid5", "parts": ["mixer", "identity_attention"]}, None),
+            ({"image_crop": "arcface", "face_encoder_id": "dlib/face_recognition_resnet_model_v1"}, None),
+        ],
+    )
+    def test_are_needed(self, folders, adapter, use):
+        adapter = ADAPTER.replace(**{"face_encoder_id": "insightface/own", **adapter})
+        check_key_points(adapter, str(folders / "True"))
+        if use is None:
+            check_key_points(adapter, str(folders / "False"))
+        else:
+            with pytest.raises(InputError, match=f"without the detector's key points, .* {use} .*; prepare it again"):
+                check_key_points(adapter, str(folders / "False"))
+
+    def test_are_asked_for_before_a_base_model_is_loaded(self, base, folders, tmp_path, monkeypatch):
+        monkeypatch.setattr(trainer, "load_pipeline", lambda config: pytest.fail("the base model is loaded"))
+        adapter = {"face_encoder_id": "insightface/own", "image_crop": "arcface"}
+        for data in ({}, {"shards": [str(folders / "True")], "validation": [str(folders / "False")]}):
+            with pytest.raises(InputError, match="without the detector's key points"):
+                Trainer(tiny_training.config(base, folders / "False", tmp_path, adapter=adapter, data=data))
+
+
 class TestTrainer:
     @pytest.fixture(autouse=True)
     def no_base_is_loaded(self, monkeypatch):
@@ -133,6 +179,18 @@ class TestTrainer:
         pipe.save_facesnap_adapter(tmp_path / "adapter")
         with pytest.raises(InputError, match=message):
             Trainer(tiny_training.config(base, faces, tmp_path, adapter={"start_from": str(tmp_path / "adapter")}))
+
+    def test_clip_crops_that_are_too_small(self, base, tmp_path):
+        tiny_training.write_faces(tmp_path / "faces", 1, 1, clip_crop_size=16)
+        with pytest.raises(InputError, match="crops of 16 pixels for the image encoder, which takes 32"):
+            Trainer(tiny_training.config(base, tmp_path / "faces", tmp_path))
+
+    def test_small_pictures_for_validation(self, base, faces, tmp_path):
+        """Of validation shards too."""
+        tiny_training.write_faces(tmp_path / "faces", 1, 1, preparation={"resolution": 16})
+        data = {"validation": [str(tmp_path / "faces")]}
+        with pytest.raises(InputError, match="prepared for pictures of 16 pixels"):
+            Trainer(tiny_training.config(base, faces, tmp_path, data=data))
 
     def test_no_recognition_crops(self, base, tmp_path):
         tiny_training.write_faces(tmp_path / "faces", 1, 1, recognition_crop=None)

@@ -18,7 +18,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-from .._upstream import saved_class_name
+from .._upstream import drop_source, saved_class_name
 from ..base_models import family_of
 from ..errors import AdapterError, InputError, as_number, check_path, check_text, one_line
 from ..files import atomic_folder
@@ -173,13 +173,13 @@ def _read_combination(source: AdapterSource, unet: UNet2DConditionModel) -> tupl
         revision=None,
         image_encoder=None,
     )
-    found = _config_with_ffrnet(other, unet)  # before the weights of the first are loaded
+    of_ffrnet = _config_with_ffrnet(other, unet)  # before the weights of the first are loaded
     config, modules = read_adapter(own, unet)
-    if found is not None:
-        other = replace(other, parts=[part for part in found.parts if part != "identity_attention"])
+    if of_ffrnet is not None:
+        other = replace(other, parts=[part for part in of_ffrnet.parts if part != "identity_attention"])
         if config.image_encoder_id is None:
             other = replace(other, image_encoder=source.image_encoder)
-        elif found.image_encoder_id == config.image_encoder_id != IMAGE_ENCODER_FOLDER:
+        elif of_ffrnet.image_encoder_id == config.image_encoder_id != IMAGE_ENCODER_FOLDER:
             other = replace(other, image_encoder=modules["face_image_encoder"])
     other_config, other_modules = read_adapter(other, unet)
     scales: list[tuple[Any, FaceSnapConfig]] = [("identity_scale", config), ("landmark_scale", other_config)]
@@ -379,7 +379,7 @@ def _without_local_paths(config: FaceSnapConfig, modules: Mapping[str, Any]) -> 
 
 def _drop_local_paths(path: Path) -> None:
     values = read_json(path)
-    if values.pop("_name_or_path", None) is not None:
+    if drop_source(values):
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

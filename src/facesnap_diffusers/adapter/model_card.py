@@ -184,8 +184,8 @@ def read_sections(path: Path) -> dict[str, str]:
         ("pictures", _PICTURES_HEADING),
         ("evaluation", _EVALUATION_HEADING),
     ):
-        _, found, after = text.partition(f"{heading}\n")
-        if found:
+        _, has_heading, after = text.partition(f"{heading}\n")
+        if has_heading:
             sections[name] = after.partition("\n## ")[0].strip()
     return sections
 

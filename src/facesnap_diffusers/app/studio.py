@@ -41,7 +41,7 @@ PREVIEW_SIDE = 384  # pixels of the drawn landmarks
 PREVIEW_LATENTS = 32  # latents a side of the picture shown between steps
 
 
-class Cancelled(Exception):
+class Canceled(Exception):
     """The visitor stopped the picture, or left."""
 
 
@@ -180,7 +180,7 @@ class Studio:
             pose_face ([`Face`], *optional*): The face in the pose photo.
             start (`PIL.Image.Image`, *optional*): For image-to-image and inpainting; cropped to the picture's shape.
             mask (`PIL.Image.Image`, *optional*): For inpainting, of the start picture's size: white is drawn anew.
-            on_step (`Callable`, *optional*): May raise [`Cancelled`].
+            on_step (`Callable`, *optional*): May raise [`Canceled`].
 
         Raises:
             FaceSnapError: Settings and pictures do not fit together.
@@ -274,7 +274,7 @@ def in_steps(work: Callable[[Callable[..., None]], Any]) -> Iterator[Any]:
 
     def on_step(*step: Any) -> None:
         if left.is_set():
-            raise Cancelled
+            raise Canceled
         reports.put(step)
 
     def run() -> None:

@@ -190,9 +190,9 @@ def _show(folder: str) -> int:
     table.add_section()
     table.add_row("all", f"{counts['photos']:,}", "")
     Console().print(table)
-    found = f" ({counts['clustered']:,} of them found by their embeddings)" if counts["clustered"] else ""
+    clustered = f" ({counts['clustered']:,} of them found by their embeddings)" if counts["clustered"] else ""
     Console().print(
-        f"{counts['people']:,} people{found} in {counts['shards']:,} shards; {counts['validation']:,} photos set aside for"
+        f"{counts['people']:,} people{clustered} in {counts['shards']:,} shards; {counts['validation']:,} photos set aside for"
         " validation; each photo: manifest.jsonl and people.jsonl"
     )
     return int(counts["kept"])

@@ -26,8 +26,8 @@ class DuplicateFinder:
 
     def find(self, phash: int) -> int | None:
         """The number of an added photo with nearly this hash, the first one's."""
-        found = [place for seen, key in self._buckets(phash) for place in self._near(seen.get(key), phash)]
-        return self._numbers[min(found)] if found else None
+        near = [place for seen, key in self._buckets(phash) for place in self._near(seen.get(key), phash)]
+        return self._numbers[min(near)] if near else None
 
     def add(self, phash: int, number: int) -> None:
         for seen, key in self._buckets(phash):

@@ -136,6 +136,7 @@ class PhotoPreparer:
             face.embedding,
             self.predictor,
             self.shard_settings,
+            key_points=face.key_points,
             coefficients=coefficients,
             info={
                 "identity": item.identity,

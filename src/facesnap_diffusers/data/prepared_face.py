@@ -13,7 +13,7 @@ import PIL.Image
 import safetensors.numpy
 import torch
 
-from ..errors import InputError
+from ..errors import InputError, one_line
 from ..faces.alignment import align_for_encoder
 from ..models.landmark_predictor import FaceCoefficients, LandmarkPredictor
 from .recognition_crop import align_faces
@@ -23,7 +23,13 @@ from .shard_settings import ShardSettings
 TAR_BLOCK = 512
 MOST_KEY_LENGTH = 79  # with the longest ending, .recognition_crop.png, it fits a tar header's 100 bytes
 UNIT_LENGTH_TOLERANCE = 1e-3
-_ARRAYS = ("embedding", "landmarks", "shape", "expression", "rotation", "scale", "translation")
+# with their shapes, where these are the same for all face encoders and predictors
+_ARRAYS = {
+    "embedding": None, "landmarks": (72, 2), "shape": None, "expression": None, "rotation": (3,), "scale": (),
+    "translation": (3,),
+}  # fmt: skip
+_LEAST_SCALE = 1e-3  # pixels per centimeter: a head of a fiftieth of a pixel
+_MOST = 1e6  # of any value: pixels, degrees, coefficients, lengths
 
 
 @dataclass
@@ -45,6 +51,8 @@ class PreparedFace:
         recognition_crop (`bytes`, *optional*): Encoded, `(size, size)`; see [`align_faces`].
         embedding (`np.ndarray`): `(dim,)`, of the face encoder.
         landmarks (`np.ndarray`): `(72, 2)`, in pixels of `image`.
+        key_points (`np.ndarray`, *optional*): `(5, 2)`, in pixels of `image`: those that the detector itself found; see
+            [`Face`].
         shape, expression, rotation, scale, translation (`np.ndarray`): [`FaceCoefficients`] in pixels of `image`,
             without the batch dimension.
         info (`dict`): `identity` (`str` or `None`), `caption` (`str` or `None`), `image_format` (`"jpg"` by default),
@@ -63,6 +71,7 @@ class PreparedFace:
     scale: np.ndarray
     translation: np.ndarray
     info: dict[str, Any]
+    key_points: np.ndarray | None = None
 
     @property
     def coefficients(self) -> FaceCoefficients:
@@ -76,7 +85,8 @@ class PreparedFace:
 
         if not key or "." in key or not key.isascii() or len(key) > MOST_KEY_LENGTH:
             raise InputError(f"key {key!r} must be 1 to {MOST_KEY_LENGTH} ASCII characters without a dot; change it")
-        arrays = {name: np.array(getattr(self, name), np.float32, order="C") for name in _ARRAYS}
+        names = _ARRAYS if self.key_points is None else (*_ARRAYS, "key_points")
+        arrays = {name: np.array(getattr(self, name), np.float32, order="C") for name in names}
         files: dict[str, Any] = {
             f"image.{self.info.get('image_format', 'jpg')}": self.image,
             "clip_crop.jpg": self.clip_crop,
@@ -93,17 +103,44 @@ class PreparedFace:
 
     @classmethod
     def from_tar(cls, data: bytes) -> PreparedFace:
-        """Reads what [`to_tar`] wrote."""
-        files = {name.split(".")[1]: content for name, content in _tar_files(data)}
-        # copied: arrays on bytes cannot be written to, and torch warns of such
-        arrays = {name: array.copy() for name, array in safetensors.numpy.load(files["safetensors"]).items()}
-        return cls(
-            image=files["image"],
-            clip_crop=files["clip_crop"],
-            recognition_crop=files.get("recognition_crop"),
-            info=json.loads(files["json"]),
-            **arrays,
-        )
+        """Reads what [`to_tar`] wrote. Raises [`InputError`] where a part is damaged, missing or not finite."""
+        try:
+            files = {name.split(".")[1]: content for name, content in _tar_files(data)}
+            # copied: arrays on bytes cannot be written to, and torch warns of such
+            arrays = {name: array.copy() for name, array in safetensors.numpy.load(files["safetensors"]).items()}
+            face = cls(
+                image=files["image"],
+                clip_crop=files["clip_crop"],
+                recognition_crop=files.get("recognition_crop"),
+                info=json.loads(files["json"]),
+                **arrays,
+            )
+        except Exception as error:  # many kinds for damaged bytes
+            raise InputError(
+                f"no prepared photo ({type(error).__name__}: {one_line(error)}); prepare it again"
+            ) from error
+        face._check()
+        return face
+
+    def _check(self) -> None:
+        for name, shape in _ARRAYS.items():
+            array = getattr(self, name)
+            fits = array.ndim == 1 and array.size > 0 if shape is None else array.shape == shape
+            if not fits or array.dtype != np.float32 or not np.abs(array).max() <= _MOST:  # also of NaN
+                raise InputError(
+                    f"{name} must be finite numbers of shape {'(length,)' if shape is None else shape}; prepare the photo again"
+                )
+        if self.scale < _LEAST_SCALE:
+            raise InputError("scale must be positive pixels per centimeter; prepare the photo again")
+        if not isinstance(self.info, dict):
+            raise InputError("info must be a dictionary; prepare the photo again")
+        caption, size = self.info.get("caption"), self.info.get("file_size")
+        if not isinstance(caption, str | None):
+            raise InputError("caption must be a text; prepare the photo again")
+        if size is not None and not (
+            isinstance(size, list) and len(size) == 2 and all(type(side) is int and 0 < side <= _MOST for side in size)
+        ):
+            raise InputError("file_size must be the width and height in pixels; prepare the photo again")
 
 
 def _tar_files(data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -128,6 +165,7 @@ def make_face(
     predictor: LandmarkPredictor,
     settings: ShardSettings,
     *,
+    key_points: np.ndarray | None = None,
     coefficients: FaceCoefficients | None = None,
     info: dict[str, Any] | None = None,
     min_side: int | None = None,
@@ -142,6 +180,8 @@ def make_face(
         embedding (`np.ndarray`): `(dim,)`, of the face encoder.
         predictor ([`LandmarkPredictor`]): Gives the coefficients; see [`load_landmark_predictor`].
         settings ([`ShardSettings`]): Of the shards that it is for: which crops it has, and how long its embedding is.
+        key_points (`np.ndarray`, *optional*): `(5, 2)`, in pixels of `image`: the five points that the detector itself found
+            ([`Face.key_points`]), by which the `"arcface"` crop for the image encoder is aligned, as in the pipelines.
         coefficients ([`FaceCoefficients`], *optional*): A batch of one, of this predictor, in pixels of `image`; by default
             the predictor's for `landmarks`, as in the pipelines.
         info (`dict`, *optional*): As in [`PreparedFace`]. `image_format` decides whether `image` becomes a `"jpg"` or `"png"`.
@@ -163,7 +203,9 @@ def make_face(
     if coefficients is None:
         coefficients = predictor.encode(points)
     points = points[..., :2]
-    clip_crop = align_for_encoder(image, landmarks[:68], settings.image_crop, settings.clip_crop_size)
+    if key_points is not None and np.shape(key_points) != (5, 2):
+        raise InputError(f"key_points must have shape (5, 2), got {np.shape(key_points)}")
+    clip_crop = align_for_encoder(image, landmarks, settings.image_crop, settings.clip_crop_size, key_points)
     recognition_crop = None
     if settings.recognition_crop is not None:
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255  # (1, 3, height, width)
@@ -191,6 +233,7 @@ def make_face(
         scale=size * scale,
         translation=translation,
         info={"file_size": [width, height], **info, "size": [photo.width, photo.height]},
+        key_points=None if key_points is None else resize_points(np.asarray(key_points), scale),
     )
 
 

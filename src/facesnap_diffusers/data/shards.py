@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Collection, Iterator
@@ -38,6 +39,7 @@ class PhotoRecord:
         identity (`str`, *optional*): Who it shows.
         phash (`int`, *optional*): Perceptual hash of the photo, 64 bits.
         face_hash (`int`, *optional*): The same of the aligned face.
+        key_points (`bool`): The photo in the shard has the key points that the detector itself found.
     """
 
     source: str
@@ -51,6 +53,7 @@ class PhotoRecord:
     identity: str | None = None
     phash: int | None = None
     face_hash: int | None = None
+    key_points: bool = False
 
     def place(self) -> tuple[str, int, int]:
         """Shard, first byte and end of a kept photo."""
@@ -76,7 +79,10 @@ class PhotoRecord:
         return record
 
     def to_line(self) -> str:
-        return json.dumps({name: value for name, value in asdict(self).items() if value not in (None, "")}) + "\n"
+        values = {name: value for name, value in asdict(self).items() if value not in (None, "")}
+        if not self.key_points:
+            del values["key_points"]
+        return json.dumps(values) + "\n"
 
 
 class ShardWriter:
@@ -114,6 +120,7 @@ class ShardWriter:
         self.settings = settings
         self.shard_bytes = shard_bytes
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._is_closed = False
         self._lock = FolderLock(self.folder)
         self._lock.acquire()
         try:
@@ -161,15 +168,25 @@ class ShardWriter:
     def write(self, record: PhotoRecord, face: PreparedFace | None = None) -> int:
         """
         Appends a record and, if the photo is kept, the photo; notes in the record where it is. Returns where the record
-        begins in the manifest, in bytes; see [`read_record`].
+        begins in the manifest, in bytes; see [`read_record`]. Raises [`InputError`] where the disk is full or takes no more,
+        and is closed then: a new writer continues after the last record.
         """
+        if face is not None and (face.recognition_crop is None) != (self.settings.recognition_crop is None):
+            raise InputError(
+                f"{record.source} has {'no' if face.recognition_crop is None else 'a'} recognition crop, unlike the"
+                " settings of its shards; make it with the same settings"
+            )
+        try:
+            return self._append(record, face)
+        except OSError as error:
+            self._abandon()
+            raise InputError(
+                f"{record.source} could not be written to {self.folder} ({one_line(error)}); make room, or use another folder"
+            ) from error
+
+    def _append(self, record: PhotoRecord, face: PreparedFace | None) -> int:
         if face is not None:
-            if (face.recognition_crop is None) != (self.settings.recognition_crop is None):
-                raise InputError(
-                    f"{record.source} has {'no' if face.recognition_crop is None else 'a'} recognition crop, unlike the"
-                    " settings of its shards; make it with the same settings"
-                )
-            record.key = f"{self.count:09d}"
+            record.key, record.key_points = f"{self.count:09d}", face.key_points is not None
             sample = face.to_tar(record.key)
             if self._shard.tell() > 0 and self._shard.tell() + len(sample) > self.shard_bytes:
                 self._close_shard()
@@ -185,9 +202,27 @@ class ShardWriter:
         self._note(record)
         return start
 
+    def _abandon(self) -> None:
+        """Closes the files as they are; what has no complete record is cut off by the next writer."""
+        self._is_closed = True
+        for file in (self._shard, self._manifest):
+            with contextlib.suppress(OSError):
+                file.close()
+        self._lock.release()
+
     def close(self) -> None:
-        self._close_shard()
-        self._manifest.close()
+        """Ends the last shard. Raises [`InputError`] where the disk is full."""
+        if self._is_closed:
+            return
+        try:
+            self._close_shard()
+            self._manifest.close()
+        except OSError as error:
+            self._abandon()
+            raise InputError(
+                f"{self.folder} could not be completed ({one_line(error)}); make room and continue"
+            ) from error
+        self._is_closed = True
         self._lock.release()
 
     def __enter__(self) -> ShardWriter:
@@ -232,7 +267,7 @@ def read_records(folder: str | Path) -> Iterator[PhotoRecord]:
     import fsspec
 
     try:
-        with fsspec.open(f"{folder}/{MANIFEST}", "rt") as file:
+        with fsspec.open(f"{folder}/{MANIFEST}", "rt", encoding="utf-8", errors="backslashreplace") as file:
             for line in file:
                 if line.endswith("\n"):
                     yield PhotoRecord.from_line(line, f"{folder}/{MANIFEST}")
@@ -354,8 +389,9 @@ class PreparedFaces:
     def damaged(self, index: int, error: Exception) -> InputError:
         """An error that names photo `index`, for what went wrong in reading it."""
         address, start, end = self.places[index]
+        kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
         return InputError(
-            f"{address}: the photo in bytes {start} to {end} cannot be read ({type(error).__name__}: {one_line(error)});"
+            f"{address}: the photo in bytes {start} to {end} cannot be read ({kind}{one_line(error)});"
             " restore the shard, or prepare the folder again"
         )
 
@@ -394,7 +430,7 @@ def read_people(folder: str | Path) -> Iterator[Membership]:
 
     names = {item.name for item in fields(Membership)}
     try:
-        with fsspec.open(f"{folder}/{PEOPLE}", "rt") as file:
+        with fsspec.open(f"{folder}/{PEOPLE}", "rt", encoding="utf-8", errors="backslashreplace") as file:
             for line in file:
                 try:
                     yield Membership(**{name: value for name, value in json.loads(line).items() if name in names})

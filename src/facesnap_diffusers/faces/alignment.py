@@ -131,12 +131,17 @@ def align_for_clip(image: np.ndarray, landmarks: np.ndarray, size: int = 224) ->
     return cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
 
 
-def align_for_encoder(image: np.ndarray, landmarks: np.ndarray, crop: str, size: int) -> np.ndarray:
+def align_for_encoder(
+    image: np.ndarray, landmarks: np.ndarray, crop: str, size: int, key_points: np.ndarray | None = None
+) -> np.ndarray:
     """
     What an adapter's image encoder sees of a photo: the `crop` that its config names, `"head"` ([`align_for_clip`]) or
-    `"arcface"` ([`align_face`]), as `(size, size, 3)`, `uint8`.
+    `"arcface"` ([`align_face`]), as `(size, size, 3)`, `uint8`. Recognizers align by the detector's own `key_points`
+    `(5, 2)`, so `"arcface"` does where there are some.
     """
-    return (align_face if crop == "arcface" else align_for_clip)(image, landmarks, size=size)
+    if crop == "arcface":
+        return align_face(image, landmarks if key_points is None else key_points, size=size)
+    return align_for_clip(image, landmarks, size=size)
 
 
 def head_axes(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:

@@ -145,10 +145,10 @@ class _Adapter(requests.adapters.HTTPAdapter):
         """Called for the URL and for each redirect."""
         if not self._allow_private_addresses:
             try:
-                found = socket.getaddrinfo(urlsplit(request.url).hostname, None, type=socket.SOCK_STREAM)
+                addresses = socket.getaddrinfo(urlsplit(request.url).hostname, None, type=socket.SOCK_STREAM)
             except (OSError, UnicodeError):  # no such name here: connecting says so, or a proxy knows it
-                found = []
-            self._check(*(str(address[0]) for *_, address in found))
+                addresses = []
+            self._check(*(str(address[0]) for *_, address in addresses))
         return super().send(request, *args, **kwargs)
 
     def _check(self, *addresses: str) -> None:

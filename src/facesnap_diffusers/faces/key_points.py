@@ -18,6 +18,8 @@ Points = TypeVar("Points", np.ndarray, torch.Tensor)
 # Right eye (image left), left eye, nose, right and left corner of the mouth; RGB.
 KEY_POINT_COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0, 255))
 NOSE = 2
+#: Which of the five points each becomes in a mirrored picture: right and left change places.
+MIRRORED = [1, 0, 2, 4, 3]
 LIMB_HALF_WIDTH = 4
 LIMB_BRIGHTNESS = 0.6
 POINT_RADIUS = 10

@@ -161,7 +161,7 @@ def _grouped(tensors: Mapping, name: str) -> dict[str, dict[str, torch.Tensor]]:
     if not trained or any(str(key).partition(".")[0] == "FacialEncoder" for key in tensors):
         _refuse_unsupported(tensors, name)
     groups: dict[str, dict[str, torch.Tensor]] = {group: {} for group in GROUPS}
-    others = []
+    unexpected = []
     for key, value in tensors.items():
         beginning, _, rest = str(key).partition(".")
         group = TRAINING_NAMES.get(beginning, beginning)
@@ -170,8 +170,8 @@ def _grouped(tensors: Mapping, name: str) -> dict[str, dict[str, torch.Tensor]]:
         elif group in groups and isinstance(value, Mapping):
             groups[group].update(value)
         elif not (trained and beginning == "unet"):
-            others.append(key)
-    if not groups["image_proj"] or not groups["ip_adapter"] or others:
+            unexpected.append(key)
+    if not groups["image_proj"] or not groups["ip_adapter"] or unexpected:
         raise AdapterError(
             f"{name} is not an identity adapter: expected image_proj and ip_adapter alone, found {_some(tensors)}"
         )

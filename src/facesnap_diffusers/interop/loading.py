@@ -162,8 +162,8 @@ def candidates(name: str | Path, hub_arguments: Mapping[str, Any], unet: UNet2DC
         return "it contains no .safetensors or .bin file that could be another kind of adapter"
     if not fitting:
         return f"none of its files is for base models of family {family_of(unet)} by its name: {_shortened(files)}"
-    others = [file for file in files if file not in fitting]
-    rest = f"; for other base models: {_shortened(others)}" if others else ""
+    of_other_bases = [file for file in files if file not in fitting]
+    rest = f"; for other base models: {_shortened(of_other_bases)}" if of_other_bases else ""
     return f"of its files, name one with weight_name=: {_shortened(fitting)}{rest}"
 
 

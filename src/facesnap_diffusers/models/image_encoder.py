@@ -6,15 +6,19 @@ import torch
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 
 
+#: Of the hidden states, the one before the last layer. That serves CLIP's own loss; the one before keeps more of the picture
+#: (IP-Adapter, arXiv 2308.06721, section 3.2).
+HIDDEN_LAYER = -2
+
+
 def image_hidden_states(
     image_encoder: CLIPVisionModelWithProjection, pixel_values: torch.Tensor, device: torch.device | None = None
 ) -> torch.Tensor:
     """
     What mixers take of images `(batch, 3, size, size)`: the hidden states before the last layer `(batch, sequence, width)`.
-    The last layer serves CLIP's own loss; the one before keeps more of the picture (IP-Adapter, arXiv 2308.06721, section 3.2).
     """
     pixel_values = pixel_values.to(device or image_encoder.device, image_encoder.dtype)
-    return image_encoder(pixel_values, output_hidden_states=True).hidden_states[-2]
+    return image_encoder(pixel_values, output_hidden_states=True).hidden_states[HIDDEN_LAYER]
 
 
 def default_image_processor(image_encoder: CLIPVisionModelWithProjection) -> CLIPImageProcessor:

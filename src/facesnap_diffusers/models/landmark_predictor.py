@@ -61,7 +61,7 @@ class FaceCoefficients:
         return self.map(torch.Tensor.detach)
 
     def __len__(self) -> int:
-        return self.shape.shape[0]
+        return len(self.shape)
 
     def __getitem__(self, index: Any) -> FaceCoefficients:
         """Picks faces of the batch. An integer keeps the batch dimension, so that the result is a batch of one."""
@@ -353,9 +353,9 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
 
         deviation = (points - _like(self.mean, points)) * seen  # (batch, 72, 3)
         basis = self._split_basis(points.dtype)
-        first, *others = self.stages_3d if is_3d else self.stages_2d
+        first, *later_stages = self.stages_3d if is_3d else self.stages_2d
         even, odd = first(*self._start_features(deviation))  # (batch, even coefficients), (batch, odd coefficients)
-        for stage in others:
+        for stage in later_stages:
             even_correction, odd_correction = stage(*self._stage_features(points, seen, even, odd, basis))
             even, odd = even + even_correction, odd + odd_correction
         even_correction, odd_correction = self._network(points, deviation, seen, visible, is_3d, even, odd, basis)
@@ -555,7 +555,7 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
         return points, F.pad(visible, (0, 0, 0, missing))
 
     def _check_coefficients(self, coefficients: FaceCoefficients) -> None:
-        batch = coefficients.shape.shape[0]
+        batch = len(coefficients)
         expected = {
             "shape": (batch, self.shape_basis.shape[0]),
             "expression": (batch, self.expression_basis.shape[0]),

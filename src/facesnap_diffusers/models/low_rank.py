@@ -70,10 +70,10 @@ class SharedLayer(nn.Module):
 
     def bind(self, name: str, base: nn.Module) -> None:
         """Shares `base`, the layer called `name` in errors; raises [`InputError`] unless its sizes are right."""
-        expected, found = _sizes(self), _sizes(base)
-        if expected != found:
+        expected, given = _sizes(self), _sizes(base)
+        if expected != given:
             raise InputError(
-                f"unet has {found or type(base).__name__} at {name}, FFRNet was made for {expected};"
+                f"unet has {given or type(base).__name__} at {name}, FFRNet was made for {expected};"
                 " use the base model that it was made for, or another of its family"
             )
         self._base = Reference(base)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import math
 import numbers
 import operator
@@ -12,7 +14,7 @@ import PIL.Image
 import torch
 
 from ..base_models import is_sdxl
-from ..errors import InputError, shown
+from ..errors import InputError, one_line, shown
 from .picture import as_size
 
 
@@ -76,6 +78,7 @@ def check_stock_arguments(pipe: Any, prompt: Any, kwargs: dict[str, Any]) -> Non
     _check_texts(pipe, prompt, kwargs)
     _check_embeds(pipe, kwargs)
     _check_image_prompts(pipe, kwargs)
+    _check_steps(pipe.scheduler, kwargs)
     if kwargs.get("latents") is not None:
         kwargs["latents"] = _as_latents("latents", kwargs["latents"], pipe)
     if isinstance(kwargs.get("masked_image_latents"), (str, bytes)):
@@ -191,9 +194,93 @@ def _check_embeds(pipe: Any, kwargs: dict[str, Any]) -> None:
 
 
 def _check_image_prompts(pipe: Any, kwargs: dict[str, Any]) -> None:
-    for name in ("ip_adapter_image", "ip_adapter_image_embeds"):
-        if kwargs.get(name) is not None and getattr(pipe.unet, "encoder_hid_proj", None) is None:
+    projection = getattr(pipe.unet, "encoder_hid_proj", None)
+    names = [name for name in ("ip_adapter_image", "ip_adapter_image_embeds") if kwargs.get(name) is not None]
+    for name in names:
+        if projection is None:
             raise InputError(f"{name}= is for an IP-Adapter, and none is loaded; call load_ip_adapter() first")
+    if len(names) == 2:
+        raise InputError("ip_adapter_image= and ip_adapter_image_embeds= are both given; pass one of the two")
+    layers = getattr(projection, "image_projection_layers", None)
+    if layers is None:
+        return
+    if not names:
+        raise InputError(
+            "an IP-Adapter is loaded; pass ip_adapter_image= or ip_adapter_image_embeds=, or call unload_ip_adapter()"
+        )
+    images: list[int | None] = [None] * len(layers)
+    if names == ["ip_adapter_image_embeds"]:
+        images = _check_image_embeds(pipe, layers, kwargs)
+    masks = (kwargs.get("cross_attention_kwargs") or {}).get("ip_adapter_masks")
+    if masks is not None:
+        _check_masks(masks, images)
+
+
+def _check_image_embeds(pipe: Any, layers: Any, kwargs: dict[str, Any]) -> list[int | None]:
+    """The number of images for each IP-Adapter."""
+    embeds = kwargs["ip_adapter_image_embeds"]
+    if not isinstance(embeds, list) or len(embeds) != len(layers):
+        raise InputError(f"ip_adapter_image_embeds must be a list of {len(layers)} tensors: one for each IP-Adapter")
+    default = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
+    guided = kwargs.get("guidance_scale", default) > 1 and pipe.unet.config.time_cond_proj_dim is None
+    for number, (value, layer) in enumerate(zip(embeds, layers, strict=True)):
+        name = f"ip_adapter_image_embeds[{number}]"
+        _check_dense(name, value)
+        if value.ndim not in (3, 4):
+            raise InputError(
+                f"{name} must have shape (batch, images, width) or (batch, images, tokens, width), got"
+                f" {tuple(value.shape)}"
+            )
+        if guided and len(value) % 2:
+            raise InputError(
+                f"{name} has {len(value)} entries; with guidance, give the negative ones before the others"
+            )
+        width = next((module.in_features for module in layer.modules() if hasattr(module, "in_features")), None)
+        if width is not None and value.shape[-1] != width:
+            raise InputError(f"{name} have width {value.shape[-1]}, the IP-Adapter that is loaded takes {width}")
+    return [value.shape[1] for value in embeds]
+
+
+def _check_masks(masks: Any, images: list[int | None]) -> None:
+    """Masks of IP-Adapters: for each of them a tensor `(1, images, height, width)` or `None`, or all as one tensor."""
+    if isinstance(masks, torch.Tensor) and masks.ndim == 4:
+        masks = list(masks.unsqueeze(1))
+    if not isinstance(masks, list) or len(masks) != len(images):
+        raise InputError(f"ip_adapter_masks must be a list of {len(images)} tensors: one for each IP-Adapter")
+    for number, (mask, count) in enumerate(zip(masks, images, strict=True)):
+        if mask is None:
+            continue
+        name = f"ip_adapter_masks[{number}]"
+        _check_dense(name, mask)
+        if mask.ndim != 4 or len(mask) != 1 or count not in (None, mask.shape[1]):
+            raise InputError(
+                f"{name} must have shape (1, {'images' if count is None else count}, height, width), got"
+                f" {tuple(mask.shape)}; IPAdapterMaskProcessor makes such"
+            )
+
+
+def _check_dense(name: str, value: Any) -> None:
+    is_plain = isinstance(value, torch.Tensor) and value.is_floating_point() and value.layout == torch.strided
+    if not is_plain or value.numel() == 0 or value.is_meta:
+        raise InputError(f"{name} must be a dense floating point torch.Tensor, got {shown(value)}")
+    if not torch.isfinite(value).all():
+        raise InputError(f"{name} has values that are not finite")
+
+
+def _check_steps(scheduler: Any, kwargs: dict[str, Any]) -> None:
+    """Timesteps or sigmas of the caller's own: the scheduler must take them."""
+    names = [name for name in ("timesteps", "sigmas") if kwargs.get(name) is not None]
+    if len(names) == 2:
+        raise InputError("timesteps= and sigmas= are both given; pass one of the two")
+    for name in names:
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise InputError(f"{name}= is not for {type(scheduler).__name__}; leave it out, or take another scheduler")
+        if not isinstance(kwargs[name], (list, tuple, np.ndarray, torch.Tensor)) or len(kwargs[name]) == 0:
+            raise InputError(f"{name} must be a list of numbers, got {shown(kwargs[name])}")
+        try:
+            copy.deepcopy(scheduler).set_timesteps(**{name: kwargs[name]})
+        except Exception as error:  # of any scheduler
+            raise InputError(f"{type(scheduler).__name__} does not take these {name}: {one_line(error)}") from error
 
 
 def _as_latents(name: str, value: Any, pipe: Any) -> torch.Tensor:

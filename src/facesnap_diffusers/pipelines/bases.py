@@ -11,7 +11,7 @@ from diffusers import ControlNetModel, DiffusionPipeline
 from diffusers.loaders.single_file_utils import infer_diffusers_model_type, load_single_file_checkpoint
 from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 
-from .._upstream import uncompiled
+from .._upstream import saved_class_name, uncompiled
 from ..adapter.config import FaceSnapConfig
 from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, check_fit
 from ..base_models import is_sdxl
@@ -41,7 +41,7 @@ def is_xl_folder(name: str | Path, source: str, kwargs: Mapping[str, Any]) -> bo
         index = DiffusionPipeline.load_config(name, **{k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs})
     except Exception:  # from_pretrained itself says best what is wrong
         return None
-    return is_xl_components(index, index.get("_class_name"), source)
+    return is_xl_components(index, saved_class_name(index), source)
 
 
 def is_xl_components(components: Mapping[str, Any], class_name: Any, source: str) -> bool:

@@ -189,7 +189,7 @@ class ScheduledFFRNet(RoutedControlNet):
         """Whether the last residuals still serve."""
         assert self._last is not None and self.progress is not None
         interval, (computed_at, (_, mid)) = self.schedule.landmark_interval, self._last
-        if interval == 0 or self.progress.num_rounds <= FEW_STEPS or len(mid) != batch:
+        if interval == 0 or self.progress.num_steps <= FEW_STEPS or len(mid) != batch:
             return False
         now = self.progress.time(timestep)
         # a step that ends an interval to within rounding begins the next

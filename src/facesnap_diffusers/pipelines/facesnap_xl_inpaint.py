@@ -26,3 +26,4 @@ class FaceSnapXLInpaintPipeline(InpaintMixin, FaceSnapSDXLMixin, StableDiffusion
     """
 
     _plain_class = StableDiffusionXLInpaintPipeline
+    _guidance_is_fixed = True

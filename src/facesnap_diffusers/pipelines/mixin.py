@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from .._upstream import (
+    INTERRUPT,
+    SHOWN_AFTER_A_CALL,
     execution_device,
     is_model_offloaded,
     progress_bar_config,
@@ -31,17 +33,18 @@ from ..faces.photo import read_pixels
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
+from ..models.ffrnet import FFRNet
 from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
 from .arguments import check_batch, check_prompt, check_stock_arguments
 from .bases import check_base, is_xl_components, is_xl_file, is_xl_folder
-from .call_copy import components_of_call
+from .call_copy import components_of_call, restored_after_call
 from .control import RoutedControlNet, ScheduledFFRNet
 from .people import Person, check_people, with_identities
 from .picture import Crop, as_size, is_latent, open_pictures, picture_size
 from .schedule import CallProgress, FaceSnapSchedule
 from .signatures import stock_arguments, with_stock_signature
-from .step import RescaledGuidance, StepEnd
+from .step import Guidance, StepEnd
 
 
 @dataclass(frozen=True)
@@ -131,12 +134,15 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     #: Whether a call begins with a picture, which is then its `image=`.
     _takes_picture = False
+    #: Whether the stock loop keeps the guidance scale that a call begins with, whatever callbacks set.
+    _guidance_is_fixed = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
         if hasattr(cls, "_plain_class"):
             for name in ("__call__", "encode_prompt"):
                 setattr(cls, name, with_stock_signature(cls, name))
+            setattr(cls, INTERRUPT, False)  # until the first call
             register_in_diffusers(cls)
 
     @classmethod
@@ -354,7 +360,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             call = self._for_one_call(call_kwargs)
             if scale and not call_kwargs["cross_attention_kwargs"]:  # it is in the copy's layers
                 kwargs["lora_scale"] = None
-            return call.encode_prompt(*args, **kwargs)
+            with restored_after_call(call.components, call_kwargs):
+                return call.encode_prompt(*args, **kwargs)
         prompt_embeds, negative_prompt_embeds, *pooled = super().encode_prompt(*args, **kwargs)
         if self._identity_tokens is not None:
             tokens, unconditional_tokens = self._identity_tokens
@@ -524,27 +531,27 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         output = self._run(call, prompt, kwargs)
         return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
 
-    @property
-    def _interrupt(self) -> bool:
-        """Whether the last call was told to stop. Set to `True`, as in the stock pipelines, it stops all that run."""
-        return vars(self).get("_interrupt", False)
-
-    @_interrupt.setter
-    def _interrupt(self, value: bool) -> None:
-        self.__dict__["_interrupt"] = value
-        if value and not self._is_of_call:
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == INTERRUPT and value and not self._is_of_call:  # stops all calls, each of which runs on a copy
             self.__dict__["_stop_requests"] = self._stop_requests + 1
+        super().__setattr__(name, value)
 
     @property
     def _mask_is_ours(self) -> bool:
         """Whether the mask of this pipeline's UNet is left out by the stock loop, and put on here."""
         return False
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """For unpickling, after which an FFRNet of low rank shares the layers of the UNet that came with it."""
+        self.__dict__.update(state)
+        if isinstance(self.ffrnet, FFRNet) and not self.ffrnet.is_bound:
+            self.ffrnet.bind(self.unet)
+
     def _for_one_call(self, kwargs: dict[str, Any]) -> Any:
         """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
-        call = copy.copy(self)
+        call = object.__new__(type(self))
         # past `DiffusionPipeline.__setattr__`, which would write the pipeline's config anew for each
-        call.__dict__.update(components_of_call(self, kwargs), _is_of_call=True)
+        call.__dict__.update({**vars(self), **components_of_call(self, kwargs)}, _is_of_call=True)
         return call
 
     def _plain_pipeline(self, kwargs: dict[str, Any]) -> DiffusionPipeline:
@@ -563,21 +570,27 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         check_batch(prompt, kwargs, ("image", "mask_image", "masked_image_latents") if self._takes_picture else ())
         self._check_latents_of_picture(kwargs, is_plain=not isinstance(call, FaceSnapMixin))
         requests = self._stop_requests
+        has_callback = kwargs.get("callback_on_step_end") is not None
         StepEnd.add_to(kwargs, lambda: self._stop_requests != requests)
         try:
-            if isinstance(call, FaceSnapMixin):
+            with restored_after_call(call.components, kwargs):
+                if not isinstance(call, FaceSnapMixin):
+                    for name in ("height", "width"):
+                        if kwargs.get(name) is not None:
+                            as_size(name, kwargs[name], math.lcm(_MULTIPLE_OF_STOCK, self.vae_scale_factor))
+                    return call(prompt, **kwargs)
                 if self._mask_is_ours:
                     call._blend_by_mask(kwargs)
+                rescale = 0.0
                 if "guidance_rescale" not in stock_arguments(super().__call__):
                     rescale = kwargs.pop("guidance_rescale", 0.0)
-                    if rescale > 0:
-                        RescaledGuidance(call, rescale)
+                if rescale > 0 or (has_callback and self._guidance_is_fixed):
+                    Guidance(call, rescale)
                 return super(FaceSnapMixin, call).__call__(prompt, **kwargs)
-            return call(prompt, **kwargs)
         finally:
-            for name in _SHOWN_AFTER_A_CALL:
+            for name in SHOWN_AFTER_A_CALL:
                 if hasattr(call, name):
-                    # past the setter of `_interrupt`: it is not asked for of other calls
+                    # past `__setattr__`, which would stop other calls too
                     self.__dict__[name] = getattr(call, name)
             if is_model_offloaded(self):  # the stock call has put its hooks on what the copy holds
                 self.maybe_free_model_hooks()
@@ -744,8 +757,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         return (prompt if isinstance(prompt, list) else [prompt]) * batch
 
 
-#: What the properties of a stock pipeline show of its last call.
-_SHOWN_AFTER_A_CALL = ("_guidance_scale", "_num_timesteps", "_clip_skip", "_interrupt")
+#: What heights and widths of the stock pipelines without ControlNet must be a multiple of, in pixels, whatever the VAE.
+_MULTIPLE_OF_STOCK = 8
 
 #: What a stock pipeline takes for each ControlNet, with its default.
 _CONTROL_SETTINGS = {"controlnet_conditioning_scale": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0}

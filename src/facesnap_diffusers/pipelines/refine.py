@@ -90,9 +90,9 @@ def redraw_faces(
         if name in kwargs:
             raise InputError(f"{name}= is that of each square here; leave it out, size= is the side of the squares")
     conditioner = pipe.face_conditioner("redraw_faces")
-    found = None
+    faces = None
     if people is None:
-        people, found = _people_in(image, pipe)
+        people, faces = _people_in(image, pipe)
     people, boxes = check_people(people)
     people = with_identities(people, pipe.encode_face)
     if size is None:
@@ -109,10 +109,10 @@ def redraw_faces(
         if side >= size:
             continue
         redrawn_faces += 1
-        if found is None:
+        if faces is None:
             steering = Steering(person.pose_image, person.pose, person.expression, person.face_box)
         else:
-            steering = Steering(pose_image=found[i])
+            steering = Steering(pose_image=faces[i])
         points = conditioner.drawn_points([person.identity], steering, result.height, result.width)
         points = (points - points.new_tensor([left, top])) * (size / side)
         crop = result.crop((left, top, left + side, top + side))
@@ -127,8 +127,8 @@ def redraw_faces(
             **{**kwargs, "output_type": "pil", "return_dict": True},
         ).images[0]
         redrawn = redrawn.resize((side, side), PIL.Image.Resampling.LANCZOS)
-        others = torch.cat([boxes[:i], boxes[i + 1 :]]).numpy()
-        mask = _soft_mask(left, top, side, result.height, result.width, others, feather)
+        other_boxes = torch.cat([boxes[:i], boxes[i + 1 :]]).numpy()
+        mask = _soft_mask(left, top, side, result.height, result.width, other_boxes, feather)
         result.paste(redrawn, (left, top), mask)
     if not redrawn_faces:
         warnings.warn(
@@ -193,7 +193,7 @@ def _square(box: torch.Tensor, margin: float, height: int, width: int) -> tuple[
 
 
 def _soft_mask(
-    left: int, top: int, side: int, height: int, width: int, others: np.ndarray, feather: float
+    left: int, top: int, side: int, height: int, width: int, other_boxes: np.ndarray, feather: float
 ) -> PIL.Image.Image:
     """
     White; toward those of its edges that are none of the image's, and toward the boxes of others, it fades to black
@@ -203,7 +203,7 @@ def _soft_mask(
     x, y = np.meshgrid(np.arange(left, right) + 0.5, np.arange(top, bottom) + 0.5)
     inner_edges = ((left > 0, x - left), (top > 0, y - top), (right < width, right - x), (bottom < height, bottom - y))
     distances = [distance for is_inner, distance in inner_edges if is_inner]
-    distances += [np.maximum.reduce([x0 - x, x - x1, y0 - y, y - y1]) for x0, y0, x1, y1 in others]
+    distances += [np.maximum.reduce([x0 - x, x - x1, y0 - y, y - y1]) for x0, y0, x1, y1 in other_boxes]
     nearest = np.minimum.reduce([np.full_like(x, np.inf), *distances])
     ramp = np.clip(nearest / max(feather * side, 0.5), 0, 1)
     return PIL.Image.fromarray(np.round(255 * (1 - np.cos(np.pi * ramp)) / 2).astype(np.uint8))

@@ -92,6 +92,12 @@ class CallProgress:
         """Rounds of the whole run: image-to-image begins in the midst of the scheduler's timesteps."""
         return int((self.scheduler.timesteps <= self.first_timestep).sum())
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of the whole run: of rounds at one timestep, as second-order samplers and PNDM make them, one counts."""
+        timesteps = self.scheduler.timesteps
+        return len(timesteps[timesteps <= self.first_timestep].unique())
+
     def time(self, timestep: torch.Tensor | float) -> float:
         """The share of the noise that the run began with which is gone at `timestep`, from 0 to 1."""
         return 1 - float(timestep) / self.first_timestep if self.first_timestep else 0.0

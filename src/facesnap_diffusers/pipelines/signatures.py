@@ -16,13 +16,13 @@ def stock_arguments(method: Callable[..., Any]) -> list[str]:
 
 def with_stock_signature(cls: Any, name: str) -> Callable[..., Any]:
     r"""
-    The method `name` of a pipeline class whose bases are a mixin of ours and a stock pipeline, with a signature that has
-    the stock pipeline's arguments in its order, then ours. What is given by position is taken as the stock pipeline does.
+    The method `name` of a pipeline class whose bases are a mixin of ours and a stock pipeline, with a signature and annotations
+    that have the stock pipeline's arguments in its order, then ours. What is given by position is taken as the stock pipeline
+    does. The docstring says where the stock arguments are described.
     """
     method = getattr(cls, name)
-    stock = next(
-        vars(base)[name] for base in cls.__mro__ if base.__module__.startswith("diffusers.") and name in vars(base)
-    )
+    stock_class = next(base for base in cls.__mro__ if base.__module__.startswith("diffusers.") and name in vars(base))
+    stock = vars(stock_class)[name]
     stock_parameters = [p for p in inspect.signature(stock).parameters.values() if p.kind is not p.VAR_KEYWORD]
     positional = [p.name for p in stock_parameters[1:]]
     of_stock = {p.name for p in stock_parameters}
@@ -46,5 +46,17 @@ def with_stock_signature(cls: Any, name: str) -> Callable[..., Any]:
             raise TypeError(f"{name}() got multiple values for argument {twice[0]!r}")
         return method(self, **by_position, **kwargs)
 
-    with_positions.__signature__ = inspect.Signature([*stock_parameters, *extra_parameters, *own_parameters])  # type: ignore[attr-defined]
+    signature = inspect.Signature(
+        [*stock_parameters, *extra_parameters, *own_parameters],
+        return_annotation=inspect.signature(method).return_annotation,
+    )
+    with_positions.__signature__ = signature  # type: ignore[attr-defined]
+    with_positions.__annotations__ = {
+        **{p.name: p.annotation for p in signature.parameters.values() if p.annotation is not p.empty},
+        "return": signature.return_annotation,
+    }
+    with_positions.__doc__ = (
+        f"{inspect.getdoc(method) or ''}\n\nAll other arguments are described in diffusers, at"
+        f" `{stock_class.__name__}.{name}`."
+    )
     return with_positions

@@ -1,4 +1,4 @@
-"""What happens at each step of a call: the caller's callback, a request to stop, and rescaled guidance."""
+"""What happens at each step of a call: the caller's callback, a request to stop, and the guidance."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
+from .._upstream import INTERRUPT
 from ..errors import InputError, shown
 
 
 class StepEnd:
     r"""
     The `callback_on_step_end` of a call: the caller's own, of which the result is checked, and a stop where the pipeline
-    that was called, of which this call runs on a copy, was told to `_interrupt`.
+    that was called, of which this call runs on a copy, was told to stop.
 
     Args:
         callback (`Callable`, *optional*): The caller's. What it raises is not changed.
@@ -39,7 +40,7 @@ class StepEnd:
             if isinstance(before, torch.Tensor) and name in outputs and not isinstance(value, torch.Tensor):
                 raise InputError(f"callback_on_step_end must return {name} as a tensor, got {shown(value)}")
         if self.is_interrupted():
-            pipeline._interrupt = True
+            setattr(pipeline, INTERRUPT, True)
         return outputs
 
     @classmethod
@@ -64,11 +65,14 @@ class StepEnd:
         kwargs["callback_on_step_end_tensor_inputs"] = ["latents"] if names is None else list(names)
 
 
-class RescaledGuidance:
+class Guidance:
     r"""
-    The UNet of one call, of which the scheduler takes the guided prediction rescaled, as section 3.4 of [Common Diffusion
-    Noise Schedules and Sample Steps are Flawed](https://huggingface.co/papers/2305.08891) says: what `guidance_rescale` is
-    to the stock pipelines without ControlNets. Those with ControlNets do not have it.
+    The UNet of one call, of which the scheduler takes the guided prediction as the stock pipelines without ControlNets
+    compute it, where those with ControlNets do not:
+
+    - with the guidance scale that a callback has set, which `StableDiffusionXLControlNetInpaintPipeline` does not look at;
+    - rescaled, as section 3.4 of [Common Diffusion Noise Schedules and Sample Steps are
+      Flawed](https://huggingface.co/papers/2305.08891) says.
 
     Args:
         call: The copy of a pipeline that the call runs on; it gets this in place of its UNet.
@@ -78,17 +82,24 @@ class RescaledGuidance:
     def __init__(self, call: Any, guidance_rescale: float):
         self._unet = call.unet
         self._prediction: torch.Tensor | None = None
+        self._first_scale: float | None = None
         call.__dict__["unet"] = self
         step = call.scheduler.step
 
         @functools.wraps(step)
-        def rescaled_step(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        def guided_step(model_output: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             prediction, self._prediction = self._prediction, None
+            if self._first_scale is None:
+                self._first_scale = call.guidance_scale
             if call.do_classifier_free_guidance and prediction is not None:
-                model_output = rescale_noise_cfg(model_output, prediction.chunk(2)[1], guidance_rescale)
+                without_text, text = prediction.chunk(2)
+                if call._guidance_is_fixed and call.guidance_scale != self._first_scale:
+                    model_output = without_text + call.guidance_scale * (text - without_text)
+                if guidance_rescale > 0:
+                    model_output = rescale_noise_cfg(model_output, text, guidance_rescale)
             return step(model_output, *args, **kwargs)
 
-        call.scheduler.step = rescaled_step
+        call.scheduler.step = guided_step
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._unet, name)

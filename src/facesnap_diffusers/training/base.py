@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from .._upstream import supports_gradient_checkpointing
 from ..adapter.config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, FaceSnapConfig
@@ -111,6 +111,24 @@ def adapter_config(config: TrainingConfig) -> FaceSnapConfig | None:
         base_model=config.base.model if is_public else None,
         license=adapter.license,
     )
+
+
+def local_image_size(config: TrainingConfig, adapter: FaceSnapConfig) -> int | None:
+    """
+    Side of the pictures that the adapter's image encoder takes, in pixels, before it is loaded. `None`: there is no image
+    encoder, or not in a local folder.
+    """
+    source = adapter.image_encoder_id
+    if source == IMAGE_ENCODER_FOLDER and config.adapter.start_from is not None:
+        source = str(resolve_adapter_folder(config.adapter.start_from) / IMAGE_ENCODER_FOLDER)
+    elif source == IMAGE_ENCODER_FOLDER:
+        source = config.adapter.image_encoder_id
+    if source is None or not (Path(source) / "config.json").is_file():
+        return None
+    try:
+        return int(CLIPVisionConfig.from_pretrained(source).image_size)
+    except (OSError, ValueError):
+        return None  # what is wrong with it is said where it is loaded
 
 
 def _start_adapter(pipeline: Any, config: TrainingConfig) -> None:

@@ -115,8 +115,8 @@ def contrastive_loss(
     """
     embeds, reference, negatives = (F.normalize(values, dim=-1) for values in (embeds, reference, negatives))
     positive = (embeds * reference).sum(dim=-1, keepdim=True) / temperature  # (batch, 1)
-    others = (embeds @ negatives.T / temperature).masked_fill(~usable, -torch.inf)  # (batch, count)
-    return torch.cat([positive, others], dim=1).logsumexp(dim=1) - positive[:, 0]
+    negative = (embeds @ negatives.T / temperature).masked_fill(~usable, -torch.inf)  # (batch, count)
+    return torch.cat([positive, negative], dim=1).logsumexp(dim=1) - positive[:, 0]
 
 
 def face_weights(

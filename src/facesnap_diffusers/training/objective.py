@@ -101,15 +101,19 @@ class Objective(nn.Module):
         assert recognizer is not None
         device = next(self.parameters()).device
         if crops is None:
-            found = recognizer.relative(embeds.to(device))
+            negatives = recognizer.relative(embeds.to(device))
         else:
-            found = torch.cat([recognizer.embed(some.to(device)) for some in crops.split(_RECOGNIZER_BATCH)])
-        self._negatives = found, people.to(device)
+            negatives = torch.cat([recognizer.embed(some.to(device)) for some in crops.split(_RECOGNIZER_BATCH)])
+        self._negatives = negatives, people.to(device)
 
     @property
     def conditioner(self) -> FaceConditioner:
         """What makes tokens and landmark pictures, as in the pipelines."""
         return self.pipeline.face_conditioner("training")
+
+    def drawn_points(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The points of a batch that the adapter's picture is drawn from: landmarks, or InstantID's five key points."""
+        return batch["key_points" if self.conditioner.draws_key_points else "landmarks"]
 
     @property
     def first_identity_step(self) -> int:
@@ -232,7 +236,7 @@ class Objective(nn.Module):
                 batch["face_embeds"], states, batch["without_identity"]
             ),
             "landmark_picture": conditioner.landmark_picture(  # (batch, 3, 8 · height, 8 · width)
-                batch["landmarks"], *self._image_size(batch)
+                self.drawn_points(batch), *self._image_size(batch)
             ),
             "with_landmarks": ~batch["without_landmarks"],  # (batch,)
             "added": None,
@@ -354,9 +358,9 @@ class Objective(nn.Module):
         if self._negatives is None:
             return identity, share, torch.zeros_like(identity)
         negatives, people = self._negatives
-        others = people != batch["person"][usable][:, None]  # (usable, count)
+        other_people = people != batch["person"][usable][:, None]  # (usable, count)
         contrastive = contrastive_loss(
-            embeds, reference, negatives.to(embeds.dtype), others, self.identity_loss.temperature
+            embeds, reference, negatives.to(embeds.dtype), other_people, self.identity_loss.temperature
         )
         return identity, share, contrastive.sum() / len(usable)
 

@@ -18,7 +18,9 @@ from transformers import CLIPImageProcessor
 from ..data.prepared_face import PreparedFace, resize_points
 from ..data.shards import PreparedFaces
 from ..errors import FaceSnapError
+from ..faces.key_points import MIRRORED, five_points
 from ..models.landmark_predictor import LandmarkPredictor
+from ..steering import repose_key_points
 from .latents import CropLatents
 from .training_config import DataConfig, DropoutConfig
 
@@ -46,7 +48,10 @@ class Crop:
         return pixels.flip(-1) if self.mirrored else pixels
 
     def points(self, points: np.ndarray, resolution: int, mirror: list[int]) -> torch.Tensor:
-        """Landmarks of the photo `(72, 2)` in the crop's pixels, in which the center of the top left one is at (0, 0)."""
+        """
+        Points of the photo `(points, 2)` in the crop's pixels, in which the center of the top left one is at (0, 0). `mirror`:
+        which of them each becomes in a mirrored picture.
+        """
         points = resize_points(points, resolution / self.side, (self.left, self.top))
         if self.mirrored:
             points = points[mirror]
@@ -116,9 +121,9 @@ class TrainingSamples(Dataset):
         """Raises [`InputError`], which names the photo, where its bytes are damaged."""
         try:
             return self._sample(position)
-        except (OSError, SyntaxError, KeyError, ValueError) as error:  # of Pillow, of arrays that do not fit
-            if isinstance(error, FaceSnapError):
-                raise
+        except FaceSnapError:
+            raise
+        except Exception as error:  # of Pillow, many kinds for damaged bytes; of arrays that do not fit
             raise self.faces.damaged(self.photo(position), error) from error
 
     def _sample(self, position: int) -> dict[str, Any]:
@@ -139,10 +144,15 @@ class TrainingSamples(Dataset):
             sample["pixel_values"] = crop.pixels(_decode(target.image), config.resolution)  # (3, height, width)
         else:
             sample["latents"] = self.latents[number]  # (channels, height, width)
-        landmarks = target.landmarks if config.landmarks == "detected" else self._retarget(target, reference)
+        if config.landmarks == "detected":
+            landmarks, key_points = target.landmarks, target.key_points
+        else:
+            landmarks, key_points = self._retarget(target, reference)
+        key_points = five_points(landmarks) if key_points is None else key_points
         mirror = self.predictor.config.mirror
         sample |= {
             "landmarks": crop.points(landmarks, config.resolution, mirror),  # (72, 2)
+            "key_points": crop.points(key_points, config.resolution, MIRRORED),  # (5, 2)
             "detected": crop.points(target.landmarks, config.resolution, mirror),  # (72, 2)
             "sizes": crop.sizes(config.resolution),  # (6,)
             "face_embeds": torch.from_numpy(reference.embedding),  # (dim,)
@@ -212,11 +222,18 @@ class TrainingSamples(Dataset):
         return int(self._order[place])
 
     @torch.no_grad()
-    def _retarget(self, target: PreparedFace, reference: PreparedFace) -> np.ndarray:
-        """The reference's face in the target's expression and pose as pipelines make it, `(72, 2)` in pixels of the target."""
-        coefficients = dataclasses.replace(target.coefficients, shape=reference.coefficients.shape)
-        seen = torch.from_numpy(reference.landmarks)[None]
-        return self.predictor.repose(seen, reference.coefficients, coefficients)[0].numpy()
+    def _retarget(self, target: PreparedFace, reference: PreparedFace) -> tuple[np.ndarray, np.ndarray | None]:
+        """
+        The reference's face in the target's expression and pose as pipelines make it, in pixels of the target: landmarks
+        `(72, 2)` and, where the detector has its own, key points `(5, 2)`.
+        """
+        own = reference.coefficients
+        coefficients = dataclasses.replace(target.coefficients, shape=own.shape)
+        landmarks = self.predictor.repose(torch.from_numpy(reference.landmarks)[None], own, coefficients)[0].numpy()
+        if reference.key_points is None:
+            return landmarks, None
+        seen = torch.from_numpy(reference.key_points)[None]
+        return landmarks, repose_key_points(self.predictor, seen, own, coefficients)[0].numpy()
 
     def _clip_crop(self, reference: PreparedFace, random: np.random.Generator) -> PIL.Image.Image:
         crop = _decode(reference.clip_crop)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from ..adapter.config import FaceSnapConfig
 from ..data.shard_settings import RECOGNITION_CROP_SIZES, ShardSettings
+from ..data.shards import read_records
 from ..errors import InputError
+from ..faces.analyzers import gives_key_points
 from .training_config import RecognizerConfig
 
 
@@ -15,6 +17,7 @@ def check_shards(
     recognizer: RecognizerConfig | None = None,
     shows_reference: bool = False,
     resolution: int | None = None,
+    image_size: int | None = None,
 ) -> None:
     r"""
     Compares what a folder of shards gives with what training needs.
@@ -27,11 +30,12 @@ def check_shards(
             identity loss compares with the stored embeddings, or is off.
         shows_reference (`bool`): Whether validation images show the recognition crops.
         resolution (`int`, *optional*): Side of the training pictures, in pixels.
+        image_size (`int`, *optional*): Side of the pictures that the adapter's image encoder takes, in pixels.
 
     Raises:
         InputError: The embeddings come from another face encoder or have another length than the adapter's, the crops for
-            the image encoder show something else, the recognition crop is missing or another one, or the photos were scaled
-            down for smaller training pictures.
+            the image encoder show something else or are smaller than its pictures, the recognition crop is missing or
+            another one, or the photos were scaled down for smaller training pictures.
     """
     if adapter.face_embed_dim is not None:
         if settings.face_encoder_id != adapter.face_encoder_id:
@@ -50,6 +54,11 @@ def check_shards(
         raise InputError(
             f"data: {folder} has the crop {settings.image_crop!r} for the image encoder, the adapter is for"
             f" {adapter.image_crop!r}; prepare it with --image-crop {adapter.image_crop}"
+        )
+    if image_size is not None and settings.clip_crop_size < image_size:
+        raise InputError(
+            f"data: {folder} has crops of {settings.clip_crop_size} pixels for the image encoder, which takes {image_size};"
+            f" prepare it with --clip-crop-size {image_size}"
         )
     if recognizer is not None:
         size = recognizer.size or RECOGNITION_CROP_SIZES[recognizer.crop]
@@ -70,4 +79,28 @@ def check_shards(
         raise InputError(
             f"data: {folder} has no recognition crops, which validation images show; prepare it with them, or set"
             " validation.images to 0"
+        )
+
+
+def check_key_points(adapter: FaceSnapConfig, folder: str) -> None:
+    r"""
+    Pipelines take the key points that the detector itself found for the `"arcface"` crop and for InstantID's picture, where
+    the adapter's face analyzer gives them; then training must have them too.
+
+    Args:
+        adapter ([`FaceSnapConfig`]): What the adapter is made for.
+        folder (`str`): Of shards.
+
+    Raises:
+        InputError: The adapter is made for key points, and photos of the folder have none.
+    """
+    cropped_by_them = adapter.image_encoder_id is not None and adapter.image_crop == "arcface"
+    drawn = "ffrnet" in adapter.parts and adapter.landmark_style == "instantid5"
+    if not (cropped_by_them or drawn) or not gives_key_points(adapter.face_encoder_id):
+        return
+    if not all(record.key_points for record in read_records(folder) if record.kept):
+        use = "crop 'arcface'" if cropped_by_them else "landmark style 'instantid5'"
+        raise InputError(
+            f"data: {folder} has photos without the detector's key points, which the adapter's {use} takes with"
+            f" {adapter.face_encoder_id}; prepare it again, or give make_face key_points="
         )

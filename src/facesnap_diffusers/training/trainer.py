@@ -35,7 +35,7 @@ from ..errors import AdapterError, TrainingError, one_line
 from ..files import atomic_file, atomic_folder
 from ..models.landmark_predictor import load_landmark_predictor
 from ..settings import dump_settings
-from .base import adapter_config, load_pipeline
+from .base import adapter_config, load_pipeline, local_image_size
 from .card import RunSummary, describe_training, device_name
 from .checkpoints import Progress, checkpoint_folders, load_checkpoint, save_checkpoint, set_aside
 from .health import (
@@ -54,7 +54,7 @@ from .optimizers import create_optimizer
 from .publishing import check_repo, push
 from .recognizer import load_recognizer
 from .samples import ResumableBatchSampler, TrainingSamples, collate
-from .shard_check import check_shards
+from .shard_check import check_key_points, check_shards
 from .training_config import DropoutConfig, TrainingConfig
 from .validation import load_judge, to_device, validation_likeness, validation_losses, validation_sheet
 
@@ -109,12 +109,15 @@ class Trainer:
         set_seed(config.seed)
 
         adapter = adapter_config(config)
+        image_size = None if adapter is None else local_image_size(config, adapter)
         if adapter is not None:
-            self._check_shards(adapter)
+            self._check_shards(adapter, image_size)
         self.faces = PreparedFaces(config.data.shards, "train")
         self.pipeline = load_pipeline(config).to(self.accelerator.device)
-        if adapter is None:
-            self._check_shards(self.pipeline.facesnap_config)
+        encoder = self.pipeline.face_image_encoder
+        if adapter is None or (image_size is None and encoder is not None):
+            image_size = None if encoder is None else encoder.config.image_size
+            self._check_shards(self.pipeline.facesnap_config, image_size)
 
         recognizer = None
         if config.identity_loss.weight > 0 and config.identity_loss.recognizer is not None:
@@ -216,13 +219,13 @@ class Trainer:
                 self.progress.skipped += 1
             bar.update()
             if step % config.log_every == 0 or last or stop:
-                found = means.read(accelerator)
-                results.update({name: value for name, value in found.items() if name != "gradient_norm"})
+                mean_losses = means.read(accelerator)
+                results.update({name: value for name, value in mean_losses.items() if name != "gradient_norm"})
                 rates = {f"learning_rate/{part}": rate for part, rate in self._learning_rates().items()}
                 done = config.batch_size * config.gradient_accumulation * accelerator.num_processes
                 health = {**speed.read(means.steps * done), "skipped_steps": float(self.progress.skipped)}
-                self._log({**found, **rates, **health}, step)
-                bar.set_postfix({name: f"{value:.4g}" for name, value in found.items()})
+                self._log({**mean_losses, **rates, **health}, step)
+                bar.set_postfix({name: f"{value:.4g}" for name, value in mean_losses.items()})
                 means = LossMeans()
             with speed.paused():
                 save_due = save_due or step % config.checkpoint_every == 0 or last or stop
@@ -393,15 +396,19 @@ class Trainer:
         data = {name: getattr(config.data, name) for name in ("resolution", "zoom", "flip", "crops")}
         return {**data, "photos": photos.hexdigest(), "vae": encoder.hexdigest(), "seed": config.seed}
 
-    def _check_shards(self, adapter: FaceSnapConfig) -> None:
-        """Raises [`InputError`] where a folder of shards does not give what the adapter is trained with."""
+    def _check_shards(self, adapter: FaceSnapConfig, image_size: int | None) -> None:
+        """
+        Raises [`InputError`] where a folder of shards does not give what the adapter is trained with. `image_size`: side of
+        the image encoder's pictures, in pixels, where it is known.
+        """
         config = self.config
         compares_photos = config.identity_loss.weight > 0 and config.identity_loss.reference != "embedding"
         recognizer = config.identity_loss.recognizer if compares_photos else None
-        for folder in config.data.shards:
-            check_shards(adapter, read_settings(folder), folder, recognizer, resolution=config.data.resolution)
-        for folder in config.data.validation:
-            check_shards(adapter, read_settings(folder), folder, recognizer, config.validation.images > 0)
+        for folder in (*config.data.shards, *config.data.validation):
+            shows_reference = folder in config.data.validation and config.validation.images > 0
+            settings, resolution = read_settings(folder), config.data.resolution
+            check_shards(adapter, settings, folder, recognizer, shows_reference, resolution, image_size)
+            check_key_points(adapter, folder)
 
     @contextmanager
     def _averaged(self) -> Iterator[None]:
@@ -423,11 +430,11 @@ class Trainer:
             with kept_random_state(), self._averaged(), self.accelerator.autocast():
                 for measure in (self._validation_losses, self._validation_images, self._validation_likeness):
                     try:
-                        found = measure(self.validation_samples, step)
+                        measured = measure(self.validation_samples, step)
                     except Exception as error:
                         self._report(measure.__name__.strip("_").replace("_", " "), error)
                         continue
-                    values |= {f"validation/{name}": value for name, value in found.items()}
+                    values |= {f"validation/{name}": value for name, value in measured.items()}
             self._log(values, step)
         self.accelerator.wait_for_everyone()
         return values

@@ -54,7 +54,7 @@ def validation_sheet(
         target = batch["pixel_values"][0]
         height, width = target.shape[-2:]
         reference = PIL.Image.fromarray(_to_uint8(batch["recognition_crop"][0])).resize((width, height))
-        drawn = objective.conditioner.landmark_picture(batch["landmarks"], height, width)[0]
+        drawn = objective.conditioner.landmark_picture(objective.drawn_points(batch), height, width)[0]
         generated = sample_picture(objective, batch, config, seed + position)
         row = [np.array(reference), _to_uint8(drawn), generated, _to_uint8(target / 2 + 0.5)]
         rows.append(np.concatenate(row, axis=1))
@@ -68,7 +68,7 @@ def sample_picture(objective: Objective, batch: dict[str, Any], config: Validati
     output = objective.pipeline(
         config.prompt or batch["caption"][0],
         identity=_identity(objective, batch),
-        landmarks=batch["landmarks"],
+        landmarks=objective.drawn_points(batch),
         height=height,
         width=width,
         num_inference_steps=config.inference_steps,
@@ -90,24 +90,24 @@ def validation_likeness(
         except dlib's; a picture without a face counts as [`NO_FACE`]. `faces_found`: share of pictures with a face.
         `points`: mean distance of its landmarks from those asked for, divided by the distance of the outer eye corners.
     """
-    distances, points, found = [], [], 0
+    distances, points, faces_found = [], [], 0
     for position in one_of_each_person(samples, config.people):
         batch = collate([samples[position]])
-        truth = _largest(judge.analyze(_to_uint8(batch["pixel_values"][0] / 2 + 0.5)))
-        if truth is None:
+        target_face = _largest(judge.analyze(_to_uint8(batch["pixel_values"][0] / 2 + 0.5)))
+        if target_face is None:
             continue  # the judge cannot say anything of this photo
         face = _largest(judge.analyze(sample_picture(objective, batch, config, seed + position)))
         if face is None:
             distances.append(NO_FACE)
             continue
-        found += 1
-        distances.append(float(np.linalg.norm(_embedding(face, judge) - _embedding(truth, judge))))
+        faces_found += 1
+        distances.append(float(np.linalg.norm(_embedding(face, judge) - _embedding(target_face, judge))))
         wanted = batch["landmarks"][0, :68].numpy()
         error = np.linalg.norm(face.landmarks[:68, :2] - wanted, axis=1).mean()
         points.append(float(error / np.linalg.norm(wanted[45] - wanted[36])))
     if not distances:
         return {}
-    values = {"face_distance": float(np.mean(distances)), "faces_found": found / len(distances)}
+    values = {"face_distance": float(np.mean(distances)), "faces_found": faces_found / len(distances)}
     return {**values, "points": float(np.mean(points))} if points else values
 
 

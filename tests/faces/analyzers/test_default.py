@@ -1,3 +1,5 @@
+"""The analyzer of each face encoder, made once and shared."""
+
 import importlib.util
 import sys
 from concurrent.futures import ThreadPoolExecutor

@@ -1,3 +1,5 @@
+"""InsightFace's analyzer, on model packs made for the test."""
+
 import http.server
 import math
 import threading

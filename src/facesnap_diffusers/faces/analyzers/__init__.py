@@ -68,6 +68,11 @@ def default_analyzer(encoder: str, normalize: bool = True) -> FaceAnalyzer:
         return _shared[key]
 
 
+def gives_key_points(encoder: str) -> bool:
+    """Whether the package's analyzer of a face encoder finds key points besides landmarks: InsightFace's does, dlib's not."""
+    return encoder.startswith("insightface/")
+
+
 def _make_analyzer(encoder: str, normalize: bool) -> FaceAnalyzer:
     twin = _shared.get((encoder, not normalize))  # has the same models
     if encoder == DlibFaceAnalyzer.encoder:

@@ -24,7 +24,8 @@ SMALLEST_FACE = 80
 SMALLEST_PHOTO = 65  # Longer side; a face in fewer pixels says little about who it is.
 FRONTAL_SIDE = 640  # HOG, at least: 1/8 of the photo's longer side, in 0.05 s.
 LARGEST_FRONTAL_SIDE = 2048  # HOG, at most: 1/25, in 0.6 s.
-ENLARGED_SIDE = 1280  # HOG, where nothing is found: 1/16, in 0.25 s.
+ENLARGED_SIDE = 1280  # HOG, where nothing or only small faces are found: 1/16, in 0.25 s.
+SMALL_FACE = 2 * SMALLEST_FACE  # Where no face is larger than this, others of their size are overlooked.
 ANY_POSE_SIDE = 360  # MMOD, at most: 1/4.5, in 0.8 s.
 SMALLER_TURNED_FACE = 0.8  # Turned faces are looked for down to this part of the largest frontal one's side.
 FILLING_FACE = 0.55  # A frontal face of this part of the photo leaves no room for another.
@@ -52,8 +53,8 @@ class DlibFaceAnalyzer:
 
     The fast detector (HOG) sees frontal, upright faces from 80 px, or 1/8 of the longer side of a photo below 640 px.
     dlib's convolutional one (MMOD, up to 1 s on a CPU) looks for profiles and tilted heads: all that are not much smaller
-    than the largest frontal face, and at least 1/4.5 of the longer side. Where both see nothing, small photos are
-    enlarged, down to faces of 1/16. Photos up to 64 px have none. Embeddings of the same person are nearer than 0.6 (Euclidean). Landmarks of profiles
+    than the largest frontal face, and at least 1/4.5 of the longer side. Where both see nothing, or
+    only faces below 160 px, photos of a longer side below 1280 px are enlarged, down to faces of 1/16. Photos up to 64 px have none. Embeddings of the same person are nearer than 0.6 (Euclidean). Landmarks of profiles
     are rough: the shape predictor expects to see both eyes.
 
     Threads may share an analyzer; its networks hold state, so they take turns.
@@ -101,18 +102,21 @@ class DlibFaceAnalyzer:
         longer = max(image.shape[:2])
         if longer < SMALLEST_PHOTO:
             return []
-        found = self._frontal_faces(image, min(max(longer, FRONTAL_SIDE), LARGEST_FRONTAL_SIDE))
-        faces = [(box, score, frontal_rolls) for box, score in found]
+        side = min(max(longer, FRONTAL_SIDE), LARGEST_FRONTAL_SIDE)
+        frontal = self._frontal_faces(image, side)
+        faces = [(box, score, frontal_rolls) for box, score in frontal]
         # A frontal bystander must not hide a turned head in front, so the second detector always looks for as large ones.
-        largest = max((float(box[2] - box[0]) / longer for box, _ in found), default=0.0)
+        largest = max((float(box[2] - box[0]) / longer for box, _ in frontal), default=0.0)
         if largest < FILLING_FACE:
-            side = min(ANY_POSE_SIDE, SMALLEST_FACE / (SMALLER_TURNED_FACE * largest or 1e-6))
-            for box, score in self._faces_in_any_pose(image, round(side)):
-                if all(_overlap(box, other) < SAME_FACE for other, _ in found):
+            any_pose_side = min(ANY_POSE_SIDE, SMALLEST_FACE / (SMALLER_TURNED_FACE * largest or 1e-6))
+            for box, score in self._faces_in_any_pose(image, round(any_pose_side)):
+                if all(_overlap(box, other) < SAME_FACE for other, _ in frontal):
                     faces.append((box, score, all_rolls))
-        if not faces and longer < ENLARGED_SIDE:
-            found = self._frontal_faces(image, ENLARGED_SIDE)
-            faces = [(box, score, frontal_rolls) for box, score in found]
+        largest = max((float(box[2] - box[0]) / longer for box, _, _ in faces), default=0.0)
+        if longer < ENLARGED_SIDE and largest * side < SMALL_FACE:
+            for box, score in self._frontal_faces(image, ENLARGED_SIDE):
+                if all(_overlap(box, other) < SAME_FACE for other, _, _ in faces):
+                    faces.append((box, score, frontal_rolls))
         return faces
 
     def _frontal_faces(self, image: np.ndarray, side: int) -> list[tuple[np.ndarray, float]]:
