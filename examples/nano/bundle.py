@@ -3,7 +3,7 @@
     python export.py && python bundle.py ~/.cache/facesnap-nano/adapters/facesnap/adapter
 
 The people are held out from training, chosen so that they differ, rendered, and encoded with the adapter's encoders and
-their own landmarks, so that `facesnap demo` needs no face recogniser. Writes all or nothing.
+their own landmarks, so that `facesnap demo` needs no face recognizer. Writes all or nothing.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ image = pipe(prompt, identity=person.identity, num_inference_steps=4, guidance_s
 
 ## Training data
 
-Pictures rendered from random faces of the ICT FaceKit Light morphable model (USC ICT, MIT licence), by `examples/nano` in the
+Pictures rendered from random faces of the ICT FaceKit Light morphable model (USC ICT, MIT license), by `examples/nano` in the
 repository. No photo of anybody went into base, adapter or image encoder. The adapter's face embeddings are those of dlib's
-recogniser, which was trained on photos. The people in `people/` are rendered too, and were held out from training.
+recognizer, which was trained on photos. The people in `people/` are rendered too, and were held out from training.
 
 ## Photos
 
 The model has seen rendered people only. `photo_shift.safetensors` holds the difference of the means of rendered people and of
-photo-like faces (180 faces of people who do not exist, from SFHQ by David Beniaguev, MIT licence) in the adapter's features;
+photo-like faces (180 faces of people who do not exist, from SFHQ by David Beniaguev, MIT license) in the adapter's features;
 `facesnap_diffusers.nano.photos.as_rendered` adds it, and `facesnap demo --face` does so by itself. The avatar of a photo is a
 rendered person of about the same skin, hair color and features. It shows hair as one of eight styles, mostly shorter than it
 is, no age, and nothing of what the renderer does not know.
@@ -68,7 +68,7 @@ is, no age, and nothing of what the renderer does not know.
 
 To see how the method works, to test software that uses it, and to compare methods under equal conditions. It draws rendered
 people, understands the words of its captions only (hair, skin, eyes, beard, glasses, expression, direction, shirt and background
-colours), and is not a measure of what an adapter for a full-size model can do.
+colors), and is not a measure of what an adapter for a full-size model can do.
 """
 
 
