@@ -58,7 +58,9 @@ def measure(root: Path, calls: int) -> None:
         spent = [0.0]
         nets = [pipe.unet, pipe.ffrnet, pipe.text_encoder, getattr(pipe, "text_encoder_2", None)]
         passes = [*((net, "forward") for net in nets if net is not None), (pipe.vae, "decode")]
-        if hasattr(pipe.ffrnet, "embed_landmarks"):  # a part of FFRNet's forward pass in commits that have no such method
+        if hasattr(
+            pipe.ffrnet, "embed_landmarks"
+        ):  # a part of FFRNet's forward pass in commits that have no such method
             passes.append((pipe.ffrnet, "embed_landmarks"))
         for owner, name in passes:
             setattr(owner, name, _timed(getattr(owner, name), spent))

@@ -230,5 +230,5 @@ _OTHER_SUFFIXES = (
     ),
     *(".mp4", ".mov", ".avi", ".webm", ".mkv", ".mp3", ".wav", ".xmp", ".aae"),
 )
-_OTHER_NAMES = ("readme", "license", "license", "notice", "copying", "checksums", "md5sums", "sha256sums", "thumbs")
+_OTHER_NAMES = ("readme", "license", "licence", "notice", "copying", "checksums", "md5sums", "sha256sums", "thumbs")
 _THUMBNAIL_FOLDERS = ("thumbnails", "thumbnail", "thumbs", "@eadir", "__macosx")
