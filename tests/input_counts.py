@@ -11,12 +11,12 @@ ALL = bool(os.environ.get("FACESNAP_ALL_INPUTS"))
 MARK = "inputs of the kind "
 
 
-def counts(few: int, many: int, all_of_them: int | None = None):
-    """Parametrizes a test by a few inputs, in every run, and many, among the slow tests; all where that is asked for."""
-    many = (all_of_them or many) if ALL else many
-    return pytest.mark.parametrize(
-        "count", [pytest.param(few, id="few"), pytest.param(many, id="many", marks=pytest.mark.slow)]
-    )
+def counts(few: int, many: int):
+    """Parametrizes a test by a few inputs, in every run, and by many, where those are asked for."""
+    params = [pytest.param(few, id="few")]
+    if ALL:
+        params.append(pytest.param(many, id="many", marks=pytest.mark.slow))
+    return pytest.mark.parametrize("count", params)
 
 
 def report(kind: str, typed: int, taken: int) -> None:

@@ -11,7 +11,7 @@ from input_counts import counts, report
 from facesnap_diffusers import FaceIdentity, FaceSnapError
 
 
-@counts(few=12, many=150, all_of_them=1100)
+@counts(few=30, many=1100)
 def test_adapters(count, tmp_path):
     source = tiny.facesnap(tiny.sd_pipeline())
     tiny.add_adapter(source)

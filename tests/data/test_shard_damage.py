@@ -87,7 +87,7 @@ def assert_finite(values):
             assert torch.isfinite(value).all()
 
 
-@counts(few=10, many=100, all_of_them=2500)
+@counts(few=30, many=2500)
 def test_shards(count, tmp_path):
     tiny_training.write_faces(tmp_path / "good", people=2, photos=2)
     folder = tmp_path / "bad"

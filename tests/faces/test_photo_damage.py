@@ -65,7 +65,7 @@ def other_header(content: bytes, files: list[bytes], rng: random.Random) -> byte
     return rng.choice(files)[:length] + content[length:]
 
 
-@counts(few=60, many=200, all_of_them=2500)
+@counts(few=60, many=2500)
 def test_photos(pipe, count):
     files, outcomes = image_files(), {"typed": 0, "loaded": 0}
     for i in range(count):
