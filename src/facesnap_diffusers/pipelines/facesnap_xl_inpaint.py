@@ -26,4 +26,3 @@ class FaceSnapXLInpaintPipeline(InpaintMixin, FaceSnapSDXLMixin, StableDiffusion
     """
 
     _plain_class = StableDiffusionXLInpaintPipeline
-    _guidance_is_fixed = True

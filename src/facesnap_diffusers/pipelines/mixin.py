@@ -134,8 +134,6 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     #: Whether a call begins with a picture, which is then its `image=`.
     _takes_picture = False
-    #: Whether the stock loop keeps the guidance scale that a call begins with, whatever callbacks set.
-    _guidance_is_fixed = False
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -584,7 +582,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 rescale = 0.0
                 if "guidance_rescale" not in stock_arguments(super().__call__):
                     rescale = kwargs.pop("guidance_rescale", 0.0)
-                if rescale > 0 or (has_callback and self._guidance_is_fixed):
+                if rescale > 0 or has_callback:
                     Guidance(call, rescale)
                 return super(FaceSnapMixin, call).__call__(prompt, **kwargs)
         finally:

@@ -70,7 +70,7 @@ class Guidance:
     The UNet of one call, of which the scheduler takes the guided prediction as the stock pipelines without ControlNets
     compute it, where those with ControlNets do not:
 
-    - with the guidance scale that a callback has set, which `StableDiffusionXLControlNetInpaintPipeline` does not look at;
+    - with the guidance scale that a callback has set, which most of them do not look at;
     - rescaled, as section 3.4 of [Common Diffusion Noise Schedules and Sample Steps are
       Flawed](https://huggingface.co/papers/2305.08891) says.
 
@@ -93,7 +93,7 @@ class Guidance:
                 self._first_scale = call.guidance_scale
             if call.do_classifier_free_guidance and prediction is not None:
                 without_text, text = prediction.chunk(2)
-                if call._guidance_is_fixed and call.guidance_scale != self._first_scale:
+                if call.guidance_scale != self._first_scale:
                     model_output = without_text + call.guidance_scale * (text - without_text)
                 if guidance_rescale > 0:
                     model_output = rescale_noise_cfg(model_output, text, guidance_rescale)
