@@ -687,9 +687,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         for name in kwargs:
             if name in known or name in plain or name in ("callback", "callback_steps"):
                 continue
-            if name == "guidance_rescale" and name in stock_arguments(self._plain_class.__call__):
-                continue
             if name in stock_arguments(self._plain_class.__call__):
+                if name == "guidance_rescale":  # see `Guidance`
+                    continue
                 raise InputError(f"{name}= works only without a face and without ControlNets; leave it out")
             raise InputError(f"{type(self).__name__} takes no argument {name}=; it takes {', '.join(known)}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Annotated, Any
 
 import torch
@@ -87,12 +88,13 @@ class CallProgress:
         self.on_step(self.rounds / self.num_rounds)
         self.rounds += 1
 
-    @property
+    # both once a run: the timesteps may be on a GPU, which each look at them would wait for
+    @cached_property
     def num_rounds(self) -> int:
         """Rounds of the whole run: image-to-image begins in the midst of the scheduler's timesteps."""
         return int((self.scheduler.timesteps <= self.first_timestep).sum())
 
-    @property
+    @cached_property
     def num_steps(self) -> int:
         """Steps of the whole run: of rounds at one timestep, as second-order samplers and PNDM make them, one counts."""
         timesteps = self.scheduler.timesteps
