@@ -79,6 +79,11 @@ class ModelSettings:
     device: str = "cpu"
     offload: Literal["none", "model", "sequential"] = "none"
 
+    @property
+    def is_nano(self) -> bool:
+        """Whether this is the nano model with its own adapter, which ships with the package."""
+        return self.base is None and self.adapter is None and self.landmarks_from is None
+
 
 @strict_dataclass(frozen=True)
 class PortraitRequest:
@@ -213,7 +218,7 @@ class PortraitMaker:
                 del self._identities[next(iter(self._identities))]
             try:
                 identity = self.load().encode_face(paths, face_index=request.face_index)
-                if self.settings == replace(self.settings, base=None, adapter=None, landmarks_from=None):
+                if self.settings.is_nano:
                     from .nano.photos import as_rendered
 
                     identity = as_rendered(identity)
@@ -248,7 +253,7 @@ def load_pipeline(settings: ModelSettings) -> Any:
         pipe = load_nano_pipeline(dtype=dtype)
     else:
         pipe = _load_base(settings.base, dtype)
-    if settings.base is not None or settings.adapter is not None or settings.landmarks_from is not None:
+    if not settings.is_nano:
         pipe.load_facesnap_adapter(
             settings.adapter, weight_name=settings.weight_name, landmarks_from=settings.landmarks_from
         )
