@@ -157,6 +157,10 @@ CALLS = [
     ({"identity": PERSON, "image": NOISE}, InputError, "image= is for further ControlNets"),
     ({"identity": PERSON, "controlnet_conditioning_scale": 0.5}, InputError, "controlnet_conditioning_scale= is for"),
     ({"num_steps": 3}, InputError, "takes no argument num_steps="),
+    ({"identiy": PERSON}, InputError, "takes no argument identiy=; did you mean 'identity'"),
+    ({"face_imag": NOISE}, InputError, "did you mean 'face_image'"),
+    ({"num_inference_step": 3}, InputError, "did you mean 'num_inference_steps'"),
+    ({"zzz": 3}, InputError, "it takes prompt, .*face_image, .*people"),
 ]
 
 

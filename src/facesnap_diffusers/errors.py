@@ -1,7 +1,9 @@
 """The errors that this package raises on purpose. Each message is one line: what was wrong, then what to do."""
 
+import difflib
 import math
 import operator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +57,11 @@ def check_path(name: str, value: Any) -> None:
         raise InputError(f"{name} {str(value)[:100]!r} cannot be a path ({one_line(error)}); give another") from None
 
 
+def expanded(value: str | Path) -> str | Path:
+    """A path with a leading `~` as the home folder; any other, and the name of a Hub repo, as it is."""
+    return Path(value).expanduser() if str(value).startswith(("~/", "~\\")) else value
+
+
 def check_text(name: str, value: Any) -> None:
     """Raises [`InputError`] unless `value` is a string, or `None`."""
     if value is not None and not isinstance(value, str):
@@ -99,6 +106,12 @@ def shown(value: Any) -> str:
         text = f"a {type(value).__name__}"
     text = " ".join(text.split())
     return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def suggestion(name: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: what was probably meant, or nothing."""
+    close = difflib.get_close_matches(name[:100], known, n=3) if isinstance(name, str) else []
+    return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
 
 
 def one_line(error: BaseException) -> str:

@@ -30,9 +30,10 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     Gives a temporary folder beside `path` to fill. When the block ends, its files are synced to disk and it takes the
-    place of `path`, also where that is a folder already; after an error it is removed, and `path` is as it was.
+    place of `path`, also where that is a folder already; after an error it is removed, and `path` is as it was. Where
+    `path` is a link to a folder, it stays one.
     """
-    path = Path(path)
+    path = Path(path).resolve()
     temporary = _beside(path)
     temporary.mkdir()
     try:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import FaceEncoderMismatchError, InputError, check_path, check_text, one_line
+from .errors import FaceEncoderMismatchError, InputError, check_path, check_text, expanded, one_line
 from .faces.drawing import draw_landmarks
 from .files import atomic_file
 from .models.landmark_predictor import load_landmark_predictor
@@ -191,6 +191,7 @@ class FaceIdentity:
     def save(self, path: str | Path) -> None:
         """Writes the identity to `path` as safetensors. Raises [`InputError`] where that cannot be written."""
         check_path("path", path)
+        path = expanded(path)
         tensors, values = self._as_file()
         metadata = {"format": "facesnap_identity", "version": FORMAT_VERSION, **values}
         if self.of_ffrnet is not None:
@@ -230,6 +231,7 @@ class FaceIdentity:
     def load(cls, path: str | Path) -> FaceIdentity:
         """Reads an identity that [`save`] wrote. Raises [`InputError`] for any other file."""
         check_path("path", path)
+        path = expanded(path)
         if not Path(path).is_file():
             raise InputError(f"path {path} is not a file; save an identity with identity.save(path) first")
         again = "save the identity again"

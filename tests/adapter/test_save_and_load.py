@@ -5,7 +5,7 @@ import tiny
 import torch
 from huggingface_hub import ModelCard
 
-from facesnap_diffusers import AdapterError
+from facesnap_diffusers import AdapterError, FaceIdentity, InputError
 from facesnap_diffusers.adapter.config import PARTS
 
 
@@ -121,6 +121,33 @@ class TestSaveAndLoad:
         fresh = tiny.new_pipeline()
         fresh.load_facesnap_adapter(adapter)
         assert torch.equal(image_of(pipe), image_of(fresh))
+
+    def test_home_folder(self, trained, adapter, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+        trained.save_facesnap_adapter("~/mine")
+        person = tiny.identity()
+        person.save("~/me.safetensors")
+        assert (tmp_path / "me.safetensors").is_file() and not (tmp_path / "~").exists()
+        assert torch.equal(FaceIdentity.load("~/me.safetensors").face_embeds, person.face_embeds)
+        pipe = tiny.new_pipeline()
+        pipe.load_facesnap_adapter("~/mine")
+        tiny.assert_same_image(tiny.generate(pipe, identity=person), tiny.generate(trained, identity=person), atol=0)
+
+    def test_a_link_stays_a_link(self, trained, tmp_path):
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "mine").symlink_to("disk")
+        trained.save_facesnap_adapter(tmp_path / "mine")
+        assert (tmp_path / "mine").is_symlink() and (tmp_path / "disk/facesnap_config.json").is_file()
+
+    def test_the_current_folder_is_not_replaced(self, trained, tmp_path, monkeypatch):
+        (tmp_path / "a/b").mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "a/b")
+        for folder in (".", ".."):
+            with pytest.raises(InputError, match="is the current folder"):
+                trained.save_facesnap_adapter(folder)
+        trained.save_facesnap_adapter("mine")
+        assert (tmp_path / "a/b/mine/facesnap_config.json").is_file()
 
     def test_while_offloaded(self, adapter):
         pipe = tiny.new_pipeline()

@@ -20,7 +20,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from .._upstream import drop_source, saved_class_name
 from ..base_models import family_of
-from ..errors import AdapterError, InputError, as_number, check_path, check_text, one_line
+from ..errors import AdapterError, InputError, as_number, check_path, check_text, expanded, one_line
 from ..files import atomic_folder
 from ..interop.loading import ControlNetSource, bind_image_encoder, candidates, is_third_party, load_third_party
 from ..interop.mixers import FaceIDMixer, FaceIDPlusMixer, FullFaceMixer, InstantIDMixer, PlusFaceMixer
@@ -114,6 +114,7 @@ class AdapterSource:
             name = getattr(self, argument)
             if name is not None and not isinstance(name, Mapping):
                 check_path(argument, name)
+                object.__setattr__(self, argument, expanded(name))
         if self.landmarks_from is not None and self.parts is not None:
             raise InputError(
                 "parts= and landmarks_from= are both given; landmarks_from= already takes identity_attention from the one"
@@ -307,7 +308,11 @@ def save_adapter_folder(
     Writes an adapter's parts as the folder that [`FaceSnapAdapterMixin.load_facesnap_adapter`] reads: whole or, after an
     error, not at all. Other variants, an existing model card and all other files of the folder are kept.
     """
-    folder = folder.absolute()
+    folder = folder.resolve()  # a link stays, and what it points to is replaced
+    if Path.cwd().is_relative_to(folder):
+        raise InputError(
+            f"save_directory {folder} is the current folder or above it, and cannot be replaced; name one inside of it"
+        )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         if folder.exists() and not folder.is_dir():

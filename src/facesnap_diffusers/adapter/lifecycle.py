@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from .._upstream import execution_device, resolve_dtype, without_offloading
 from ..base_models import family_of
 from ..conditioner import FaceConditioner
-from ..errors import AdapterError, InputError, check_path, check_text, one_line
+from ..errors import AdapterError, InputError, check_path, check_text, expanded, one_line
 from ..faces.analyzers import FaceAnalyzer
 from ..models.attention import IdentityAttention, accept_contexts, scale_of_layer
 from ..models.ffrnet import FFRNet
@@ -229,7 +229,7 @@ class FaceSnapAdapterMixin(_Pipeline):
         check_path("save_directory", save_directory)
         check_text("variant", variant)
         check_text("repo_id", repo_id)
-        folder = Path(save_directory)
+        folder = Path(expanded(save_directory))
         repo_id = repo_id or folder.name
         modules = {name: getattr(self, name) for name in ADAPTER_COMPONENTS}
         save_adapter_folder(folder, config, modules, repo_id, variant)

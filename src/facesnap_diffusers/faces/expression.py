@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
 import numpy as np
 
-from ..errors import InputError, as_integer, as_number, shown
+from ..errors import InputError, as_integer, as_number, shown, suggestion
 from .pose import MAX_COUNT
 
 
@@ -81,7 +80,7 @@ class Expression:
         self._weights: dict[str, float] = {}
         for name, value in weights.items():
             if name not in _SPELLINGS:
-                raise InputError(f"expression {shown(name)} is not known{_suggestion(name, _SPELLINGS)}")
+                raise InputError(f"expression {shown(name)} is not known{suggestion(name, _SPELLINGS)}")
             strength = as_number(f"strength of expression {name!r}", value, 0, 1)
             for ict_name in _SPELLINGS[name]:
                 if ict_name in self._weights:
@@ -101,7 +100,7 @@ class Expression:
         if isinstance(value, str):
             if value not in PRESETS:
                 hint = (
-                    _suggestion(value, PRESETS)
+                    suggestion(value, PRESETS)
                     or f"; the presets are {', '.join(PRESETS)}; or write jawOpen=0.4,mouthSmile=0.8"
                 )
                 raise InputError(f"expression preset {shown(value)} is not known{hint}")
@@ -189,8 +188,3 @@ def _strengths(text: str) -> dict[str, float]:
         except ValueError:
             raise InputError(f"expression {shown(pair.strip())} must be name=strength, such as jawOpen=0.4") from None
     return weights
-
-
-def _suggestion(name: object, known: Mapping[str, object]) -> str:
-    close = difflib.get_close_matches(name[:100], known, n=3) if isinstance(name, str) else []
-    return f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""

@@ -27,7 +27,7 @@ from .._upstream import (
 )
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
-from ..errors import InputError, one_line
+from ..errors import InputError, one_line, suggestion
 from ..faces.expression import Expression
 from ..faces.photo import read_pixels
 from ..faces.pose import HeadPose
@@ -691,7 +691,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 if name == "guidance_rescale":  # see `Guidance`
                     continue
                 raise InputError(f"{name}= works only without a face and without ControlNets; leave it out")
-            raise InputError(f"{type(self).__name__} takes no argument {name}=; it takes {', '.join(known)}")
+            names = inspect.signature(self.__call__).parameters
+            close = suggestion(name, names) or f"; it takes {', '.join(names)}"
+            raise InputError(f"{type(self).__name__} takes no argument {name}={close}")
 
     def _image_size(self, kwargs: dict[str, Any]) -> tuple[int, int]:
         """
