@@ -583,7 +583,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 if "guidance_rescale" not in stock_arguments(super().__call__):
                     rescale = kwargs.pop("guidance_rescale", 0.0)
                 if rescale > 0 or has_callback:
-                    Guidance(call, rescale)
+                    guidance = Guidance(call, rescale)
+                    kwargs["callback_on_step_end"] = guidance.hidden_from(kwargs["callback_on_step_end"])
                 return super(FaceSnapMixin, call).__call__(prompt, **kwargs)
         finally:
             for name in SHOWN_AFTER_A_CALL:

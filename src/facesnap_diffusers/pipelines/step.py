@@ -101,6 +101,19 @@ class Guidance:
 
         call.scheduler.step = guided_step
 
+    def hidden_from(self, callback: Callable[..., Any]) -> Callable[..., Any]:
+        """The callback, which sees the UNet itself in the pipeline, and may put another one in its place."""
+
+        def with_unet(pipeline: Any, *args: Any) -> Any:
+            pipeline.__dict__["unet"] = self._unet
+            try:
+                return callback(pipeline, *args)
+            finally:
+                self._unet = pipeline.unet
+                pipeline.__dict__["unet"] = self
+
+        return with_unet
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._unet, name)
 
