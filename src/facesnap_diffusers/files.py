@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all."""
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -48,7 +49,9 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _beside(path: Path) -> Path:
-    """A hidden name that nothing else has, on the same disk."""
+    """A hidden name that nothing else has, on the same disk. Raises `OSError` where the folder does not exist."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such folder", str(path.parent))
     return path.with_name(f".{path.name}.{uuid4().hex}{path.suffix}")
 
 

@@ -3,6 +3,7 @@
 import json
 from inspect import signature
 
+import numpy as np
 import PIL.Image
 import pytest
 import tiny
@@ -11,6 +12,7 @@ from diffusers import (
     ControlNetModel,
     ControlNetUnionModel,
     DiffusionPipeline,
+    StableDiffusionControlNetImg2ImgPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
@@ -112,6 +114,20 @@ class TestFamilies:
         with pytest.raises(InputError, match=f"{class_name}, which is not supported"):
             cls.from_pretrained(tmp_path)
 
+    @pytest.mark.parametrize("cls", [FaceSnapPipeline, FaceSnapXLPipeline, AutoFaceSnapPipeline])
+    def test_damaged_index(self, cls, tmp_path):
+        for index in ("[]", "3"):
+            (tmp_path / "model_index.json").write_text(index)
+            with pytest.raises(InputError, match=r"model_index.json of .* does not describe a pipeline"):
+                cls.from_pretrained(tmp_path)
+
+    @pytest.mark.parametrize("make", ["from_pretrained", "from_single_file"])
+    @pytest.mark.parametrize("cls", [FaceSnapPipeline, FaceSnapXLPipeline, AutoFaceSnapPipeline])
+    def test_what_is_not_the_name_of_a_checkpoint(self, cls, make):
+        for value in (None, 3, {}, "", ["a"]):
+            with pytest.raises(InputError, match="the checkpoint must be a Hub repo, a folder or a file"):
+                getattr(cls, make)(value)
+
 
 class TestAuto:
     @pytest.mark.parametrize(
@@ -136,6 +152,8 @@ class TestAuto:
     def test_unknown_task(self, folders):
         with pytest.raises(InputError, match="task must be one of text-to-image, image-to-image, inpainting"):
             AutoFaceSnapPipeline.from_pretrained(folders / "sd", task="video")
+        with pytest.raises(InputError, match="did you mean 'inpainting'"):
+            AutoFaceSnapPipeline.from_pretrained(folders / "sd", task="inpaint")
 
     def test_is_not_made_by_itself(self):
         with pytest.raises(TypeError, match="from_pretrained"):
@@ -294,14 +312,47 @@ class TestFurtherControlNets:
         hook.remove()
         assert len(runs) == 5
 
-    def test_wrong_images(self, pipe):
-        for image, message in (
-            ([picture()], "an image for each of the 2"),
-            ([[picture()], [picture()]], "for each prompt, an image for each of the 2"),
-            ([picture(), 5], "image must be a PIL image"),
-        ):
-            with pytest.raises(InputError, match=message):
-                pipe(["a cat"] * 2, identity=tiny.identity(), image=image, num_inference_steps=1)
+    @pytest.mark.parametrize("face", [True, False])
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"image": None}, "an image for each of the 2"),
+            ({"image": {}}, "an image for each of the 2"),
+            ({"image": [picture()]}, "an image for each of the 2"),
+            ({"image": [[picture()], [picture()]]}, "for each prompt, an image for each of the 2"),
+            ({"image": [picture(), 5]}, "image must be a PIL image"),
+            ({"image": [picture(), [picture()] * 3]}, "image has 3 pictures for 2 prompts; give one or 2"),
+            ({"image": [picture(), torch.zeros(1, 5, 64, 64)]}, "image has 5 channels, this ControlNet takes 3"),
+            ({"image": [picture(), np.zeros((2, 2))]}, "pass three channels"),
+            ({"image": [picture(), b"not a picture"]}, "holds no image"),
+            ({"image": [picture()] * 2, "controlnet_conditioning_scale": [1, "x"]}, "must be a finite number"),
+            ({"image": [picture()] * 2, "controlnet_conditioning_scale": [1.0]}, "or 2 for the 2 further ControlNets"),
+            ({"image": [picture()] * 2, "control_guidance_end": 1.5}, "must be a finite number from 0 to 1"),
+            ({"image": [picture()] * 2, "control_guidance_start": 1}, "start 1 is not before control_guidance_end 1"),
+        ],
+    )
+    def test_wrong_arguments(self, pipe, face, arguments, message):
+        who = {"identity": tiny.identity()} if face else {}
+        with pytest.raises(InputError, match=message):
+            pipe(["a cat"] * 2, num_inference_steps=1, **who, **arguments)
+
+    def test_images_of_several_sizes_take_that_of_the_first(self, pipe):
+        images = [np.zeros((48, 64, 3), np.float32), PIL.Image.new("RGB", (32, 32))]
+        assert pipe("a cat", image=images, num_inference_steps=1, output_type="np").images.shape == (1, 48, 64, 3)
+
+    @pytest.mark.parametrize("face", [True, False])
+    def test_scales_that_are_not_given_are_the_stock_ones(self, face):
+        base = tiny.sd_pipeline()
+        (net,) = controlnets(base.unet, 1)
+        pipe = tiny._quiet(FaceSnapImg2ImgPipeline.from_pipe(base, controlnet=net))
+        tiny.add_adapter(pipe)
+        who = {"identity": tiny.identity()} if face else {}
+        call = {"image": picture(), "control_image": picture(80), "num_inference_steps": 2, "output_type": "pt", **who}
+        arguments = signature(StableDiffusionControlNetImg2ImgPipeline.__call__).parameters
+        default = arguments["controlnet_conditioning_scale"].default
+        without = pipe("a cat", generator=tiny.seeded(), **call).images
+        given = pipe("a cat", generator=tiny.seeded(), controlnet_conditioning_scale=default, **call).images
+        assert default != 1 and torch.equal(without, given)
 
     def test_union_controlnets_are_refused(self):
         xl = tiny.xl_pipeline()

@@ -182,7 +182,8 @@ def test_every_format_of_a_picture(cls, stock_cls, tmp_path):
     latents = torch.randn(1, 4, HEIGHT // 2, WIDTH // 2)
 
     expected = None
-    formats = {**FORMATS, "path": tmp_path / "picture.png", "text": str(tmp_path / "picture.png")}
+    file = tmp_path / "picture.png"
+    formats = {**FORMATS, "path": file, "text": str(file), "bytes": file.read_bytes(), "file": file.open("rb")}
     for name, picture in formats.items():
         image = pipe("a cat", identity=tiny.identity(), image=picture, generator=tiny.seeded(), **more).images
         expected = image if expected is None else expected

@@ -188,6 +188,7 @@ def _existing_file(photo: str | os.PathLike, policy: PhotoPolicy, name: str) -> 
     text = _end(photo)
     try:
         path = Path(photo).expanduser()
+        text = _end(path)
         if not path.is_file():
             what = "is a directory" if path.is_dir() else "does not exist"
             raise PhotoError(f"{name}: {text} {what}; pass an image file or an http(s) URL")

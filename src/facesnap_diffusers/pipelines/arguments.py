@@ -85,10 +85,13 @@ def check_stock_arguments(pipe: Any, prompt: Any, kwargs: dict[str, Any]) -> Non
         raise InputError(f"masked_image_latents must be a torch.Tensor, got {shown(kwargs['masked_image_latents'])}")
 
 
-def check_batch(prompt: Any, kwargs: dict[str, Any], pictures: tuple[str, ...]) -> None:
+def check_batch(
+    prompt: Any, kwargs: dict[str, Any], pictures: tuple[str, ...], control_image: str | None = None
+) -> None:
     """
-    Raises [`InputError`] unless there are as many of each argument as images are made, or a share that is repeated. Of
-    `pictures`, the names of those that a call begins with: control images are checked where they are read.
+    Raises [`InputError`] unless there are as many of each argument as images are made, or a share that is repeated:
+    `pictures` are the names of those that a call begins with. Control images, a batch for each ControlNet, must be one or
+    as many as prompts.
     """
     prompts = len(prompt) if isinstance(prompt, list) else 1 if prompt is not None else len(kwargs["prompt_embeds"])
     batch = prompts * kwargs.get("num_images_per_prompt", 1)
@@ -105,6 +108,13 @@ def check_batch(prompt: Any, kwargs: dict[str, Any], pictures: tuple[str, ...]) 
         count = _number_of_pictures(kwargs.get(name))
         if count > batch or (count and batch % count):
             raise InputError(f"{name} has {count} pictures for {batch} images; give one or {batch}")
+    if control_image is not None:
+        batches = kwargs[control_image]
+        for images in batches if isinstance(batches, list) else [batches]:
+            if len(images) not in (1, prompts):
+                raise InputError(
+                    f"{control_image} has {len(images)} pictures for {prompts} prompts; give one or {prompts}"
+                )
 
 
 def check_prompt(name: str, value: Any) -> None:

@@ -10,7 +10,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from ..adapter.config import CONFIG_NAME, FaceSnapConfig
 from ..adapter.hub import resolve_adapter_folder
-from ..errors import AdapterError, InputError
+from ..errors import AdapterError, InputError, shown, suggestion
 from .bases import HUB_ARGUMENTS, is_xl_components, is_xl_file, is_xl_folder
 
 
@@ -109,7 +109,7 @@ def _adapter_config(name: str | Path, kwargs: dict[str, Any]) -> FaceSnapConfig 
 
 def _class_of(task: str, is_xl: bool) -> Any:
     if not isinstance(task, str) or task not in TASKS:
-        raise InputError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+        raise InputError(f"task must be one of {', '.join(TASKS)}, got {shown(task)}{suggestion(task, TASKS)}")
     name = f"FaceSnap{'XL' if is_xl else ''}{TASKS[task]}Pipeline"
     module = "_".join(filter(None, ["facesnap", "xl" if is_xl else "", TASKS[task].lower()]))
     return getattr(import_module(f".{module}", __package__), name)

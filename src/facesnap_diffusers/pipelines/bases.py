@@ -15,7 +15,7 @@ from .._upstream import saved_class_name, uncompiled
 from ..adapter.config import FaceSnapConfig
 from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, check_fit
 from ..base_models import is_sdxl
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..models.ffrnet import FFRNet
 from .call_copy import copy_modules
 
@@ -37,11 +37,20 @@ def is_xl_folder(name: str | Path, source: str, kwargs: Mapping[str, Any]) -> bo
     Whether a checkpoint on disk or on the Hub is of Stable Diffusion XL, by its `model_index.json`; `None` where that could
     not be read. Raises [`InputError`] for other models.
     """
+    check_checkpoint(name)
     try:
         index = DiffusionPipeline.load_config(name, **{k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs})
     except Exception:  # from_pretrained itself says best what is wrong
         return None
+    if not isinstance(index, Mapping):
+        raise InputError(f"model_index.json of {source} does not describe a pipeline; download the checkpoint again")
     return is_xl_components(index, saved_class_name(index), source)
+
+
+def check_checkpoint(name: Any) -> None:
+    """Raises [`InputError`] unless `name` can be that of a checkpoint: on the Hub, or a folder or file."""
+    if not isinstance(name, (str, Path)) or not str(name):
+        raise InputError(f"the checkpoint must be a Hub repo, a folder or a file, got {shown(name)}")
 
 
 def is_xl_components(components: Mapping[str, Any], class_name: Any, source: str) -> bool:
@@ -60,6 +69,7 @@ def is_xl_components(components: Mapping[str, Any], class_name: Any, source: str
 
 def is_xl_file(path: Any) -> bool | None:
     """The same for a checkpoint in a single file."""
+    check_checkpoint(path)
     try:
         kind = infer_diffusers_model_type(load_single_file_checkpoint(path, local_files_only=True))
     except Exception:

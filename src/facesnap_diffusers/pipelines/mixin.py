@@ -23,11 +23,12 @@ from .._upstream import (
     progress_bar_config,
     register_in_diffusers,
     resolve_dtype,
+    uncompiled,
     with_text_model,
 )
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
-from ..errors import InputError, one_line, suggestion
+from ..errors import InputError, as_number, one_line, shown, suggestion
 from ..faces.expression import Expression
 from ..faces.photo import read_pixels
 from ..faces.pose import HeadPose
@@ -37,7 +38,7 @@ from ..models.ffrnet import FFRNet
 from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
 from .arguments import check_batch, check_prompt, check_stock_arguments
-from .bases import check_base, is_xl_components, is_xl_file, is_xl_folder
+from .bases import check_base, check_checkpoint, is_xl_components, is_xl_file, is_xl_folder
 from .call_copy import components_of_call, restored_after_call
 from .control import RoutedControlNet, ScheduledFFRNet
 from .people import Person, check_people, with_identities
@@ -158,6 +159,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         """
         As in the stock pipelines. Raises [`InputError`], which names the right class, for checkpoints of another family.
         """
+        check_checkpoint(pretrained_model_link_or_path)
         try:
             return super().from_single_file(pretrained_model_link_or_path, **kwargs)
         except Exception:
@@ -511,6 +513,10 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             crop = None
             if kwargs.get("padding_mask_crop") is not None:
                 crop = self._crop_to_mask(kwargs, *self._image_size(kwargs))
+            _, images, settings = self._further_control(kwargs)
+            if not isinstance(self.controlnet, MultiControlNetModel):
+                (images,), settings = images, {name: value for name, (value,) in settings.items()}
+            kwargs |= {self._control_image_argument: images, **settings}
             output = self._run(self._for_one_call(kwargs), prompt, kwargs)
             return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
         self._refuse_control_arguments(kwargs)
@@ -524,7 +530,11 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         height, width = self._image_size(kwargs)
         crop = self._crop_to_mask(kwargs, height, width)
         call = self._for_one_call(kwargs)
-        no_settings = {**_CONTROL_SETTINGS, "controlnet_conditioning_scale": 0.0}
+        no_settings = {
+            "controlnet_conditioning_scale": 0.0,
+            "control_guidance_start": 0.0,
+            "control_guidance_end": 1.0,
+        }
         call._control(None, torch.zeros(1, 3, height, width), no_settings, 0, None, kwargs)
         output = self._run(call, prompt, kwargs)
         return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
@@ -565,7 +575,12 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     def _run(self, call: Any, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
         """The stock `__call__` of a pipeline that was made for this call."""
-        check_batch(prompt, kwargs, ("image", "mask_image", "masked_image_latents") if self._takes_picture else ())
+        check_batch(
+            prompt,
+            kwargs,
+            ("image", "mask_image", "masked_image_latents") if self._takes_picture else (),
+            self._control_image_argument if isinstance(call, FaceSnapMixin) else None,
+        )
         self._check_latents_of_picture(kwargs, is_plain=not isinstance(call, FaceSnapMixin))
         requests = self._stop_requests
         has_callback = kwargs.get("callback_on_step_end") is not None
@@ -616,30 +631,46 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             kwargs[name] = landmark_picture
             kwargs |= {setting: float(value) for setting, value in own_settings.items()}
             return
-        is_multi = isinstance(self.controlnet, MultiControlNetModel)
-        nets = list(self.controlnet.nets) if is_multi else [self.controlnet]
-        images = self._control_images(kwargs.get(name), len(nets) if is_multi else None, kwargs)
+        nets, images, settings = self._further_control(kwargs)
         routed = [RoutedControlNet(net, num_tokens, "text") for net in nets]
         if ffrnet is None:
             routed[0].progress = progress
-        settings = {
-            setting: _for_each(kwargs.get(setting, default), len(nets), setting)
-            for setting, default in _CONTROL_SETTINGS.items()
-        }
         if ffrnet is not None:
             routed, images = [ffrnet, *routed], [landmark_picture, *images]
             # the caller's settings are for the caller's ControlNets
             settings = {setting: [own_settings[setting], *values] for setting, values in settings.items()}
         self.controlnet = MultiControlNetModel(routed)
         kwargs[name] = images
-        kwargs |= {setting: [float(value) for value in values] for setting, values in settings.items()}
+        kwargs |= settings
 
-    def _control_images(self, images: Any, count: int | None, kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    def _further_control(self, kwargs: dict[str, Any]) -> tuple[list[Any], list[torch.Tensor], dict[str, list[float]]]:
+        """The further ControlNets, with a batch of images and the settings for each of them."""
+        is_multi = isinstance(self.controlnet, MultiControlNetModel)
+        nets = list(self.controlnet.nets) if is_multi else [self.controlnet]
+        images = self._control_images(kwargs, len(nets) if is_multi else None)
+        for net, batch in zip(nets, images, strict=True):
+            channels = uncompiled(net).config.conditioning_channels
+            if batch.shape[1] != channels:
+                raise InputError(
+                    f"{self._control_image_argument} has {batch.shape[1]} channels, this ControlNet takes {channels}"
+                )
+        stock = inspect.signature(super().__call__).parameters
+        settings = {
+            setting: _for_each(setting, kwargs.get(setting, stock[setting].default), len(nets), *limits)
+            for setting, limits in _CONTROL_SETTINGS.items()
+        }
+        for start, end in zip(settings["control_guidance_start"], settings["control_guidance_end"], strict=True):
+            if start >= end:
+                raise InputError(f"control_guidance_start {start:g} is not before control_guidance_end {end:g}")
+        return nets, images, settings
+
+    def _control_images(self, kwargs: dict[str, Any], count: int | None) -> list[torch.Tensor]:
         """
         The images of further ControlNets, one batch for each of them. `count` of them take a list with an image for each, or
         such a list for each prompt; a single one (`None`) takes an image, or one for each prompt.
         """
         name = self._control_image_argument
+        images = kwargs.get(name)
         if images is None:
             raise InputError(f"{name}= must have an image for each of the {count or 1} further ControlNets")
         if count is None:
@@ -650,15 +681,18 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             images = [list(of_net) for of_net in zip(*images, strict=True)]
         elif not isinstance(images, (list, tuple)) or len(images) != count:
             raise InputError(f"{name}= must have an image for each of the {count} further ControlNets")
-        try:
-            return [
-                self.control_image_processor.preprocess(open_pictures(item, name), kwargs["height"], kwargs["width"])
-                for item in images
-            ]
-        except InputError:
-            raise
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise InputError(f"{name} could not be read ({one_line(error)}); pass PIL images or tensors") from None
+        height, width = kwargs.get("height"), kwargs.get("width")
+        batches: list[torch.Tensor] = []
+        for item in images:
+            try:
+                batch = self.control_image_processor.preprocess(open_pictures(item, name), height, width)
+            except InputError:
+                raise
+            except (ValueError, TypeError, RuntimeError) as error:
+                raise InputError(f"{name} could not be read ({one_line(error)}); pass PIL images or tensors") from None
+            height, width = batch.shape[-2:]  # without these, the first image says them
+            batches.append(batch)
+        return batches
 
     def _refuse_control_arguments(self, kwargs: dict[str, Any]) -> None:
         """Raises [`InputError`] for what is for further ControlNets, where there are none."""
@@ -761,8 +795,12 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 #: What heights and widths of the stock pipelines without ControlNet must be a multiple of, in pixels, whatever the VAE.
 _MULTIPLE_OF_STOCK = 8
 
-#: What a stock pipeline takes for each ControlNet, with its default.
-_CONTROL_SETTINGS = {"controlnet_conditioning_scale": 1.0, "control_guidance_start": 0.0, "control_guidance_end": 1.0}
+#: What a stock pipeline takes for each ControlNet, with its range.
+_CONTROL_SETTINGS = {
+    "controlnet_conditioning_scale": (-1e4, 1e4),
+    "control_guidance_start": (0.0, 1.0),
+    "control_guidance_end": (0.0, 1.0),
+}
 
 
 def append_tokens(prompt_embeds: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -784,11 +822,13 @@ def _with_images(output: Any, change: Callable[..., Any], *args: Any) -> Any:
     return output
 
 
-def _for_each(value: Any, count: int, name: str) -> list[float]:
+def _for_each(name: str, value: Any, count: int, low: float, high: float) -> list[float]:
     values = list(value) if isinstance(value, (list, tuple)) else [value] * count
-    if len(values) != count or not all(isinstance(item, (int, float)) for item in values):
-        raise InputError(f"{name} must be a number, or {count} for the {count} further ControlNets, got {value!r}")
-    return values
+    if len(values) != count:
+        raise InputError(
+            f"{name} must be a number, or {count} for the {count} further ControlNets, got {shown(value)}"
+        )
+    return [as_number(name, item, low, high) for item in values]
 
 
 def _read_pictures(kwargs: Mapping[str, Any]) -> None:

@@ -39,7 +39,9 @@ class PictureMixin(_Mixin):
     def _open_pictures(self, kwargs: dict[str, Any]) -> None:
         for name in self._pictures:
             if kwargs.get(name) is None:
-                raise InputError(f"{type(self).__name__} needs {name}=; pass a PIL image, array, tensor, path or URL")
+                raise InputError(
+                    f"{type(self).__name__} needs {name}=; pass a PIL image, array, tensor, path, URL or bytes"
+                )
             kwargs[name] = open_pictures(kwargs[name], name)
 
     def _default_steering(
@@ -199,15 +201,17 @@ class Crop:
 
 
 def open_pictures(pictures: Any, name: str) -> Any:
-    """Paths and URLs among pictures opened as PIL images; all else as it is."""
-    if isinstance(pictures, (str, Path)):
+    """Paths, URLs, bytes and file objects among pictures opened as PIL images; all else as it is."""
+    if isinstance(pictures, (str, Path, bytes, bytearray)) or hasattr(pictures, "read"):
         return PIL.Image.fromarray(load_photo(pictures, name))
     if isinstance(pictures, (list, tuple)):
         if not pictures:
             raise InputError(f"{name} is an empty list; give at least one picture")
         return [open_pictures(item, name) for item in pictures]
     if not isinstance(pictures, (PIL.Image.Image, np.ndarray, torch.Tensor)):
-        raise InputError(f"{name} must be a PIL image, array, tensor, path or URL, got {type(pictures).__name__}")
+        raise InputError(
+            f"{name} must be a PIL image, array, tensor, path, URL or bytes, got {type(pictures).__name__}"
+        )
     if not isinstance(pictures, PIL.Image.Image) and (pictures.ndim not in (2, 3, 4) or 0 in pictures.shape):
         raise InputError(
             f"{name} has shape {tuple(pictures.shape)}; pass tensors ([batch,] channels, height, width) or arrays"

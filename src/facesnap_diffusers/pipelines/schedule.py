@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 
-from ..errors import InputError
+from ..errors import InputError, shown
 from ..settings import strict_dataclass
 
 
@@ -56,7 +56,9 @@ class FaceSnapSchedule:
             return schedule
         if isinstance(schedule, str) and schedule in SCHEDULES:
             return SCHEDULES[schedule]
-        raise InputError(f"schedule must be one of {', '.join(SCHEDULES)} or a FaceSnapSchedule, got {schedule!r}")
+        raise InputError(
+            f"schedule must be one of {', '.join(SCHEDULES)} or a FaceSnapSchedule, got {shown(schedule)}"
+        )
 
 
 SCHEDULES = {
