@@ -120,9 +120,9 @@ def show_protocol(predictor: LandmarkPredictor, model) -> None:
         seen = pairs.observe(2, lambda points, hidden=hidden: sampler.corrupt(points, 0.2, hidden))
         report(f"20 % of the points {what}", nme(retarget(predictor, seen)[0], pairs.ground_truth), limit)
     wide = Pairs(model, max_yaw=75)
-    result = retarget(predictor, wide.observe(2))[0]
-    report("yaw uniform up to 75°", nme(result, wide.ground_truth), 0.05)
-    report("    with what the reconstruction misses", nme(steered(predictor, wide.observe(2)), wide.ground_truth))
+    seen = wide.observe(2)
+    report("yaw uniform up to 75°", nme(retarget(predictor, seen)[0], wide.ground_truth), 0.05)
+    report("    with what the reconstruction misses", nme(steered(predictor, seen), wide.ground_truth))
 
     print("3. Mean pose error in degrees, 2-D points")
     for name, error in zip(("yaw", "pitch", "roll"), (driving.rotation - pairs.driving.rotation).abs().mean(0)):

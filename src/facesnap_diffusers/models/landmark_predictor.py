@@ -110,7 +110,7 @@ def mirror_silu(even: torch.Tensor, odd: torch.Tensor) -> tuple[torch.Tensor, to
 NOISE = 0.2
 
 #: A change of pose over which what the reconstruction misses fades to what stands out from that noise, in degrees.
-FADING_ANGLE = 5.0
+FADING_ANGLE = 2.5
 
 
 class LandmarkPredictor(ModelMixin, ConfigMixin):
