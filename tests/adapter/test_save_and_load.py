@@ -52,6 +52,8 @@ class TestSaveAndLoad:
         again = tiny.new_pipeline()
         again.load_facesnap_adapter(tmp_path / "adapter", variant="fp16", dtype=torch.bfloat16)
         assert again.ffrnet.dtype == torch.bfloat16 and again.landmark_predictor.dtype == torch.float32
+        image = image_of(again)  # on a base model in float32
+        assert image.isfinite().all() and (image - image_of(pipe.to(torch.float32))).abs().max() < 0.05
 
     @pytest.mark.slow
     @pytest.mark.parametrize("variant", [None, "fp16"])

@@ -336,6 +336,25 @@ def test_version_2_of_plus_can_be_said(tmp_path):
     assert (images[0] - images[1]).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        (
+            third_party.faceid_plus,
+            {"faceid_plus_v2": False, "faceid_structure_scale": 0.5},
+            "for FaceID-Plus of version 2",
+        ),
+        (third_party.faceid, {"faceid_structure_scale": 0.5}, "for FaceID-Plus of version 2"),
+        (third_party.faceid, {"faceid_plus_v2": True}, "faceid_plus_v2 is for FaceID-Plus"),
+    ],
+)
+def test_what_is_for_plus_alone_is_refused(make, options, message):
+    pipe = tiny.facesnap(tiny.sd_pipeline())
+    with pytest.raises(AdapterError, match=message):
+        pipe.load_facesnap_adapter(make(pipe.unet), **options)
+    assert pipe.mixer is None
+
+
 def test_from_the_hub(hub, tmp_path):
     base = tiny.sd_pipeline()
     name = write(tmp_path, "ip-adapter-faceid_sd15", third_party.faceid(base.unet), ".bin")

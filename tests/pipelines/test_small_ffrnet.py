@@ -45,6 +45,16 @@ def test_saved_and_loaded(pipe, tmp_path):
     assert again.ffrnet.config.rank == 4 and torch.equal(generate(again), generate(pipe))
 
 
+def test_in_half_precision_on_a_base_in_full(pipe, tmp_path):
+    pipe.save_facesnap_adapter(tmp_path)
+    half = tiny.facesnap(pipe)
+    half.unload_facesnap_adapter()
+    half.load_facesnap_adapter(tmp_path, dtype=torch.bfloat16)
+    assert half.ffrnet.dtype == half.identity_attention.dtype == torch.bfloat16
+    difference = (generate(half) - generate(pipe)).abs().max()
+    assert 0 < difference < 0.05
+
+
 def test_saved_with_the_whole_pipeline(tmp_path):
     pipe = tiny.facesnap(tiny.sd_pipeline())
     pipe.init_facesnap_adapter(

@@ -173,6 +173,8 @@ def _read_combination(source: AdapterSource, unet: UNet2DConditionModel) -> tupl
         subfolder=None,
         revision=None,
         image_encoder=None,
+        faceid_plus_v2=None,
+        faceid_structure_scale=1.0,
     )
     of_ffrnet = _config_with_ffrnet(other, unet)  # before the weights of the first are loaded
     config, modules = read_adapter(own, unet)

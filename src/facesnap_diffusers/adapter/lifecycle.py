@@ -101,8 +101,8 @@ class FaceSnapAdapterMixin(_Pipeline):
                 InstantID's file: an object, a file, a folder or a Hub repo.
             landmarks_from (`str`, `Path` or `dict`, *optional*): Another adapter that has an FFRNet, FaceSnap's or
                 InstantID: its FFRNet is combined with the identity attention of the first one, each with the identity
-                tokens that it was trained with. `weight_name`, `subfolder` and `revision` are about the first adapter, all
-                else is about both.
+                tokens that it was trained with. `weight_name`, `subfolder`, `revision` and what is FaceID's are about the
+                first adapter, `controlnet` about the second, all else about both.
 
         Raises:
             AdapterError: The adapter could not be found or read, or does not fit the base model.

@@ -183,6 +183,7 @@ class IdentityAttention(ModelMixin, ConfigMixin):
             updated_layers=self._updated_layers(unet) if active else {},
             masks=None if regions is None else regions.masks(num_tokens, device),
             num_left_out=num_left_out,
+            dtype=self.dtype if scales else None,
         )
 
     def enable_group_offload(self, onload_device: torch.device, **kwargs: Any) -> None:
@@ -215,6 +216,7 @@ class IdentityContext:
         masks (`dict[int, torch.Tensor]`, *optional*): Which identity tokens each place of a layer may see, bool
             `(queries, num_tokens)`, by the number of queries.
         num_left_out (`int`): How many tokens at the end of `encoder_hidden_states` no layer sees.
+        dtype (`torch.dtype`, *optional*): In which the projections compute; that of the tokens by default.
     """
 
     num_tokens: int
@@ -223,6 +225,7 @@ class IdentityContext:
     updated_layers: dict[str, Attention]
     masks: dict[int, torch.Tensor] | None = None
     num_left_out: int = 0
+    dtype: torch.dtype | None = None
 
     def as_kwargs(self) -> dict[str, Any]:
         """As `cross_attention_kwargs` of a UNet that accepts contexts."""
@@ -272,7 +275,9 @@ class IdentityContext:
         """The scaled identity attention of one layer before the output projection, `(batch, queries, channels)`."""
         projection = self.projections[name]
         mask = None if self.masks is None else self.masks[query.shape[1]]
-        return self.scales[name] * _attend(query, projection.to_k(tokens), projection.to_v(tokens), heads, mask)
+        tokens = tokens.to(self.dtype or tokens.dtype)
+        key, value = (to(tokens).to(query.dtype) for to in (projection.to_k, projection.to_v))
+        return self.scales[name] * _attend(query, key, value, heads, mask)
 
 
 class _UpdatedLinear(nn.Module):

@@ -110,21 +110,25 @@ class RoutedControlNet(ControlNetModel):
         if self.regions is not None:
             kwargs["cross_attention_kwargs"] = {CONTEXT_KEY: self.regions}
         kwargs["controlnet_cond"] = self._embed(kwargs["controlnet_cond"], len(sample))
-        return self.net(
-            sample,
+        output = self.net(
+            sample.to(self._dtype),
             timestep,
-            encoder_hidden_states=encoder_hidden_states,
+            encoder_hidden_states=encoder_hidden_states.to(self._dtype),
             conditioning_scale=conditioning_scale,
             **kwargs,
         )
+        if sample.dtype == self._dtype:
+            return output
+        down, mid = output  # of an adapter in another dtype than the base model
+        return [item.to(sample.dtype) for item in down], mid.to(sample.dtype)
 
     def _embed(self, picture: torch.Tensor, batch: int) -> torch.Tensor:
         """What the ControlNet is to take as the last `batch` of its pictures, the same tensor at every step."""
         net = uncompiled(self.net)
         if not isinstance(net, FFRNet):
-            return picture[-batch:]
+            return picture[-batch:].to(self._dtype)
         if self._embedded is None or self._embedded[0] is not picture or self._embedded[1] != batch:
-            self._embedded = picture, batch, net.embed_landmarks(picture[-batch:])
+            self._embedded = picture, batch, net.embed_landmarks(picture[-batch:].to(self._dtype))
         return self._embedded[2]
 
 

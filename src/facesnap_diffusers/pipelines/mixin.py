@@ -514,9 +514,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             if kwargs.get("padding_mask_crop") is not None:
                 crop = self._crop_to_mask(kwargs, *self._image_size(kwargs))
             _, images, settings = self._further_control(kwargs)
-            if not isinstance(self.controlnet, MultiControlNetModel):
-                (images,), settings = images, {name: value for name, (value,) in settings.items()}
-            kwargs |= {self._control_image_argument: images, **settings}
+            control: dict[str, Any] = {self._control_image_argument: images, **settings}
+            is_multi = isinstance(self.controlnet, MultiControlNetModel)
+            kwargs |= control if is_multi else {name: of_net for name, (of_net,) in control.items()}
             output = self._run(self._for_one_call(kwargs), prompt, kwargs)
             return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
         self._refuse_control_arguments(kwargs)
