@@ -55,7 +55,7 @@ def test_what_is_recorded_is_the_attention_to_the_text(objective):
         objective.predict(batch["latents"], batch["timestep"], conditions)
     assert len(record.queries) == len(record.keys) == len(layers) == len(record.heads) > 1
     for number, layer in enumerate(layers):
-        assert torch.equal(record.keys[number], layer.to_k(conditions["text_embeds"]))
+        torch.testing.assert_close(record.keys[number], layer.to_k(conditions["text_embeds"]))
     objective.predict(batch["latents"], batch["timestep"], conditions)
     assert len(record.queries) == len(layers)
 
