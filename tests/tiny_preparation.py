@@ -83,14 +83,14 @@ def jpeg(image, **options):
     return buffer.getvalue()
 
 
-def write_damaged(folder, number=200, good=lambda index: photo(index + 1000)):
-    """Files of eight kinds, of which Pillow reads three all the same: these, 18 of 200 files, show `good` photos."""
+def write_damaged(folder, number=200, good=lambda index: photo(index + 1000), mixed=48):
+    """Files of eight kinds, of which Pillow reads three all the same: these, of the first `mixed`, show `good` photos."""
     folder.mkdir(parents=True)
     expected = {}
     dark = PIL.Image.new("RGB", SIZE)
     for index in range(number):
         kinds = ("truncated", "zero bytes", "huge", "one pixel", "text", "wrong suffix", "cmyk", "animated")
-        kind = kinds[index % 8 if index < 48 else index % 5]
+        kind = kinds[index % 8 if index < mixed else index % 5]
         name = f"{index:03d}-{kind.replace(' ', '-')}"
         path, reason = folder / f"{name}.jpg", "unreadable"
         if kind == "truncated":

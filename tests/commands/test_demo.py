@@ -155,8 +155,8 @@ def test_an_installation_without_the_model(nano, tmp_path, monkeypatch):
 
 def test_the_shipped_model_keeps_people_apart(tmp_path):
     """To dlib, pictures are nearer to their own person's reference than to those of the others, by and large."""
-    run("-o", tmp_path, "--people", 3, steps=4)
-    people, analyzer = nano_people()[:3], DlibFaceAnalyzer()
+    run("-o", tmp_path, "--people", 2, steps=4)
+    people, analyzer = nano_people()[:2], DlibFaceAnalyzer()
     references = np.stack([person.identity.face_embeds.numpy() for person in people])
     distances = []
     for person in people:
@@ -166,7 +166,7 @@ def test_the_shipped_model_keeps_people_apart(tmp_path):
         assert len(found) >= 12, "of 13"
         embeds = np.stack([face.embedding for face in found])
         distances.append(np.median(np.linalg.norm(embeds[:, None] - references, axis=2), axis=0))
-    same = np.eye(3, dtype=bool)
+    same = np.eye(2, dtype=bool)
     assert np.mean(np.array(distances)[same]) < np.mean(np.array(distances)[~same]) - 0.1
 
 

@@ -31,7 +31,7 @@ class TestPhotos:
     def test_command(self, tmp_path):
         """
         Eight photos and 200 damaged files beside them, through the command with real detection, killed on the way. (Slow,
-        for dlib looks at 27 pictures, and at those without a face several times.)
+        for dlib looks at 15 pictures, and at those without a face several times.)
         """
         pytest.importorskip("dlib")
         from facesnap_diffusers.cli import app
@@ -51,7 +51,7 @@ class TestPhotos:
             picture.save(source / f"{name}.jpg", quality=95)
         shutil.copy(source / "c_studio.jpg", source / "zz_copy.jpg")
         photos = {path.name for path in source.iterdir()}
-        damaged = write_damaged(source / "damaged", 200, good=lambda index: portrait(4, side=200))
+        damaged = write_damaged(source / "damaged", 200, good=lambda index: portrait(4, side=200), mixed=16)
         encoder = "dlib/face_recognition_resnet_model_v1"
         arguments = [
             "prepare",
@@ -80,7 +80,7 @@ class TestPhotos:
         assert records.keys() == photos | {f"damaged/{name}" for name in damaged}
         # the files that Pillow reads all show the same portrait
         reasons = Counter(record.reason for source, record in records.items() if source.startswith("damaged"))
-        assert reasons == {"unreadable": 182, "kept": 1, "duplicate": 17}
+        assert reasons == {"unreadable": 194, "kept": 1, "duplicate": 5}
         expected = {
             "no face.jpg": "no face",
             "two faces.jpg": "several faces",

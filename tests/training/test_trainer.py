@@ -68,7 +68,7 @@ def test_overfits_eight_people(tmp_path):
         tmp_path / "base",
         tmp_path / "faces",
         tmp_path / "run",
-        steps=150,
+        steps=80,
         batch_size=4,
         data={
             "validation": [str(tmp_path / "faces")],
@@ -78,9 +78,9 @@ def test_overfits_eight_people(tmp_path):
             "reference_jitter": 0,
         },
         dropout={"text": 0, "identity": 0, "both": 0, "landmarks": 0},
-        optimizer={"learning_rate": 2e-3},
+        optimizer={"learning_rate": 4e-3},
         validation={"batches": 8, "images": 0},
-        log_every=150,
+        log_every=80,
     )
     trainer = Trainer(config)
     trainer.folder.mkdir()

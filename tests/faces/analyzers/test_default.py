@@ -116,4 +116,4 @@ def test_dlib_in_8_threads():
     photo = astronaut()
     close_up = photo[40:210, 140:310]  # all but the first need the fast detector only
     images = [photo[:256, 96:352], close_up, close_up[:, ::-1], close_up[5:, 10:]]
-    assert_threads_agree(default_analyzer(DlibFaceAnalyzer.encoder), images, 16)
+    assert_threads_agree(default_analyzer(DlibFaceAnalyzer.encoder), images, 8)
