@@ -5,8 +5,9 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
-# a process a core, each with one thread; the tests of a file stay together, for they share what they make
-PYTEST := -m pytest --numprocesses auto --dist loadfile
+# a process a core, each with one thread; the tests of a file stay together, for they share what they make, and files come
+# in order: the last ones are small
+PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 test test-fast test-inputs test-lowest release-check: export OMP_NUM_THREADS = 1
 # Material's notice about MkDocs 2, which is not a warning of this site
 docs: export NO_MKDOCS_2_WARNING = 1
