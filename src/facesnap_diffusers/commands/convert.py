@@ -113,7 +113,6 @@ def _to_facesnap(
     from ..adapter.model_card import write_model_card
     from ..errors import InputError
     from ..interop.loading import bind_image_encoder, find_checkpoint, is_third_party, load_third_party
-    from ..interop.mixers import FaceIDPlusMixer
 
     if not is_third_party(adapter, weight_name):
         raise InputError(f"adapter {adapter} needs weight_name: which of its files?")
@@ -128,9 +127,6 @@ def _to_facesnap(
             )
     given = {name: value for name, value in options.items() if value is not None}
     config, modules = load_third_party(adapter, weight_name, _base_unet(base), **given)
-    if not isinstance(modules["mixer"], FaceIDPlusMixer):
-        given.pop("controlnet", None)
-        _refuse(f"{adapter} is not FaceID-Plus", **given)
     if config.image_encoder_id is None:
         _refuse(f"{adapter} is a kind of adapter without an image encoder", image_encoder=image_encoder)
     else:

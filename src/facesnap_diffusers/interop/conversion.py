@@ -68,14 +68,14 @@ def convert_checkpoint(
         mixer = FullFaceMixer(norm.normalized_shape[0], linear.in_features)
     else:
         mixer = _instantid_mixer(projection, per_photo=checkpoint.kind == "faceid-unnorm")
-    if structure_scale != 1 and not (isinstance(mixer, FaceIDPlusMixer) and mixer.config.shortcut):
-        raise AdapterError(
-            f"faceid_structure_scale is for FaceID-Plus of version 2, and {checkpoint.source} is of another kind; leave it"
-            " out"
-        )
     if plus_v2 is not None and checkpoint.kind != "faceid-plus":
         raise AdapterError(
-            f"faceid_plus_v2 is for FaceID-Plus, and {checkpoint.source} is of another kind; leave it out"
+            f"faceid_plus_v2 (--plus-v2) has no effect: {checkpoint.source} is not FaceID-Plus; leave it out"
+        )
+    if structure_scale != 1 and not (isinstance(mixer, FaceIDPlusMixer) and mixer.config.shortcut):
+        raise AdapterError(
+            f"faceid_structure_scale (--structure-scale) has no effect: {checkpoint.source} is not FaceID-Plus of version"
+            " 2; leave it out"
         )
     width = unet.config.cross_attention_dim
     if mixer.cross_attention_dim != width:
