@@ -1,6 +1,7 @@
 """What this package takes from the inside of diffusers, transformers and torch is there and does what it did."""
 
 import ast
+import functools
 import inspect
 import json
 from importlib.metadata import version
@@ -182,6 +183,7 @@ def set_by_calls(cls):
                 yield node.attr
 
 
+@functools.cache
 def upstream_names():
     """The private names of pipelines, of their UNet and of compiled modules, and those in the files that they write."""
     pipelines = [getattr(facesnap_diffusers, name) for name in dir(facesnap_diffusers) if name.endswith("Pipeline")]

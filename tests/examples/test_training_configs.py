@@ -1,4 +1,4 @@
-"""Every training config in examples/training runs as it is shipped, but for base, data and steps."""
+"""Every training config in examples/training runs as it is shipped, but for base, data, steps and their samples."""
 
 import sys
 from pathlib import Path
@@ -68,6 +68,7 @@ def values(path, world, folder):
             "face_embed_dim": tiny.FACE_EMBED_DIM, "mixer": {"hidden_size": 32, "num_layers": 1, "attention_head_dim": 8},
         }  # fmt: skip
     config |= STEPS
+    config["gradient_accumulation"] = min(config["gradient_accumulation"], 2)
     config["optimizer"]["warmup_steps"] = 1
     config["validation"] |= {"every": 1, "inference_steps": 1}
     config["identity_loss"] |= {"start_step": 0}
