@@ -366,13 +366,15 @@ class FaceConditioner:
         config, shape, states = self.config, None, None
         if landmarks is not None:
             predictor = self.landmark_predictor
-            # a caller's autocast is for the diffusion model: the predictor solves in float32
-            with torch.autocast(predictor.device.type, enabled=False):
+            with torch.autocast(predictor.device.type, enabled=False):  # it solves in float32
                 shape = predictor.encode(landmarks[None].to(predictor.device, torch.float32)).shape[0].float().cpu()
         if image is not None and self.image_encoder is not None:
             assert self.image_processor is not None and landmarks is not None
             crop = self.image_crop(image, landmarks.numpy(), None if key_points is None else key_points.numpy())
-            encoded = self.image_states(self.image_processor(crop, return_tensors="pt").pixel_values)
+            pixel_values = self.image_processor(crop, return_tensors="pt").pixel_values
+            # a caller's autocast is for the diffusion model
+            with torch.autocast((self.device or self.image_encoder.device).type, enabled=False):
+                encoded = self.image_states(pixel_values)
             states = encoded[0].float().cpu() if encoded is not None else None
         return FaceIdentity(
             face_embeds=embeds,

@@ -56,6 +56,17 @@ class TestSaveAndLoad:
         image = image_of(again)  # on a base model in float32
         assert image.isfinite().all() and (image - image_of(pipe.to(torch.float32))).abs().max() < 0.05
 
+    def test_without_accelerate_no_part_advises_to_install_it(self, adapter, monkeypatch):
+        for module in ("models.modeling_utils", "utils.import_utils", "utils"):
+            monkeypatch.setattr(f"diffusers.{module}.is_accelerate_available", lambda: False)
+        for module in ("adapter.folder", "models.landmark_predictor"):
+            monkeypatch.setattr(f"facesnap_diffusers.{module}.is_accelerate_available", lambda: False)
+        lines = []
+        monkeypatch.setattr("diffusers.models.modeling_utils.logger.warning", lambda *line: lines.append(line))
+        pipe = tiny.new_pipeline()
+        pipe.load_facesnap_adapter(adapter)
+        assert pipe.mixer is not None and lines == []
+
     @pytest.mark.slow
     @pytest.mark.parametrize("variant", [None, "fp16"])
     def test_hub(self, variant, hub, tmp_path):

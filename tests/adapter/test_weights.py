@@ -171,17 +171,25 @@ def test_sizes_are_checked_before_anything_is_built(file, name, value, copy, emp
 class TestHub:
     """What says which version of the adapter is wanted is not said to the image encoder's repo."""
 
-    def test_revision_and_force_download(self, trained, hub, tmp_path):
+    @pytest.mark.parametrize("where", [{}, {"variant": "fp16"}, {"subfolder": "adapters/one"}])
+    def test_revision_and_force_download(self, where, trained, hub, tmp_path):
         repo, encoder_repo = "owner/pinned", "owner/clip"
         pipe = make(seed=2)
         config = pipe.facesnap_config.replace(image_encoder_id=encoder_repo)
         pipe.register_to_config(facesnap_config=vars(config))
-        pipe.save_facesnap_adapter(tmp_path / "adapter")
+        folder = tmp_path / "adapter" / where.get("subfolder", "")
+        if "variant" in where:
+            for part in ("mixer", "identity_attention", "ffrnet", "landmark_predictor"):
+                getattr(pipe, part).save_pretrained(folder / part, variant="fp16")
+            config.save(folder)
+        else:
+            pipe.save_facesnap_adapter(folder)
         commit = hub.add_folder(repo, tmp_path / "adapter")
         trained.face_image_encoder.save_pretrained(tmp_path / "clip")
         hub.add_folder(encoder_repo, tmp_path / "clip")
         loaded = make()
-        loaded.load_facesnap_adapter(repo, revision=commit, force_download=True, cache_dir=str(tmp_path / "cache"))
+        cache = str(tmp_path / "cache")
+        loaded.load_facesnap_adapter(repo, revision=commit, force_download=True, cache_dir=cache, **where)
         assert loaded.facesnap_config == config
         for name, tensor in trained.face_image_encoder.state_dict().items():
             assert torch.equal(tensor, loaded.face_image_encoder.state_dict()[name])

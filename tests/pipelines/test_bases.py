@@ -376,10 +376,12 @@ def test_faces_are_encoded_in_full_precision_under_autocast():
     tiny.add_adapter(pipe)
     arguments = {"embedding": tiny.identity().face_embeds, "landmarks": tiny.face_points()}
     photo = PIL.Image.new("RGB", (120, 100))
-    expected = pipe.encode_face(photo, **arguments).shape
+    expected = pipe.encode_face(photo, **arguments)
     points = pipe.predict_landmarks(tiny.identity(), height=64, width=64)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(pipe.encode_face(photo, **arguments).shape, expected)
+        face = pipe.encode_face(photo, **arguments)
+        assert torch.equal(face.shape, expected.shape)
+        assert torch.equal(face.image_hidden_states, expected.image_hidden_states)
         assert torch.equal(pipe.predict_landmarks(tiny.identity(), height=64, width=64), points)
 
 

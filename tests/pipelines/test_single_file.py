@@ -5,7 +5,13 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from facesnap_diffusers import FaceSnapImg2ImgPipeline, FaceSnapPipeline, FaceSnapXLPipeline
+from facesnap_diffusers import (
+    AutoFaceSnapPipeline,
+    FaceSnapImg2ImgPipeline,
+    FaceSnapPipeline,
+    FaceSnapXLPipeline,
+    InputError,
+)
 
 
 RESNET = {
@@ -78,3 +84,21 @@ def test_from_single_file(cls, base, tmp_path):
         call["image"] = torch.rand(1, 3, 64, 64)
     image = pipe("a cat", identity=tiny.identity(), **call).images
     assert image.shape == (1, 3, 64, 64) and image.isfinite().all()
+
+
+def test_the_automatic_class_and_the_other_family(tmp_path):
+    stock = tiny.sd_pipeline()
+    stock.save_pretrained(tmp_path / "config")
+    state = {original_name(name, 1, (True, False)): tensor for name, tensor in stock.unet.state_dict().items()}
+    save_file(state, tmp_path / "sd.safetensors")
+    others = {name: part for name, part in stock.components.items() if name not in ("unet", "scheduler")}
+    options = {"config": str(tmp_path / "config"), **others}
+    pipe = AutoFaceSnapPipeline.from_single_file(tmp_path / "sd.safetensors", task="image-to-image", **options)
+    assert type(pipe) is FaceSnapImg2ImgPipeline
+    assert torch.equal(pipe.unet.conv_in.weight, stock.unet.conv_in.weight)
+
+    # what tells checkpoints of SDXL
+    name = "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"
+    save_file({name: torch.zeros(1280)}, tmp_path / "xl.safetensors")
+    with pytest.raises(InputError, match="Stable Diffusion XL, FaceSnapPipeline takes .* use FaceSnapXLPipeline"):
+        FaceSnapPipeline.from_single_file(str(tmp_path / "xl.safetensors"), config=str(tmp_path / "nowhere"))

@@ -8,6 +8,7 @@ import pytest
 import third_party
 import tiny
 import torch
+from accelerate import cpu_offload
 from diffusers import (
     AutoencoderTiny,
     StableDiffusionImg2ImgPipeline,
@@ -25,6 +26,7 @@ from facesnap_diffusers import (
     FaceSnapXLImg2ImgPipeline,
     FaceSnapXLInpaintPipeline,
     FaceSnapXLPipeline,
+    InputError,
 )
 
 
@@ -190,19 +192,32 @@ def test_memory_settings_change_nothing(call, expected):
     close(call(pipe), expected)
 
 
-@pytest.mark.parametrize("kind", ["model", "group", "group of all parts"])
+@pytest.mark.parametrize("kind", ["model", "sequential", "group", "group of all parts"])
 def test_offloading_changes_nothing(call, expected, kind):
     pipe = call.make()
     if kind == "group of all parts":
         pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level", exclude_modules=["vae"])
+        assert [is_group_offloaded(part) for part in (pipe.unet, pipe.ffrnet, pipe.vae)] == [True, True, False]
     elif kind == "group":
         pipe.unet.enable_group_offload(
             torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1, use_stream=False
         )
+    elif kind == "model":
+        pipe.enable_model_cpu_offload(device="cpu")
     else:
-        getattr(pipe, f"enable_{kind}_cpu_offload")(device="cpu")
+        # as `enable_sequential_cpu_offload` does, but text encoders: there accelerate fails where CPU and device are one
+        kept = ("text_encoder", "text_encoder_2")
+        for name, part in pipe.components.items():
+            if isinstance(part, torch.nn.Module) and name not in (*kept, *pipe._exclude_from_cpu_offload):
+                cpu_offload(part, torch.device("cpu"), offload_buffers=len(part._parameters) > 0)
+        assert pipe.unet.conv_in.weight.is_meta and all(parameter.is_meta for parameter in pipe.ffrnet.parameters())
     close(call(pipe), expected)
     close(call(pipe), expected)
+
+
+def is_group_offloaded(part):
+    hooks = [module._diffusers_hook.hooks for module in part.modules() if hasattr(module, "_diffusers_hook")]
+    return any("group_offloading" in names for names in hooks)
 
 
 def test_dtypes_and_devices(call, expected):
@@ -275,6 +290,45 @@ def test_a_prompt_encoded_before(call, expected):
     )
     names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
     close(call(prompt=None, **dict(zip(names, embeds[: 4 if sdxl else 2]))), expected)
+
+
+def test_text_encoders_alone_and_all_but_them(call, expected, tmp_path):
+    """One pipeline that encodes prompts and nothing else, and another that has no text encoder."""
+    call.pipe.save_pretrained(tmp_path)
+    of_text = [name for name in call.pipe.components if name.startswith(("text_encoder", "tokenizer"))]
+    encoder = call.cls.from_pretrained(tmp_path, **dict.fromkeys(set(call.pipe.components) - {*of_text}))
+    embeds = encoder.encode_prompt("a cat", device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=True)
+    rest = tiny._quiet(call.cls.from_pretrained(tmp_path, **dict.fromkeys(of_text)))
+    rest.face_analyzer = Nobody()
+    names = ("prompt_embeds", "negative_prompt_embeds", "pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+    given = dict(zip(names, embeds[: 4 if "XL" in call.cls.__name__ else 2]))
+    close(call(rest, prompt=None, **given), expected)
+
+
+def test_callbacks_see_and_set_every_tensor_that_the_pipeline_names(call):
+    names, seen = (call.cls if call.face else STOCK[call.cls])._callback_tensor_inputs, []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append(set(tensors))
+        if step == pipe.num_timesteps - 1:
+            tensors["latents"] = torch.zeros_like(tensors["latents"])
+        return tensors
+
+    end = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names}
+    latents = call(**end, output_type="latent")
+    assert seen == [set(names)] * call.pipe.num_timesteps
+    assert latents.count_nonzero() == 0
+    with pytest.raises(InputError, match="callback_on_step_end_tensor_inputs: 'nonsense' is not one of latents, "):
+        call(**{**end, "callback_on_step_end_tensor_inputs": ["nonsense"]})
+
+
+def test_the_progress_bar(call, capsys):
+    call.pipe.set_progress_bar_config(disable=False)
+    call()
+    assert "2/2" in capsys.readouterr().err
+    call.pipe.set_progress_bar_config(disable=True)
+    call()
+    assert not capsys.readouterr().err
 
 
 def test_guidance_changed_in_a_callback(call, expected):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import is_accelerate_available
 from safetensors import SafetensorError
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -413,6 +414,7 @@ def load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) 
             use_safetensors=True,
             local_files_only=True,
             output_loading_info=True,
+            low_cpu_mem_usage=is_accelerate_available(),  # otherwise each part advises to install accelerate
         )
     except Exception as error:
         raise AdapterError(

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import is_accelerate_available
 from torch import nn
 
 from ..errors import InputError
@@ -205,7 +206,9 @@ class LandmarkPredictor(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As in `ModelMixin`; the weights are float32 whatever `dtype` says."""
-        loaded = super().from_pretrained(*args, **{**kwargs, "dtype": torch.float32})
+        # without accelerate, the default of `low_cpu_mem_usage` advises to install it
+        kwargs = {"low_cpu_mem_usage": is_accelerate_available(), **kwargs, "dtype": torch.float32}
+        loaded = super().from_pretrained(*args, **kwargs)
         # Tensors of a safetensors file lie in memory as they do in the file. Unaligned, they go through other kernels
         # than aligned ones, and the same weights would give landmarks that differ in the last bits.
         (loaded[0] if isinstance(loaded, tuple) else loaded)._apply(torch.Tensor.clone)

@@ -7,6 +7,7 @@ import inspect
 import math
 import numbers
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -62,11 +63,6 @@ def check_stock_arguments(pipe: Any, prompt: Any, kwargs: dict[str, Any]) -> Non
     for name in _PAIRS:
         if kwargs.get(name) is not None:
             kwargs[name] = _pair(name, kwargs[name])
-    strength, steps = kwargs.get("strength"), kwargs.get("num_inference_steps")
-    if strength is not None and steps is not None and int(steps * strength) < 1:
-        raise InputError(
-            f"strength {strength} of {steps} steps leaves none; raise one of them to a product of at least 1"
-        )
     output_type = kwargs.get("output_type", "pil")
     if not isinstance(output_type, str) or output_type not in _OUTPUT_TYPES:
         raise InputError(f"output_type must be one of {', '.join(_OUTPUT_TYPES)}, got {shown(output_type)}")
@@ -115,6 +111,22 @@ def check_batch(
                 raise InputError(
                     f"{control_image} has {len(images)} pictures for {prompts} prompts; give one or {prompts}"
                 )
+
+
+def check_strength(method: Callable[..., Any], scheduler: Any, kwargs: dict[str, Any]) -> None:
+    """Raises [`InputError`] where the strength of a stock pipeline's `__call__`, given or its default, leaves no step."""
+    parameters = inspect.signature(method).parameters
+    if "strength" not in parameters or kwargs.get("denoising_start") is not None:
+        return
+    strength = kwargs.get("strength", parameters["strength"].default)
+    steps = kwargs.get("num_inference_steps", parameters["num_inference_steps"].default)
+    for name in ("timesteps", "sigmas"):
+        if kwargs.get(name) is not None:
+            steps = len(_with_steps(scheduler, name, kwargs[name]).timesteps)
+    if int(steps * strength) < 1:
+        raise InputError(
+            f"strength {strength} of {steps} steps leaves none; raise one of them to a product of at least 1"
+        )
 
 
 def check_prompt(name: str, value: Any) -> None:
@@ -287,10 +299,17 @@ def _check_steps(scheduler: Any, kwargs: dict[str, Any]) -> None:
             raise InputError(f"{name}= is not for {type(scheduler).__name__}; leave it out, or take another scheduler")
         if not isinstance(kwargs[name], (list, tuple, np.ndarray, torch.Tensor)) or len(kwargs[name]) == 0:
             raise InputError(f"{name} must be a list of numbers, got {shown(kwargs[name])}")
-        try:
-            copy.deepcopy(scheduler).set_timesteps(**{name: kwargs[name]})
-        except Exception as error:  # of any scheduler
-            raise InputError(f"{type(scheduler).__name__} does not take these {name}: {one_line(error)}") from error
+        _with_steps(scheduler, name, kwargs[name])
+
+
+def _with_steps(scheduler: Any, name: str, values: Any) -> Any:
+    """A copy of the scheduler with timesteps or sigmas of the caller's own."""
+    scheduler = copy.deepcopy(scheduler)
+    try:
+        scheduler.set_timesteps(**{name: values})
+    except Exception as error:  # of any scheduler
+        raise InputError(f"{type(scheduler).__name__} does not take these {name}: {one_line(error)}") from error
+    return scheduler
 
 
 def _as_latents(name: str, value: Any, pipe: Any) -> torch.Tensor:

@@ -14,6 +14,9 @@ class FaceSnapXLImg2ImgPipeline(PictureMixin, FaceSnapSDXLMixin, StableDiffusion
     Loads any Stable Diffusion XL checkpoint with `from_pretrained`, `from_single_file` or `from_pipe`. Further ControlNets,
     LoRA, IP-Adapter, schedulers and offloading work as in the stock pipeline.
 
+    The new face has pose, expression and place of the largest face in `image`; `pose_image=`, or `pose=`, `expression=` and
+    `face_box=`, say otherwise. Where `image` shows none, it stands as in the reference photo.
+
     Example:
 
     ```py

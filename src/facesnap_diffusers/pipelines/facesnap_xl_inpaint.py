@@ -14,6 +14,10 @@ class FaceSnapXLInpaintPipeline(InpaintMixin, FaceSnapSDXLMixin, StableDiffusion
     Loads any Stable Diffusion XL checkpoint with `from_pretrained`, `from_single_file` or `from_pipe`. Further ControlNets,
     LoRA, IP-Adapter, schedulers and offloading work as in the stock pipeline.
 
+    The new face has pose, expression and place of the face in `image` that the mask touches (of several, the one nearest
+    to the mask's middle); `pose_image=`, or `pose=`, `expression=` and `face_box=`, say otherwise. Where there is none, it
+    fills the box around the mask.
+
     Example:
 
     ```py

@@ -37,7 +37,7 @@ from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
-from .arguments import check_batch, check_prompt, check_stock_arguments
+from .arguments import check_batch, check_prompt, check_stock_arguments, check_strength
 from .bases import check_base, check_checkpoint, is_xl_components, is_xl_file, is_xl_folder
 from .call_copy import components_of_call, restored_after_call
 from .control import RoutedControlNet, ScheduledFFRNet
@@ -575,19 +575,21 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     def _run(self, call: Any, prompt: str | list[str] | None, kwargs: dict[str, Any]) -> Any:
         """The stock `__call__` of a pipeline that was made for this call."""
+        is_plain = not isinstance(call, FaceSnapMixin)
         check_batch(
             prompt,
             kwargs,
             ("image", "mask_image", "masked_image_latents") if self._takes_picture else (),
-            self._control_image_argument if isinstance(call, FaceSnapMixin) else None,
+            None if is_plain else self._control_image_argument,
         )
-        self._check_latents_of_picture(kwargs, is_plain=not isinstance(call, FaceSnapMixin))
+        check_strength(call.__call__ if is_plain else super().__call__, call.scheduler, kwargs)
+        self._check_latents_of_picture(kwargs, is_plain)
         requests = self._stop_requests
         has_callback = kwargs.get("callback_on_step_end") is not None
-        StepEnd.add_to(kwargs, lambda: self._stop_requests != requests)
+        StepEnd.add_to(kwargs, call._callback_tensor_inputs, lambda: self._stop_requests != requests)
         try:
             with restored_after_call(call.components, kwargs):
-                if not isinstance(call, FaceSnapMixin):
+                if is_plain:
                     for name in ("height", "width"):
                         if kwargs.get(name) is not None:
                             as_size(name, kwargs[name], math.lcm(_MULTIPLE_OF_STOCK, self.vae_scale_factor))

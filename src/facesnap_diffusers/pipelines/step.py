@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -44,8 +44,11 @@ class StepEnd:
         return outputs
 
     @classmethod
-    def add_to(cls, kwargs: dict[str, Any], is_interrupted: Callable[[], bool]) -> None:
-        """Puts it in the place of the caller's callback. Raises [`InputError`] where that one could not be called."""
+    def add_to(cls, kwargs: dict[str, Any], known: Sequence[str], is_interrupted: Callable[[], bool]) -> None:
+        """
+        Puts it in the place of the caller's callback. Raises [`InputError`] where that one could not be called, or asks for
+        tensors that are not `known`.
+        """
         callback, names = kwargs.get("callback_on_step_end"), kwargs.get("callback_on_step_end_tensor_inputs")
         if isinstance(callback, (PipelineCallback, MultiPipelineCallbacks)):
             names = callback.tensor_inputs
@@ -61,6 +64,11 @@ class StepEnd:
                 pass
         if names is not None and not (isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names)):
             raise InputError(f"callback_on_step_end_tensor_inputs must be a list of names, got {shown(names)}")
+        for name in names or ():
+            if name not in known:
+                raise InputError(
+                    f"callback_on_step_end_tensor_inputs: {shown(name)} is not one of {', '.join(known)}, which this call has"
+                )
         kwargs["callback_on_step_end"] = cls(callback, is_interrupted)
         kwargs["callback_on_step_end_tensor_inputs"] = ["latents"] if names is None else list(names)
 
