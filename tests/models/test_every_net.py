@@ -114,6 +114,9 @@ def test_saved_in_every_form(part, tmp_path):
     size = sum(parameter.numel() * 4 for parameter in part.net.state_dict().values())
     part.net.save_pretrained(tmp_path / "shards", max_shard_size=max(size // 3, 1))
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    part.net.save_pretrained(tmp_path / "both", variant="fp16", max_shard_size=max(size // 3, 1))
+    assert len(list((tmp_path / "both").glob("*.fp16-0000*.safetensors"))) > 1
+    assert_close(part.run(part.load(tmp_path / "both", variant="fp16")), expected)
     for low_memory in (True, False):
         assert_close(part.run(part.load(tmp_path / "shards", low_cpu_mem_usage=low_memory)), expected)
     assert part.cls.load_config(tmp_path / "shards") == part.cls.load_config(tmp_path / "variant")
@@ -181,6 +184,15 @@ def test_stored_in_fewer_bits(part):
     results = part.run()
     for result, other in zip(results, expected):
         assert result.isfinite().all() and (result - other).abs().mean() < 0.2 * other.abs().mean() + 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_offloaded_in_groups_and_stored_in_fewer_bits(part, kind):
+    part.net.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    expected = part.run()
+    part.net.enable_group_offload(torch.device("cpu"), offload_type=kind, num_blocks_per_group=1)
+    assert_close(part.run(), expected)
 
 
 @torch.no_grad()
