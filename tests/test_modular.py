@@ -28,6 +28,9 @@ from facesnap_diffusers.modular import (
 )
 
 
+pytestmark = pytest.mark.slow
+
+
 CALL = {"num_inference_steps": 3, "output_type": "pt"}
 SIZE = {"height": 64, "width": 64}
 FACE = {"pose": HeadPose(yaw=20), "expression": "smile", "face_box": (0.2, 0.2, 0.8, 0.8)}
@@ -223,7 +226,6 @@ def packaged(pipe, tmp_path_factory):
     return repo
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "Hub"])
 def test_packaged_by_diffusers_cli(pipe, packaged, source, hub, modules_cache, tmp_path):
     name, cache = str(packaged), {}

@@ -31,6 +31,9 @@ from facesnap_diffusers.faces.alignment import align_for_clip
 from facesnap_diffusers.modular import FaceSnapXLBlocks, load_facesnap_adapter
 
 
+pytestmark = pytest.mark.slow
+
+
 CALL = {**tiny.CALL, "num_inference_steps": 3, "guidance_scale": 5.0}
 PLUS_FACE = "ip-adapter-plus-face_sdxl_vit-h.safetensors"
 

@@ -17,6 +17,9 @@ from facesnap_diffusers.adapter.public import DEFAULT_ADAPTERS, PUBLIC_ADAPTERS
 from facesnap_diffusers.interop.conversion import FACEID_PLUS_IMAGE_ENCODER
 
 
+pytestmark = pytest.mark.slow
+
+
 IDS = [f"{adapter.repo}/{adapter.file}" for adapter in PUBLIC_ADAPTERS]
 WIDTHS = {"sd1": 768, "sd2": 1024, "sdxl": 2048}
 

@@ -45,6 +45,9 @@ from facesnap_diffusers.portraits import (
 from facesnap_diffusers.settings import dump_settings
 
 
+pytestmark = pytest.mark.slow
+
+
 PEOPLE = sorted((SHIPPED_NANO / "people").glob("*.safetensors"))
 PROMPT = "a photo of a person, smiling, red shirt, blue background"
 
@@ -53,7 +56,6 @@ def pixels(path):
     return np.asarray(PIL.Image.open(path))
 
 
-@pytest.mark.slow
 def test_one_photo_and_a_prompt(tmp_path, monkeypatch):
     """The whole way offline, with dlib; then the same bytes from the image alone, also where the photo was moved."""
     pytest.importorskip("dlib")
@@ -169,7 +171,6 @@ def table_of(tmp_path, count):
     return [f"{i:06d}.png" for i in range(count) if i not in (3, 5)]
 
 
-@pytest.mark.slow
 def test_a_table_that_is_killed_goes_on(tmp_path):
     """Every image once, whole, and those of an undisturbed run; failures are recorded and not the end."""
     expected = table_of(tmp_path, 30)
@@ -263,7 +264,6 @@ def test_a_worker_of_a_cluster_makes_the_same(tmp_path):
     assert "absent is not a file" in worker({"name": "b", "request": json.dumps(absent)})["error"]
 
 
-@pytest.mark.slow
 def test_on_a_ray_cluster(tmp_path):
     ray = pytest.importorskip("ray", reason="needs ray")
     table_of(tmp_path, 8)

@@ -15,6 +15,9 @@ from facesnap_diffusers.data.sources import Columns, count, open_source
 from facesnap_diffusers.errors import InputError
 
 
+pytestmark = pytest.mark.slow
+
+
 class TestSources:
     def test_folder(self, tmp_path):
         write_photos(tmp_path, 4, people=2)

@@ -21,6 +21,9 @@ from facesnap_diffusers.interop.checkpoint import Checkpoint, recognize
 from facesnap_diffusers.interop.conversion import convert_checkpoint
 
 
+pytestmark = pytest.mark.slow
+
+
 CALL = {**tiny.CALL, "num_inference_steps": 3, "guidance_scale": 5.0}
 
 

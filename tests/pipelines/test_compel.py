@@ -1,8 +1,12 @@
 """Long and weighted prompts, as the README shows them."""
 
+import pytest
 import tiny
 import torch
 from compel import CompelForSD, CompelForSDXL
+
+
+pytestmark = pytest.mark.slow
 
 
 LONG = "a portrait with a (wide)1.4 smile, " * 10

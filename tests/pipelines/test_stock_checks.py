@@ -30,6 +30,9 @@ from facesnap_diffusers import (
 )
 
 
+pytestmark = pytest.mark.slow
+
+
 PICTURE = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), dtype=np.uint8))
 MASK = PIL.Image.new("L", (32, 32), 255)
 

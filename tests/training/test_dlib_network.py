@@ -11,6 +11,9 @@ from facesnap_diffusers.training.dlib_network import load_dlib_network
 from facesnap_diffusers.training.recognizer import load_network
 
 
+pytestmark = pytest.mark.slow
+
+
 def test_dlibs_network_gives_dlibs_embeddings():
     """On any chip, against dlib's own implementation."""
     dlib = pytest.importorskip("dlib")
