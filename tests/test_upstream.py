@@ -60,6 +60,10 @@ def saved_class_name():
     assert _upstream.saved_class_name(config) == "UNet2DConditionModel"
 
 
+def callback_tensor_inputs():
+    assert _upstream.callback_tensor_inputs(tiny.sd_pipeline())[0] == "latents"
+
+
 def drop_source():
     config = tiny.image_encoder().config.to_dict() | {"_name_or_path": "/home/me/model"}
     assert _upstream.drop_source(config)

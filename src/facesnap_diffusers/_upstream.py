@@ -67,6 +67,11 @@ def saved_class_name(config: Mapping[str, Any]) -> str | None:
     return config.get("_class_name")
 
 
+def callback_tensor_inputs(pipe: Any) -> list[str]:
+    """The tensors that a pipeline's `callback_on_step_end` may ask for."""
+    return pipe._callback_tensor_inputs
+
+
 def drop_source(config: dict[str, Any]) -> bool:
     """Takes out of a saved config where its model was loaded from, which may be a local path; whether there was one."""
     return config.pop("_name_or_path", None) is not None

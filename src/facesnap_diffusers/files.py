@@ -34,7 +34,10 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     place of `path`, also where that is a folder already; after an error it is removed, and `path` is as it was. Where
     `path` is a link to a folder, it stays one.
     """
-    path = Path(path).resolve()
+    try:
+        path = Path(path).resolve()
+    except RuntimeError as error:  # links in a circle
+        raise OSError(errno.ELOOP, str(error)) from None
     temporary = _beside(path)
     temporary.mkdir()
     try:

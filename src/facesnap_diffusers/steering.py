@@ -193,8 +193,12 @@ def as_list(value: Any, name: str, kind: type = object) -> list[Any]:
         raise InputError(f"{name} is an empty list; give at least one")
     for item in values:
         if not isinstance(item, kind):
-            raise InputError(f"{name} must be a {kind.__name__} or a list of them, got {type(item).__name__}")
+            example = f", such as {_EXAMPLES[kind]}" if kind in _EXAMPLES else ""
+            raise InputError(f"{name} must be a {kind.__name__} or a list of them{example}, got {type(item).__name__}")
     return values
+
+
+_EXAMPLES = {HeadPose: "HeadPose(yaw=20)", FaceIdentity: "pipe.encode_face(photo)"}
 
 
 def as_expressions(value: Any) -> list[Expression]:

@@ -56,6 +56,13 @@ class TestSaveAndLoad:
         image = image_of(again)  # on a base model in float32
         assert image.isfinite().all() and (image - image_of(pipe.to(torch.float32))).abs().max() < 0.05
 
+    @pytest.mark.parametrize(
+        "option", [{"faceid_plus_v2": True}, {"faceid_structure_scale": 2.0}, {"controlnet": "x"}]
+    )
+    def test_options_of_other_adapters_are_refused(self, adapter, option):
+        with pytest.raises(AdapterError, match=f"{next(iter(option))}= is .*'s, and .* is a FaceSnap adapter"):
+            tiny.new_pipeline().load_facesnap_adapter(adapter, **option)
+
     def test_without_accelerate_no_part_advises_to_install_it(self, adapter, monkeypatch):
         for module in ("models.modeling_utils", "utils.import_utils", "utils"):
             monkeypatch.setattr(f"diffusers.{module}.is_accelerate_available", lambda: False)

@@ -2,6 +2,7 @@
 
 import json
 from inspect import signature
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
@@ -123,9 +124,20 @@ class TestFamilies:
 
     @pytest.mark.parametrize("make", ["from_pretrained", "from_single_file"])
     @pytest.mark.parametrize("cls", [FaceSnapPipeline, FaceSnapXLPipeline, AutoFaceSnapPipeline])
+    def test_a_checkpoint_that_is_not_there(self, cls, make, tmp_path):
+        for name in ("nowhere/nothing", "./nothing", "nothing.safetensors", "~/no/such"):
+            with pytest.raises(InputError, match="there is no checkpoint .* on disk, and the Hub gives none") as error:
+                getattr(cls, make)(name, cache_dir=str(tmp_path))
+            assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("make", ["from_pretrained", "from_single_file"])
+    @pytest.mark.parametrize("cls", [FaceSnapPipeline, FaceSnapXLPipeline, AutoFaceSnapPipeline])
     def test_what_is_not_the_name_of_a_checkpoint(self, cls, make):
         for value in (None, 3, {}, "", ["a"]):
             with pytest.raises(InputError, match="the checkpoint must be a Hub repo, a folder or a file"):
+                getattr(cls, make)(value)
+        for value in (Path("/no/such"), "x" * 5000, "\0"):
+            with pytest.raises(InputError, match="checkpoint .*(does not exist|cannot be a path|on disk)"):
                 getattr(cls, make)(value)
 
 
@@ -323,7 +335,7 @@ class TestFurtherControlNets:
             ({"image": [picture(), 5]}, "image must be a PIL image"),
             ({"image": [picture(), [picture()] * 3]}, "image has 3 pictures for 2 prompts; give one or 2"),
             ({"image": [picture(), torch.zeros(1, 5, 64, 64)]}, "image has 5 channels, this ControlNet takes 3"),
-            ({"image": [picture(), np.zeros((2, 2))]}, "pass three channels"),
+            ({"image": [picture(), np.zeros((2, 2))]}, "image has 1 channels, this ControlNet takes 3"),
             ({"image": [picture(), b"not a picture"]}, "holds no image"),
             ({"image": [picture()] * 2, "controlnet_conditioning_scale": [1, "x"]}, "must be a finite number"),
             ({"image": [picture()] * 2, "controlnet_conditioning_scale": [1.0]}, "or 2 for the 2 further ControlNets"),
@@ -339,6 +351,49 @@ class TestFurtherControlNets:
     def test_images_of_several_sizes_take_that_of_the_first(self, pipe):
         images = [np.zeros((48, 64, 3), np.float32), PIL.Image.new("RGB", (32, 32))]
         assert pipe("a cat", image=images, num_inference_steps=1, output_type="np").images.shape == (1, 48, 64, 3)
+
+    @pytest.mark.parametrize("face", [True, False])
+    def test_arrays_of_8_bits_are_pictures(self, pipe, face):
+        who = {"identity": tiny.identity()} if face else {}
+        pictures = [tiny.picture(0), tiny.picture(1)]
+        call = {"num_inference_steps": 1, "output_type": "pt", **who}
+        expected = pipe("a cat", image=pictures, generator=tiny.seeded(), **call).images
+        arrays = [np.asarray(pictures[0]), torch.from_numpy(np.array(pictures[1])).permute(2, 0, 1)]
+        assert torch.equal(pipe("a cat", image=arrays, generator=tiny.seeded(), **call).images, expected)
+
+    @pytest.mark.parametrize("cls", [FaceSnapImg2ImgPipeline, FaceSnapInpaintPipeline])
+    @pytest.mark.parametrize("face", [True, False])
+    def test_images_of_another_size_than_the_picture(self, cls, face):
+        base = tiny.sd_pipeline()
+        pipe = tiny._quiet(cls.from_pipe(base, controlnet=controlnets(base.unet, 1)[0]))
+        tiny.add_adapter(pipe)
+        who = {"identity": tiny.identity()} if face else {}
+        mask = {"mask_image": tiny.mask()} if cls is FaceSnapInpaintPipeline else {}
+        control = picture(80).resize((48, 40))
+        call = {"image": picture(), "control_image": control, "num_inference_steps": 2, "output_type": "pt"}
+        assert pipe("a cat", **call, **mask, **who).images.shape == (1, 3, 64, 64)
+
+    @pytest.mark.parametrize("count", [1, 2])
+    def test_of_another_dtype_than_the_base(self, count):
+        base = tiny.sd_pipeline()
+        nets = controlnets(base.unet, count)
+        pipe = tiny._quiet(FaceSnapPipeline.from_pipe(base, controlnet=nets if count > 1 else nets[0]))
+        call = {"image": [picture(), picture(80)][:count] if count > 1 else picture(), "num_inference_steps": 1}
+        expected = pipe("a cat", generator=tiny.seeded(), output_type="pt", **call).images
+        pipe.controlnet.to(torch.bfloat16)
+        image = pipe("a cat", generator=tiny.seeded(), output_type="pt", **call).images
+        assert 0 < (image - expected).abs().max() < 0.05
+
+    def test_of_one_channel(self):
+        base = tiny.sd_pipeline()
+        net = ControlNetModel.from_unet(
+            base.unet, conditioning_channels=1, conditioning_embedding_out_channels=(16, 32)
+        )
+        pipe = tiny._quiet(FaceSnapPipeline.from_pipe(base, controlnet=net))
+        image = torch.rand(1, 1, 32, 32)
+        assert pipe("a cat", image=image, num_inference_steps=1, output_type="np").images.shape == (1, 32, 32, 3)
+        with pytest.raises(InputError, match="image has 3 channels, this ControlNet takes 1"):
+            pipe("a cat", image=picture(), num_inference_steps=1)
 
     @pytest.mark.parametrize("face", [True, False])
     def test_scales_that_are_not_given_are_the_stock_ones(self, face):
@@ -398,3 +453,17 @@ def test_a_callback_sees_a_pipeline_and_the_properties_stay():
     for who in ({}, {"identity": tiny.identity()}):
         pipe("a cat", guidance_scale=5.0, num_inference_steps=3, callback_on_step_end=callback, **who)
         assert pipe.guidance_scale == 8 and pipe.num_timesteps == 3
+
+
+def test_a_call_within_a_callback_is_one_of_the_pipeline_itself():
+    pipe = tiny.with_adapter(tiny.sd_pipeline())
+    alone = [tiny.generate(pipe), tiny.generate(pipe, identity=tiny.identity(4))]
+    within = []
+
+    def callback(pipeline, step, timestep, tensors):
+        within.append([tiny.generate(pipeline), tiny.generate(pipeline, identity=tiny.identity(4))])
+        return tensors
+
+    expected = tiny.generate(pipe, identity=tiny.identity())
+    assert torch.equal(tiny.generate(pipe, identity=tiny.identity(), callback_on_step_end=callback), expected)
+    assert len(within) == 2 and all(torch.equal(a, b) for images in within for a, b in zip(images, alone))

@@ -54,6 +54,8 @@ WRONG = [
     (returns(None), "must return a dictionary of tensors"),
     (returns(5), "must return a dictionary of tensors"),
     (returns({"latents": "x"}), "must return latents as a tensor"),
+    (returns({"latents": LATENTS[..., :4]}), "must return latents of shape"),
+    (returns({"latents": LATENTS.double()}), "must return latents of shape .* torch.float32, got .* torch.float64"),
     ({**returns({}), "callback_on_step_end_tensor_inputs": 5}, "must be a list of names"),
     ({"callback": 5}, "callback must be a function"),
     ({"latents": LATENTS.expand(2, -1, -1, -1)}, "latents are those of 2 images, the call makes 1"),

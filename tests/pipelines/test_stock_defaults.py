@@ -84,6 +84,18 @@ def test_too_few_steps_for_the_strength(cls):
             image(pipe, arguments, **more)
 
 
+@pytest.mark.parametrize("cls", [cls for cls in STOCK if cls._takes_picture and "XL" in cls.__name__])
+def test_a_part_of_the_steps_that_is_empty(cls):
+    _, pipe, arguments = pair(cls)
+    for more, message in (
+        ({"denoising_start": 0.999}, "denoising_start 0.999 leaves none of the 4 steps"),
+        ({"denoising_start": 0.8, "denoising_end": 0.5}, "denoising_start 0.8 is not before denoising_end 0.5"),
+        ({"denoising_start": "x"}, "denoising_start must be a finite number"),
+    ):
+        with pytest.raises(InputError, match=message):
+            image(pipe, arguments, **more)
+
+
 @pytest.mark.parametrize("cls", [FaceSnapImg2ImgPipeline, FaceSnapInpaintPipeline])
 def test_a_unet_that_takes_the_guidance_scale(cls):
     """Distilled into a latent consistency model, with an adapter of the model that it was distilled from."""

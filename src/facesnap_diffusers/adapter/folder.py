@@ -252,6 +252,9 @@ def _own_config(name: Any, source: AdapterSource, unet: UNet2DConditionModel) ->
 def _read_own(name: Any, source: AdapterSource, unet: UNet2DConditionModel) -> tuple[FaceSnapConfig, dict[str, Any]]:
     if source.controlnet is not None:
         raise AdapterError(f"controlnet= is InstantID's, and {name} is a FaceSnap adapter; leave it out")
+    if source.faceid_plus_v2 is not None or source.faceid_structure_scale != 1:
+        option = "faceid_structure_scale" if source.faceid_plus_v2 is None else "faceid_plus_v2"
+        raise AdapterError(f"{option}= is FaceID-Plus's, and {name} is a FaceSnap adapter; leave it out")
     config = _own_config(name, source, unet)  # what does not fit is not downloaded
     parts = list(config.parts if source.parts is None else source.parts)
     missing = sorted(set(parts) - set(config.parts))
@@ -421,7 +424,9 @@ def load_part(part: str, folder: Path, variant: str | None, dtype: torch.dtype) 
             f"{part} could not be loaded from {folder} ({one_line(error)}); download or save it again"
         ) from error
     check_loaded(part, folder, module, [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]])
-    return module
+    # As they lie in the file, tensors may go through other kernels than those that were saved: on some processors, images
+    # would differ in their last bits.
+    return module._apply(torch.Tensor.clone)
 
 
 def load_image_encoder(

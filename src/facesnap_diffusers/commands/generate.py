@@ -132,6 +132,11 @@ def generate(
         _note_versions(record)
         _write(PortraitMaker(settings, progress=True), [request], output, overwrite, files, name=source.stem)
         return
+    if base is None:
+        typer.echo(
+            "without --base, the small model in this package draws rendered people at 128 pixels, and knows few words",
+            err=True,
+        )
     device = device or _best_device()
     settings = ModelSettings(
         base=base,
@@ -238,10 +243,12 @@ def _make_table(
     rows = read_table(table, defaults)
     made = make_table(rows, output, PortraitMaker(settings), overwrite=overwrite, ray=ray, workers=workers)
     console = Console(stderr=True)
-    failed = sum(error is not None for _, error in track(made, "images", total=len(rows), console=console))
+    errors = [error for _, error in track(made, "images", total=len(rows), console=console) if error is not None]
+    failed, first = len(errors), next(iter(errors), None)
     typer.echo(f"{len(rows) - failed} images in {output}")
     if failed:
-        typer.echo(f"{failed} rows failed: see {output / 'failures.jsonl'}; run again to try them again", err=True)
+        rows_failed = "1 row failed" if failed == 1 else f"{failed} rows failed"
+        typer.echo(f"{rows_failed}: see {output / 'failures.jsonl'}. The first: {first}", err=True)
         raise typer.Exit(1)
 
 

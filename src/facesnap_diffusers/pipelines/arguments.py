@@ -15,7 +15,7 @@ import PIL.Image
 import torch
 
 from ..base_models import is_sdxl
-from ..errors import InputError, one_line, shown
+from ..errors import InputError, as_number, one_line, shown
 from .picture import as_size
 
 
@@ -114,15 +114,33 @@ def check_batch(
 
 
 def check_strength(method: Callable[..., Any], scheduler: Any, kwargs: dict[str, Any]) -> None:
-    """Raises [`InputError`] where the strength of a stock pipeline's `__call__`, given or its default, leaves no step."""
+    """
+    Raises [`InputError`] where the strength of a stock pipeline's `__call__`, given or its default, or where
+    `denoising_start` leaves no step.
+    """
     parameters = inspect.signature(method).parameters
-    if "strength" not in parameters or kwargs.get("denoising_start") is not None:
+    steps = kwargs.get("num_inference_steps", parameters["num_inference_steps"].default)
+    name, value = "num_inference_steps", steps
+    for name_of_own in ("timesteps", "sigmas"):
+        if kwargs.get(name_of_own) is not None:
+            name, value = name_of_own, kwargs[name_of_own]
+    start, end = (
+        None if kwargs.get(key) is None else as_number(key, kwargs[key], 0, 1)
+        for key in ("denoising_start", "denoising_end")
+    )
+    if start is not None:
+        if end is not None and start >= end:
+            raise InputError(f"denoising_start {start:g} is not before denoising_end {end:g}")
+        scheduler = _with_steps(scheduler, name, value)
+        first = round((1 - start) * scheduler.config.num_train_timesteps)
+        if not (torch.as_tensor(scheduler.timesteps) < first).any():
+            raise InputError(f"denoising_start {start:g} leaves none of the {steps} steps; begin earlier")
+        return
+    if "strength" not in parameters:
         return
     strength = kwargs.get("strength", parameters["strength"].default)
-    steps = kwargs.get("num_inference_steps", parameters["num_inference_steps"].default)
-    for name in ("timesteps", "sigmas"):
-        if kwargs.get(name) is not None:
-            steps = len(_with_steps(scheduler, name, kwargs[name]).timesteps)
+    if name != "num_inference_steps":
+        steps = len(_with_steps(scheduler, name, value).timesteps)
     if int(steps * strength) < 1:
         raise InputError(
             f"strength {strength} of {steps} steps leaves none; raise one of them to a product of at least 1"
@@ -303,7 +321,7 @@ def _check_steps(scheduler: Any, kwargs: dict[str, Any]) -> None:
 
 
 def _with_steps(scheduler: Any, name: str, values: Any) -> Any:
-    """A copy of the scheduler with timesteps or sigmas of the caller's own."""
+    """A copy of the scheduler with a number of steps, or with timesteps or sigmas of the caller's own."""
     scheduler = copy.deepcopy(scheduler)
     try:
         scheduler.set_timesteps(**{name: values})

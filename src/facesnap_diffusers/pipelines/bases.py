@@ -15,7 +15,7 @@ from .._upstream import saved_class_name, uncompiled
 from ..adapter.config import FaceSnapConfig
 from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, check_fit
 from ..base_models import is_sdxl
-from ..errors import InputError, shown
+from ..errors import FaceSnapError, InputError, check_path, expanded, one_line, shown
 from ..models.ffrnet import FFRNet
 from .call_copy import copy_modules
 
@@ -39,7 +39,7 @@ def is_xl_folder(name: str | Path, source: str, kwargs: Mapping[str, Any]) -> bo
     """
     check_checkpoint(name)
     try:
-        index = DiffusionPipeline.load_config(name, **{k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs})
+        index = DiffusionPipeline.load_config(expanded(name), **{k: kwargs[k] for k in HUB_ARGUMENTS if k in kwargs})
     except Exception:  # from_pretrained itself says best what is wrong
         return None
     if not isinstance(index, Mapping):
@@ -51,6 +51,19 @@ def check_checkpoint(name: Any) -> None:
     """Raises [`InputError`] unless `name` can be that of a checkpoint: on the Hub, or a folder or file."""
     if not isinstance(name, (str, Path)) or not str(name):
         raise InputError(f"the checkpoint must be a Hub repo, a folder or a file, got {shown(name)}")
+    check_path("the checkpoint", name)
+    if isinstance(name, Path) and not name.expanduser().exists():
+        raise InputError(f"the checkpoint {str(name)[-100:]!r} does not exist; a Hub repo is named by a string")
+
+
+def missing_checkpoint(source: str, error: Exception) -> InputError | None:
+    """What to raise for a checkpoint that is not there: of one that is, diffusers says what is wrong with it."""
+    if Path(source).exists() or isinstance(error, FaceSnapError):
+        return None
+    return InputError(
+        f"there is no checkpoint {source[-100:]!r} on disk, and the Hub gives none ({one_line(error)}); check the name, and"
+        " the connection"
+    )
 
 
 def is_xl_components(components: Mapping[str, Any], class_name: Any, source: str) -> bool:
@@ -71,7 +84,7 @@ def is_xl_file(path: Any) -> bool | None:
     """The same for a checkpoint in a single file."""
     check_checkpoint(path)
     try:
-        kind = infer_diffusers_model_type(load_single_file_checkpoint(path, local_files_only=True))
+        kind = infer_diffusers_model_type(load_single_file_checkpoint(str(expanded(path)), local_files_only=True))
     except Exception:
         return None
     if kind.startswith(("xl", "playground")):

@@ -18,6 +18,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from .._upstream import (
     INTERRUPT,
     SHOWN_AFTER_A_CALL,
+    callback_tensor_inputs,
     execution_device,
     is_model_offloaded,
     progress_bar_config,
@@ -28,7 +29,7 @@ from .._upstream import (
 )
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
-from ..errors import InputError, as_number, one_line, shown, suggestion
+from ..errors import InputError, as_number, expanded, one_line, shown, suggestion
 from ..faces.expression import Expression
 from ..faces.photo import read_pixels
 from ..faces.pose import HeadPose
@@ -38,7 +39,7 @@ from ..models.ffrnet import FFRNet
 from ..models.regions import RegionalContext, Regions
 from ..steering import Steering, as_landmarks, as_list
 from .arguments import check_batch, check_prompt, check_stock_arguments, check_strength
-from .bases import check_base, check_checkpoint, is_xl_components, is_xl_file, is_xl_folder
+from .bases import check_base, check_checkpoint, is_xl_components, is_xl_file, is_xl_folder, missing_checkpoint
 from .call_copy import components_of_call, restored_after_call
 from .control import RoutedControlNet, ScheduledFFRNet
 from .people import Person, check_people, with_identities
@@ -123,6 +124,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     #: Whether this is the copy that a call runs on.
     _is_of_call = False
+    #: Of the copy that a call runs on: the pipeline that was called.
+    _origin: Any = None
 
     #: Identity tokens and unconditional tokens, each (batch, tokens, width): only on the copy that a call runs on.
     _identity_tokens: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -150,9 +153,16 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         As `DiffusionPipeline.from_pretrained`. Raises [`InputError`], which names the right class, for checkpoints of another
         family.
         """
-        source = str(pretrained_model_name_or_path)
-        check_base(cls, is_xl_folder(pretrained_model_name_or_path, source, kwargs), source)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        check_checkpoint(pretrained_model_name_or_path)
+        source = str(expanded(pretrained_model_name_or_path))
+        check_base(cls, is_xl_folder(source, source, kwargs), source)
+        try:
+            return super().from_pretrained(source, **kwargs)
+        except (OSError, ValueError) as error:
+            missing = missing_checkpoint(source, error)
+            if missing is None:
+                raise
+            raise missing from error
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Any:
@@ -160,12 +170,16 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         As in the stock pipelines. Raises [`InputError`], which names the right class, for checkpoints of another family.
         """
         check_checkpoint(pretrained_model_link_or_path)
+        source = str(expanded(pretrained_model_link_or_path))
         try:
-            return super().from_single_file(pretrained_model_link_or_path, **kwargs)
-        except Exception:
+            return super().from_single_file(source, **kwargs)
+        except Exception as error:
             # to look into it first would read every checkpoint twice
-            check_base(cls, is_xl_file(pretrained_model_link_or_path), str(pretrained_model_link_or_path))
-            raise
+            check_base(cls, is_xl_file(source), source)
+            missing = missing_checkpoint(source, error)
+            if missing is None:
+                raise
+            raise missing from error
 
     @classmethod
     def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Any:
@@ -513,11 +527,15 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             crop = None
             if kwargs.get("padding_mask_crop") is not None:
                 crop = self._crop_to_mask(kwargs, *self._image_size(kwargs))
-            _, images, settings = self._further_control(kwargs)
+            nets, images, settings = self._further_control(kwargs)
             control: dict[str, Any] = {self._control_image_argument: images, **settings}
             is_multi = isinstance(self.controlnet, MultiControlNetModel)
             kwargs |= control if is_multi else {name: of_net for name, (of_net,) in control.items()}
-            output = self._run(self._for_one_call(kwargs), prompt, kwargs)
+            call = self._for_one_call(kwargs)
+            if any(net.dtype != self.unet.dtype for net in nets):
+                routed = [RoutedControlNet(net, 0, "text") for net in nets]
+                call.controlnet = MultiControlNetModel(routed) if is_multi else routed[0]
+            output = self._run(call, prompt, kwargs)
             return output if crop is None else _with_images(output, crop.put_back, self.image_processor)
         self._refuse_control_arguments(kwargs)
         kwargs.pop("guess_mode", None)
@@ -559,7 +577,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         """A shallow copy of the pipeline for one call, which may change what it holds without others seeing it."""
         call = object.__new__(type(self))
         # past `DiffusionPipeline.__setattr__`, which would write the pipeline's config anew for each
-        call.__dict__.update({**vars(self), **components_of_call(self, kwargs)}, _is_of_call=True)
+        call.__dict__.update({**vars(self), **components_of_call(self, kwargs)}, _is_of_call=True, _origin=self)
         return call
 
     def _plain_pipeline(self, kwargs: dict[str, Any]) -> DiffusionPipeline:
@@ -586,7 +604,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         self._check_latents_of_picture(kwargs, is_plain)
         requests = self._stop_requests
         has_callback = kwargs.get("callback_on_step_end") is not None
-        StepEnd.add_to(kwargs, call._callback_tensor_inputs, lambda: self._stop_requests != requests)
+        StepEnd.add_to(kwargs, callback_tensor_inputs(call), lambda: self._stop_requests != requests)
         try:
             with restored_after_call(call.components, kwargs):
                 if is_plain:
@@ -684,10 +702,14 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         elif not isinstance(images, (list, tuple)) or len(images) != count:
             raise InputError(f"{name}= must have an image for each of the {count} further ControlNets")
         height, width = kwargs.get("height"), kwargs.get("width")
+        if self._takes_picture and (height is None or width is None):
+            height, width = self._image_size(dict(kwargs))
         batches: list[torch.Tensor] = []
         for item in images:
             try:
-                batch = self.control_image_processor.preprocess(open_pictures(item, name), height, width)
+                batch = self.control_image_processor.preprocess(
+                    open_pictures(item, name, any_channels=True), height, width
+                )
             except InputError:
                 raise
             except (ValueError, TypeError, RuntimeError) as error:

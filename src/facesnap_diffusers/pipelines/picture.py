@@ -200,14 +200,17 @@ class Crop:
         return [processor.apply_overlay(self.mask, self.image, image, self.box) for image in images]
 
 
-def open_pictures(pictures: Any, name: str) -> Any:
-    """Paths, URLs, bytes and file objects among pictures opened as PIL images; all else as it is."""
-    if isinstance(pictures, (str, Path, bytes, bytearray)) or hasattr(pictures, "read"):
+def open_pictures(pictures: Any, name: str, any_channels: bool = False) -> Any:
+    """
+    Paths, URLs, bytes and file objects among pictures opened as PIL images, 8-bit arrays and tensors scaled to [0, 1] as the
+    stock pipelines take them; all else as it is. A picture to begin with must have the channels of RGB.
+    """
+    if isinstance(pictures, (str, Path, bytes, bytearray, memoryview)) or hasattr(pictures, "read"):
         return PIL.Image.fromarray(load_photo(pictures, name))
     if isinstance(pictures, (list, tuple)):
         if not pictures:
             raise InputError(f"{name} is an empty list; give at least one picture")
-        return [open_pictures(item, name) for item in pictures]
+        return [open_pictures(item, name, any_channels) for item in pictures]
     if not isinstance(pictures, (PIL.Image.Image, np.ndarray, torch.Tensor)):
         raise InputError(
             f"{name} must be a PIL image, array, tensor, path, URL or bytes, got {type(pictures).__name__}"
@@ -223,8 +226,10 @@ def open_pictures(pictures: Any, name: str) -> Any:
     channels = (
         pictures.shape[-1] if isinstance(pictures, np.ndarray) else pictures.shape[-3] if pictures.ndim > 2 else 1
     )
-    if name == "image" and (
-        pictures.ndim == 2 or channels < 3 or (channels != 3 and isinstance(pictures, np.ndarray))
+    if (
+        name == "image"
+        and not any_channels
+        and (pictures.ndim == 2 or channels < 3 or (channels != 3 and isinstance(pictures, np.ndarray)))
     ):
         raise InputError(f"{name} has shape {tuple(pictures.shape)}; pass three channels, as RGB has")
     if isinstance(pictures, torch.Tensor) and (pictures.layout != torch.strided or pictures.device.type == "meta"):
@@ -234,7 +239,9 @@ def open_pictures(pictures: Any, name: str) -> Any:
     is_finite = np.isfinite(pictures) if isinstance(pictures, np.ndarray) else torch.isfinite(pictures)
     if not is_finite.all():
         raise InputError(f"{name} has values that are not finite; pass values from 0 to 1")
-    return pictures
+    if name == "mask_image" or str(pictures.dtype).removeprefix("torch.") != "uint8":
+        return pictures
+    return pictures.astype(np.float32) / 255 if isinstance(pictures, np.ndarray) else pictures.float() / 255
 
 
 def _as_rgb(picture: PIL.Image.Image, name: str) -> PIL.Image.Image:

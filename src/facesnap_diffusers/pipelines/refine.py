@@ -17,7 +17,7 @@ from ..faces.face import Face
 from ..steering import Steering
 from .mixin import FaceSnapMixin
 from .people import Person, check_people, with_identities
-from .picture import as_size
+from .picture import as_size, open_pictures
 
 
 #: Arguments of image-to-image that are those of each square.
@@ -56,7 +56,7 @@ def redraw_faces(
 
     Args:
         pipe: The FaceSnap pipeline that made the image, or another with the same kind of adapter.
-        image (`PIL.Image.Image`): The image.
+        image (`PIL.Image.Image`, path, URL or bytes): The image.
         prompt (`str`): What the squares show: a portrait; the prompt of the image, if it says no more than that.
         people (`list[`[`Person`]`]`, *optional*): As in the call that made the image; for a single person a list of one.
             Without them the faces are found in the image, and each is drawn again as the person that it shows, in the pose
@@ -76,6 +76,8 @@ def redraw_faces(
         InputError: An argument has a wrong type or is out of range.
         NoFaceFoundError: `people` are not given and the image shows no face.
     """
+    if not isinstance(image, PIL.Image.Image):
+        image = open_pictures(image, "image")
     if not isinstance(image, PIL.Image.Image):
         raise InputError(f"image must be a PIL image, got {type(image).__name__}")
     if not isinstance(pipe, FaceSnapMixin):

@@ -44,7 +44,9 @@ def with_stock_signature(cls: Any, name: str) -> Callable[..., Any]:
         twice = sorted(by_position.keys() & kwargs.keys())
         if twice:
             raise TypeError(f"{name}() got multiple values for argument {twice[0]!r}")
-        return method(self, **by_position, **kwargs)
+        # what a callback sees is the copy that one call runs on; a call of it is one of the pipeline itself
+        pipe = self._origin if name == "__call__" and self._origin is not None else self
+        return method(pipe, **by_position, **kwargs)
 
     signature = inspect.Signature(
         [*stock_parameters, *extra_parameters, *own_parameters],

@@ -30,15 +30,23 @@ class StepEnd:
         self.is_interrupted = is_interrupted
 
     def __call__(self, pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        given = dict(tensors)
         outputs = tensors if self.callback is None else self.callback(pipeline, step, timestep, tensors)
         if not isinstance(outputs, dict):
             raise InputError(
                 f"callback_on_step_end must return a dictionary of tensors, such as its last argument, got {shown(outputs)}"
             )
-        for name, before in tensors.items():
+        for name, before in given.items():
             value = outputs.get(name)
             if isinstance(before, torch.Tensor) and name in outputs and not isinstance(value, torch.Tensor):
                 raise InputError(f"callback_on_step_end must return {name} as a tensor, got {shown(value)}")
+        if "latents" in given and "latents" in outputs:
+            before, after = given["latents"], outputs["latents"]
+            if (before.shape, before.dtype) != (after.shape, after.dtype):
+                raise InputError(
+                    f"callback_on_step_end must return latents of shape {tuple(before.shape)} and {before.dtype}, got"
+                    f" {tuple(after.shape)} and {after.dtype}"
+                )
         if self.is_interrupted():
             setattr(pipeline, INTERRUPT, True)
         return outputs
