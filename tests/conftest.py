@@ -21,7 +21,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ.pop("HF_HUB_OFFLINE", None)
 # Sums of MKL then do not depend on where weights lie in memory, which on some processors changes their last bit:
 # weights that were loaded compute what those that were saved do, bit for bit.
-os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 import huggingface_hub.utils._http  # noqa: E402
 import input_counts  # noqa: E402

@@ -176,7 +176,7 @@ def test_a_table_that_is_killed_goes_on(tmp_path):
     expected = table_of(tmp_path, 30)
     arguments = ["generate", "--table", "rows.jsonl", "--output", "out", "--device", "cpu"]
     rng = random.Random(0)
-    for _ in range(3):
+    for _ in range(2):
         before = len(list((tmp_path / "out").glob("0*.png")))
         process = subprocess.Popen(
             [sys.executable, "-m", "facesnap_diffusers", *arguments],
@@ -195,7 +195,7 @@ def test_a_table_that_is_killed_goes_on(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     made = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("0*.png")}
-    assert 3 <= len(made) < len(expected)
+    assert 2 <= len(made) < len(expected)
 
     rows = read_table(tmp_path / "rows.jsonl", {})
     list(make_table(rows, tmp_path / "out", PortraitMaker(ModelSettings())))

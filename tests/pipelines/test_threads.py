@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 THREADS = 8
 
 #: how many calls of each kind; `benchmarks/threads.py` makes more of them
-COUNTS = {"one_pipeline": 32, "photos": 4}
+COUNTS = {"one_pipeline": 32, "photos": 4, "sdxl_in_half_precision": 8}
 
 
 @pytest.mark.parametrize("name", concurrent_calls.SETUPS)
