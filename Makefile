@@ -8,12 +8,12 @@ BIN := $(VENV)/bin
 # a process a core, each with one thread; the tests of a file stay together, for they share what they make, and files come
 # in order: the last ones are small
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
-test test-fast test-inputs test-lowest release-check: export OMP_NUM_THREADS = 1
+test test-docs test-fast test-inputs test-lowest release-check: export OMP_NUM_THREADS = 1
 # Material's notice about MkDocs 2, which is not a warning of this site
 docs: export NO_MKDOCS_2_WARNING = 1
 SOURCES := src tests examples benchmarks
 
-.PHONY: demo app docs release-check test test-extras test-fast test-inputs test-lowest style quality clean
+.PHONY: demo app docs release-check test test-docs test-extras test-fast test-inputs test-lowest style quality clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,9 +46,13 @@ release-check: $(VENV)/installed
 	tar -xzf dist/*.tar.gz -C outputs/release --strip-components 1 --exclude src
 	cd outputs/release && venv/bin/python $(PYTEST)
 
-# All tests.
+# All tests, but those of the next target.
 test: $(VENV)/installed
-	$(BIN)/python $(PYTEST)
+	$(BIN)/python $(PYTEST) --ignore tests/docs
+
+# The notebooks, and every snippet of README, documentation and cards, are run.
+test-docs: $(VENV)/installed
+	$(BIN)/python $(PYTEST) tests/docs
 
 # Those without the mark `slow`: less than three minutes on two cores.
 test-fast: $(VENV)/installed
