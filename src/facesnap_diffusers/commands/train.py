@@ -1,5 +1,7 @@
 """`facesnap train`: an adapter, from a YAML file."""
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -31,5 +33,13 @@ def train(
     logging.basicConfig(format="%(levelname)s: %(message)s")
     trainer = Trainer(load_config(config, overrides or []))
     trainer.train()
-    if trainer.stop.signal is not None:
-        raise typer.Exit(128 + trainer.stop.signal)
+    status = 0 if trainer.stop.signal is None else 128 + trainer.stop.signal
+    if trainer.accelerator.num_processes > 1:
+        # Freed, Gloo's process group waits for its thread, and that at times for Python's lock, which this thread holds:
+        # all is written, so the process ends without freeing it.
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    if status:
+        raise typer.Exit(status)
