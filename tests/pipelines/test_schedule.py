@@ -153,6 +153,19 @@ def test_guidance_that_a_callback_ends(pipe):
         assert generate(pipe, facesnap_schedule=schedule, **call).isfinite().all()
 
 
+def test_each_adapter_begins_with_exact(pipe, tmp_path):
+    pipe.save_facesnap_adapter(tmp_path)
+    pipe = type(pipe).from_pipe(pipe)
+    pipe.set_facesnap_schedule("fast")
+    pipe.load_facesnap_adapter(tmp_path)
+    assert pipe.facesnap_schedule == FaceSnapSchedule()
+
+
+def test_a_schedule_without_a_face_is_refused(pipe):
+    with pytest.raises(InputError, match="facesnap_schedule= is about a face; pass face_image= or identity= too"):
+        pipe("a person", facesnap_schedule="fast")
+
+
 def test_schedule_of_a_pipeline(pipe):
     pipe = copy.copy(pipe)
     pipe.set_facesnap_schedule("fast")

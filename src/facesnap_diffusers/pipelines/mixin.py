@@ -27,12 +27,13 @@ from .._upstream import (
     uncompiled,
     with_text_model,
 )
+from ..adapter.config import FaceSnapConfig
 from ..adapter.lifecycle import FaceSnapAdapterMixin
 from ..conditioner import FaceConditioner
 from ..errors import InputError, as_number, expanded, one_line, shown, suggestion
 from ..faces.expression import Expression
 from ..faces.photo import read_pixels
-from ..faces.pose import HeadPose
+from ..faces.pose import LIMITS, HeadPose
 from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
@@ -303,9 +304,13 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             conditions = self._conditions_of_people(people, height, width)
         elif face_image is None and identity is None:
             _refuse_steering_without_face(steering, landmarks)
-            if identity_scale is not None or landmark_scale is not None:
-                name = "landmark_scale" if identity_scale is None else "identity_scale"
-                raise InputError(f"{name}= scales a face; pass face_image= or identity= too")
+            for name, value in {
+                "identity_scale": identity_scale,
+                "landmark_scale": landmark_scale,
+                "facesnap_schedule": facesnap_schedule,
+            }.items():
+                if value is not None:
+                    raise InputError(f"{name}= is about a face; pass face_image= or identity= too")
             return self._call_without_face(prompt, kwargs)
         else:
             if face_index is not None and face_image is None and pose_image is None:
@@ -338,7 +343,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
 
     def set_facesnap_schedule(self, schedule: str | FaceSnapSchedule) -> None:
         r"""
-        Sets when the parts of the adapter work in the course of a call.
+        Sets when the parts of the adapter work in the course of a call. Each adapter begins with `"exact"` when it is loaded.
 
         Args:
             schedule (`str` or [`FaceSnapSchedule`]): `"exact"`: always, as the adapter was trained. `"fast"`: FFRNet on the
@@ -351,6 +356,10 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def facesnap_schedule(self) -> FaceSnapSchedule:
         """The schedule in force."""
         return self._facesnap_schedule
+
+    def _install_adapter(self, config: FaceSnapConfig | None, modules: Mapping[str, Any]) -> None:
+        super()._install_adapter(config, modules)
+        self._facesnap_schedule = FaceSnapSchedule()
 
     def encode_face(
         self,
@@ -750,6 +759,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 if name == "guidance_rescale":  # see `Guidance`
                     continue
                 raise InputError(f"{name}= works only without a face and without ControlNets; leave it out")
+            if name in LIMITS:
+                raise InputError(f"{type(self).__name__} takes no argument {name}=; pass pose=HeadPose({name}=20)")
             names = inspect.signature(self.__call__).parameters
             close = suggestion(name, names) or f"; it takes {', '.join(names)}"
             raise InputError(f"{type(self).__name__} takes no argument {name}={close}")
