@@ -21,8 +21,8 @@ from facesnap_diffusers.nano import model as nano_model
 pytestmark = pytest.mark.slow
 
 
-PICTURES = [*(f"prompt-{n}" for n in range(1, 5)), *(f"yaw{yaw:+d}" for yaw in (-35, -18, 0, 18, 35))]
-PICTURES += ["smile", "laugh", "surprise", "sad"]
+PICTURES = [*(f"prompt-{n}" for n in range(1, 5)), *(f"yaw{yaw:+d}" for yaw in (-35, 0, 35))]
+PICTURES += ["laugh", "surprise", "sad"]
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +108,12 @@ def test_landmarks_turn_the_way_the_labels_say(shown):
         image = pixels(shown / f"ann/{name}-landmarks.png").astype(int)
         return np.argwhere(np.abs(image - color).sum(axis=2) < 60).mean(axis=0)[1]
 
-    nose = [centre(name, (0, 255, 0)) for name in PICTURES[4:9]]
-    jaw = [centre(name, (255, 255, 255)) for name in PICTURES[4:9]]
+    nose = [centre(name, (0, 255, 0)) for name in PICTURES[4:7]]
+    jaw = [centre(name, (255, 255, 255)) for name in PICTURES[4:7]]
     assert np.all(np.diff(nose) > 8)
     assert np.all(np.diff(jaw) > 0)
     assert nose[0] < jaw[0] - 5
-    assert nose[4] > jaw[4] + 5
+    assert nose[-1] > jaw[-1] + 5
 
 
 def test_a_photo_gets_an_avatar(nano, tmp_path):
@@ -127,7 +127,7 @@ def test_a_photo_gets_an_avatar(nano, tmp_path):
     folder = tmp_path / "out/photo"
     (face,) = DlibFaceAnalyzer().analyze(pixels(folder / "reference.png"))
     assert 0.15 < np.linalg.norm(face.landmarks[36] - face.landmarks[45]) / 128 < 0.5
-    assert (pixels(folder / "smile.png") != pixels(folder / "sad.png")).any()
+    assert (pixels(folder / "laugh.png") != pixels(folder / "sad.png")).any()
 
 
 def test_a_photo_without_dlib(nano, tmp_path, monkeypatch, capsys):

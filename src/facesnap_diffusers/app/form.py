@@ -14,7 +14,7 @@ from ..faces.expression import EXPRESSION_NAMES, PRESETS, Expression
 from ..settings import dump_settings
 from .photos import SentPhotos, as_data_url
 from .picture_settings import TWO_FACES, PersonSettings, PictureSettings, read_settings
-from .studio import Encoded
+from .studio import Encoded, FoundPose
 
 
 AS_IN_PHOTO, OWN_SLIDERS = "as in the photo", "own sliders"
@@ -43,6 +43,8 @@ class Made:
     encoded: tuple[Encoded, ...]
     thumbnail: str
     code: str
+    pose: FoundPose | None = None
+    start: dict[str, Any] | None = None  # the value of that field
 
 
 def person_values(fields: Mapping[str, Any], box: Any, sample: str | None, whose: str = "") -> dict[str, Any]:

@@ -327,16 +327,16 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 known = [who for who in encoded if who is not None]
                 if len(known) < count:
                     raise InputError("there is no face yet; choose a photo or a sample person first")
-                pose = None
+                pose = started = picture = mask = None
                 if values[uses_pose_photo]:
                     pose = studio.found_pose(SentPhotos.of(values[pose_photo]), values[pose_face])
-                picture = mask = None
                 if settings.mode != "text" and values[start]:
-                    if not isinstance(values[start], dict):
+                    started = values[start]
+                    if not isinstance(started, dict):
                         raise InputError("the start picture did not arrive as expected; load the page again")
-                    picture = read_picture(values[start].get("picture"), "the start picture")
-                    if values[start].get("mask"):
-                        mask = read_picture(values[start]["mask"], "the mask")
+                    picture = read_picture(started.get("picture"), "the start picture")
+                    if started.get("mask"):
+                        mask = read_picture(started["mask"], "the mask")
             except Exception as error:
                 yield {message: error_html(describe(error))}
                 return
@@ -350,7 +350,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 else:
                     text = studio.code(settings, sent)
                     thumbnail = as_data_url(_thumbnail(step), "JPEG", quality=85)
-                    item = Made(settings, tuple(known), thumbnail, text)
+                    item = Made(settings, tuple(known), thumbnail, text, pose, started)
                     pictures = [*values[made], item][-GALLERY_SIZE:]
                     yield {
                         result: picture_html(as_data_url(step), settings.prompt, settings.seed),
@@ -389,9 +389,15 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 updates |= {field: values[name] for name, field in person.steering().items()}
                 updates[person.photos] = {"photos": list(who.sent.photos), "sample": who.sent.sample}
                 updates[person.identity] = who
+            if item.pose is not None:
+                updates[pose_photo] = {"photos": list(item.pose.sent.photos), "sample": None}
+                updates[pose_face] = item.pose
+            if item.start is not None:
+                updates[start] = item.start
             return updates
 
         restored: set[Any] = {*whole.values(), has_second, second_group, uses_pose_photo, code, message}
+        restored |= {pose_photo, pose_face, start}
         for person in people:
             restored |= {*person.steering().values(), person.photos, person.identity}
         gallery.pick(bring_back, made, list(restored), **LIVE).then(refresh, **shows, **LIVE)

@@ -15,7 +15,7 @@ GAP = 4
 GROUP_GAP = 20
 ROW_GAP = 20
 MARGIN = 16
-HEADING, LABEL = 17, 13  # font sizes
+HEADING, LABEL = 24, 18  # font sizes: readable where the sheet is as wide as a page
 
 
 @dataclass(frozen=True)

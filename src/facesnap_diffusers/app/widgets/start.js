@@ -3,26 +3,39 @@ const MAX_SIDE = 1536;
 const find = (selector) => element.querySelector(selector);
 const frame = find(".fs-canvas"), image = find("img"), canvas = find("canvas"), error = find(".fs-error");
 const pen = canvas.getContext("2d"), input = find("input[type=file]");
-let picture = null, painted = false;
+let picture = null, mask = null, painted = false;
 
 function send() {
-  props.value = picture && { picture, mask: painted ? blackAndWhite() : null };
+  mask = painted ? blackAndWhite() : null;
+  props.value = picture && { picture, mask };
   trigger("sent");
 }
 
 function blackAndWhite() {
-  const mask = document.createElement("canvas");
-  mask.width = canvas.width;
-  mask.height = canvas.height;
-  const mixer = mask.getContext("2d");
+  const copy = document.createElement("canvas");
+  copy.width = canvas.width;
+  copy.height = canvas.height;
+  const mixer = copy.getContext("2d");
   mixer.drawImage(canvas, 0, 0);
   mixer.globalCompositeOperation = "source-in";
   mixer.fillStyle = "white";
-  mixer.fillRect(0, 0, mask.width, mask.height);
+  mixer.fillRect(0, 0, copy.width, copy.height);
   mixer.globalCompositeOperation = "destination-over";
   mixer.fillStyle = "black";
-  mixer.fillRect(0, 0, mask.width, mask.height);
-  return mask.toDataURL("image/png");
+  mixer.fillRect(0, 0, copy.width, copy.height);
+  return copy.toDataURL("image/png");
+}
+
+// the reverse: what is white in a mask becomes paint
+async function paint(url) {
+  const white = new Image();
+  white.src = url;
+  await white.decode();
+  pen.drawImage(white, 0, 0, canvas.width, canvas.height);
+  const pixels = pen.getImageData(0, 0, canvas.width, canvas.height), { data } = pixels;
+  for (let i = 0; i < data.length; i += 4) data.set(data[i] > 127 ? [232, 89, 12, 255] : [0, 0, 0, 0], i);
+  pen.putImageData(pixels, 0, 0);
+  painted = true;
 }
 
 function clear() {
@@ -94,4 +107,10 @@ find("[data-do=oval]").onclick = () => {
   painted = true;
   send();
 };
-watch("value", () => { if ((props.value?.picture || null) !== picture) show(props.value?.picture || null); });
+watch("value", async () => {
+  const now = props.value?.picture || null, paintedOver = props.value?.mask || null;
+  if (now === picture && paintedOver === mask) return;
+  mask = paintedOver;
+  await show(now);
+  if (mask) await paint(mask);
+});
