@@ -67,9 +67,13 @@ def count(family: str, side: int, width: float = 1.0) -> dict[str, float]:
                 net(*inputs, **kwargs)
             return float(counter.get_total_flops())
 
-        def unet_step(tokens: int, **kwargs: Any) -> float:
+        def unet_steps(tokens: int, **kwargs: Any) -> tuple[float, float]:
+            """The first step of a call, and each further one, with the same text."""
             noise, text = torch.zeros(2, 4, size, size), torch.zeros(2, 77 + tokens, channels)
-            return flops(unet, noise, torch.tensor(500), text, added_cond_kwargs=added(2), **kwargs)
+            step = (unet, noise, torch.tensor(500), text)
+            return flops(*step, added_cond_kwargs=added(2), **kwargs), flops(
+                *step, added_cond_kwargs=added(2), **kwargs
+            )
 
         def control_step(net: FFRNet, batch: int) -> float:
             noise, tokens = torch.zeros(batch, 4, size, size), torch.zeros(batch, NUM_TOKENS, channels)
@@ -79,18 +83,20 @@ def count(family: str, side: int, width: float = 1.0) -> dict[str, float]:
         def embedding(batch: int) -> float:
             return flops(full.embed_landmarks, torch.zeros(batch, 3, side, side))
 
-        plain, identity = (
-            STEPS * unet_step(0),
-            STEPS * unet_step(NUM_TOKENS, cross_attention_kwargs=context.as_kwargs()),
+        (plain_step, _), (with_tokens, with_kept) = (
+            unet_steps(0),
+            unet_steps(NUM_TOKENS, cross_attention_kwargs=context.as_kwargs()),
         )
+        # FaceSnap keeps keys and values of the identity tokens, diffusers' adapter computes them at every step
+        plain, faceid, identity = STEPS * plain_step, STEPS * with_tokens, with_tokens + (STEPS - 1) * with_kept
         rival = STEPS * (control_step(full, 2) + embedding(2))  # at every step
         exact = exact_runs * control_step(full, exact_batch) + embedding(exact_batch)  # once
         fast, fast_small = (fast_runs * control_step(net, fast_batch) + embedding(fast_batch) for net in (full, small))
     costs = (
         plain,
-        identity,
+        faceid,
         plain + rival,
-        identity + rival,
+        faceid + rival,
         identity + exact,
         identity + fast,
         identity + fast_small,

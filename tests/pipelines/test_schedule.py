@@ -40,12 +40,15 @@ def rounds(pipe, **kwargs):
         nonlocal number
         number += 1
 
-    projection = next(iter(pipe.identity_attention.projections.values())).to_k
+    layer = pipe.unet.get_submodule(next(iter(pipe.identity_attention.config.layers)))
     handles = [
         pipe.ffrnet.register_forward_pre_hook(
             lambda module, args: [ffrnet.append(number), batches.add(len(args[0]))].clear()
         ),
-        projection.register_forward_pre_hook(lambda module, args: identity.append(number - 1)),
+        layer.register_forward_pre_hook(
+            lambda module, args, kwargs: identity.append(number - 1) if kwargs["ip_hidden_states"].scales else None,
+            with_kwargs=True,
+        ),
         pipe.unet.register_forward_pre_hook(before_unet),
     ]
     try:
@@ -151,6 +154,46 @@ def test_guidance_that_a_callback_ends(pipe):
     call = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": names, "num_inference_steps": 12}
     for schedule in ("exact", "fast"):
         assert generate(pipe, facesnap_schedule=schedule, **call).isfinite().all()
+
+
+def test_keys_and_values_of_the_person_are_computed_once(pipe):
+    """As long as the loop gives the UNet the same embeddings: what a callback changes, in place or not, counts."""
+    projections = pipe.identity_attention.projections.values()
+    computed = []
+    handles = [
+        linear.register_forward_hook(lambda *_: computed.append(1))
+        for projection in projections
+        for linear in (projection.to_k, projection.to_v)
+    ]
+
+    def run(change):
+        computed.clear()
+        callback = {} if change is None else {"callback_on_step_end": change}
+        image = generate(
+            pipe, num_inference_steps=4, callback_on_step_end_tensor_inputs=["latents", "prompt_embeds"], **callback
+        )
+        return image, len(computed) / len(handles)
+
+    def every_step_anew(pipe, step, timestep, values):
+        return {"prompt_embeds": values["prompt_embeds"].clone()}
+
+    def halved(pipe, step, timestep, values):
+        return {"prompt_embeds": values["prompt_embeds"] * (0.5 if step == 1 else 1.0)}
+
+    def halved_in_place(pipe, step, timestep, values):
+        values["prompt_embeds"].mul_(0.5 if step == 1 else 1.0)
+        return {}
+
+    try:
+        (once, rounds_once), (anew, rounds_anew) = run(None), run(every_step_anew)
+        assert (rounds_once, rounds_anew) == (1, 4)
+        assert torch.equal(once, anew)
+        changed, _ = run(halved)
+        assert not torch.equal(changed, once)
+        assert torch.equal(run(halved_in_place)[0], changed)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def test_each_adapter_begins_with_exact(pipe, tmp_path):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -217,6 +217,9 @@ class IdentityContext:
             `(queries, num_tokens)`, by the number of queries.
         num_left_out (`int`): How many tokens at the end of `encoder_hidden_states` no layer sees.
         dtype (`torch.dtype`, *optional*): In which the projections compute; that of the tokens by default.
+
+    Identity tokens are the same at every step, so their keys and values are kept for as long as the UNet is given the same
+    `encoder_hidden_states`. Not where gradients flow, and not in compiled code, which would be compiled again.
     """
 
     num_tokens: int
@@ -226,6 +229,7 @@ class IdentityContext:
     masks: dict[int, torch.Tensor] | None = None
     num_left_out: int = 0
     dtype: torch.dtype | None = None
+    _projected: dict[str, _Projected] = field(default_factory=dict)
 
     def as_kwargs(self) -> dict[str, Any]:
         """As `cross_attention_kwargs` of a UNet that accepts contexts."""
@@ -259,25 +263,55 @@ class IdentityContext:
         if name not in self.scales:
             text_and_images = (text, *stock_adapters) if stock_adapters else text
             return layer.stock(hidden_states, text_and_images, attention_mask, **kwargs)
+        key, value = self._keys_and_values(name, encoder_hidden_states, tokens)
         if type(layer.processor) is AttnProcessor2_0 and attention_mask is None:
             # the stock computation, with the query and the output projection shared
             query = layer.to_q(hidden_states)  # (batch, queries, channels)
             attended = _attend(query, layer.to_k(text), layer.to_v(text), layer.heads)
-            return layer.to_out[1](layer.to_out[0](attended + self._identity(name, query, tokens, layer.heads)))
+            identity = self._identity(name, query, key, value, layer.heads)
+            return layer.to_out[1](layer.to_out[0](attended + identity))
         text_and_images = (text, *stock_adapters) if stock_adapters else text
         attended = layer.stock(hidden_states, text_and_images, attention_mask, **kwargs)
-        identity = self._identity(name, layer.to_q(hidden_states), tokens, layer.heads)  # (batch, queries, channels)
+        identity = self._identity(name, layer.to_q(hidden_states), key, value, layer.heads)
         # the output projection is linear but for its bias, which `attended` has already
         bias = layer.to_out[0](torch.zeros_like(identity[:1, :1]))  # (1, 1, channels)
         return attended + (layer.to_out[0](identity) - bias)
 
-    def _identity(self, name: str, query: torch.Tensor, tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    def _identity(
+        self, name: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int
+    ) -> torch.Tensor:
         """The scaled identity attention of one layer before the output projection, `(batch, queries, channels)`."""
-        projection = self.projections[name]
         mask = None if self.masks is None else self.masks[query.shape[1]]
+        return self.scales[name] * _attend(query, key.to(query.dtype), value.to(query.dtype), heads, mask)
+
+    def _keys_and_values(
+        self, name: str, encoder_hidden_states: torch.Tensor, tokens: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The projections of the identity tokens in a layer, each `(batch, num_tokens, channels)`."""
+        can_be_kept = not (
+            torch.compiler.is_compiling() or torch.is_grad_enabled() or encoder_hidden_states.is_inference()
+        )
+        if can_be_kept and name in self._projected and self._projected[name].is_of(encoder_hidden_states):
+            return self._projected[name].key_and_value
+        projection = self.projections[name]
         tokens = tokens.to(self.dtype or tokens.dtype)
-        key, value = (to(tokens).to(query.dtype) for to in (projection.to_k, projection.to_v))
-        return self.scales[name] * _attend(query, key, value, heads, mask)
+        key_and_value = projection.to_k(tokens), projection.to_v(tokens)
+        if can_be_kept:
+            version = encoder_hidden_states._version
+            self._projected[name] = _Projected(encoder_hidden_states, version, key_and_value)
+        return key_and_value
+
+
+@dataclass(frozen=True, eq=False)
+class _Projected:
+    """Keys and values, and the tensor whose tokens they are of, with its version: it is another one after a change in place."""
+
+    source: torch.Tensor
+    version: int
+    key_and_value: tuple[torch.Tensor, torch.Tensor]
+
+    def is_of(self, encoder_hidden_states: torch.Tensor) -> bool:
+        return self.source is encoder_hidden_states and self.version == encoder_hidden_states._version
 
 
 class _UpdatedLinear(nn.Module):
