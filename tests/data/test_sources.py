@@ -1,18 +1,22 @@
 """Where photos come from: folders, lists, Hugging Face data sets, WebDataset shards."""
 
+import importlib.util
+import io
 from pathlib import Path
 
+import fsspec
 import pytest
 from tiny_preparation import (
     CONFIG,
+    contents,
     jpeg,
     photo,
     run_silently,
     write_photos,
 )
 
-from facesnap_diffusers.data.sources import Columns, count, open_source
-from facesnap_diffusers.errors import InputError
+from facesnap_diffusers.data.sources import Columns, Item, count, open_source
+from facesnap_diffusers.errors import InputError, MissingDependencyError
 
 
 pytestmark = pytest.mark.slow
@@ -112,3 +116,88 @@ class TestSources:
             open_source(str(tmp_path / "none"))
         with pytest.raises(InputError, match="is not a file"):
             list(open_source(str(tmp_path / "none-{0..1}.tar")))
+
+
+class TestAddresses:
+    """fsspec's `memory://` stands for `s3://` and all others."""
+
+    @pytest.fixture
+    def memory(self):
+        file_system = fsspec.filesystem("memory")
+        yield file_system
+        file_system.store.clear()
+        file_system.pseudo_dirs[:] = [""]
+
+    def test_a_folder_gives_what_it_gives_on_disk(self, tmp_path, memory):
+        write_photos(tmp_path / "in", 4, people=2)
+        (tmp_path / "in/person0/002.txt").write_text("looking up\n")
+        (tmp_path / "in/person1/README.md").write_text("text")
+        (tmp_path / "in/person1/.hidden").write_text("")
+        write_photos(tmp_path / "in/person0/thumbnails", 1)
+        write_photos(tmp_path / "in/.cache", 1)
+        photo(9).save(tmp_path / "in/no-suffix", "PNG")
+        memory.put(str(tmp_path / "in"), "/photos", recursive=True)
+        here, there = (list(open_source(name)) for name in (str(tmp_path / "in"), "memory://photos"))
+        assert [(item.source, item.identity, item.caption) for item in there] == [
+            (item.source, item.identity, item.caption) for item in here
+        ]
+        assert len(there) == 5 and there[2].caption == "looking up"
+        run_silently(here, tmp_path / "here", CONFIG)
+        run_silently(there, tmp_path / "there", CONFIG)
+        assert contents(tmp_path / "here") == contents(tmp_path / "there")
+
+    @pytest.mark.parametrize("kind", ["csv", "jsonl", "txt"])
+    def test_a_list_names_photos_beside_it_and_elsewhere(self, tmp_path, memory, kind):
+        memory.pipe({"/lists/a.jpg": jpeg(photo(1)), "/else/b.jpg": jpeg(photo(2))})
+        lines = {
+            "csv": 'image,identity,caption\na.jpg,7,"a, b"\nmemory://else/b.jpg,,\n',
+            "jsonl": '{"image": "a.jpg", "identity": 7, "caption": "a, b"}\n{"image": "memory://else/b.jpg"}\n',
+            "txt": "a.jpg\nmemory://else/b.jpg\n",
+        }
+        memory.pipe(f"/lists/list.{kind}", lines[kind].encode())
+        items = list(open_source(f"memory://lists/list.{kind}"))
+        assert [item.source for item in items] == ["0:a.jpg", "1:memory://else/b.jpg"]
+        if kind != "txt":
+            assert (items[0].identity, items[0].caption) == ("7", "a, b")
+        records = run_silently(items, tmp_path / "out", CONFIG)
+        assert [record.reason for record in records] == ["kept", "kept"]
+        # a list on disk may name addresses too
+        (tmp_path / "list.txt").write_text("memory://else/b.jpg\n")
+        assert [item.photo for item in open_source(str(tmp_path / "list.txt"))] == ["memory://else/b.jpg"]
+
+    def test_shards(self, tmp_path, memory):
+        webdataset = pytest.importorskip("webdataset")
+        for shard in range(2):
+            buffer = io.BytesIO()
+            with webdataset.TarWriter(buffer) as writer:
+                for index in range(2):
+                    info = {"identity": f"p{shard}", "caption": "c"}
+                    writer.write({"__key__": f"{index}", "jpg": jpeg(photo(10 * shard + index)), "json": info})
+            memory.pipe(f"/shards/in-{shard:03d}.tar", buffer.getvalue())
+            (tmp_path / f"in-{shard:03d}.tar").write_bytes(buffer.getvalue())
+        there = list(open_source("memory://shards/in-{000..001}.tar"))
+        assert there == list(open_source(str(tmp_path / "in-{000..001}.tar"))) and len(there) == 4
+
+    def test_a_photo_that_is_not_there(self, tmp_path, memory):
+        memory.pipe("/else/b.jpg", jpeg(photo(2)))
+        items = [Item("a", "memory://else/a.jpg"), Item("b", "memory://else/b.jpg"), Item("c", "gone://else/c.jpg")]
+        records = run_silently(items, tmp_path / "out", CONFIG)
+        assert [record.reason for record in records] == ["unreadable", "kept", "failed"]
+        assert "does not exist" in records[0].detail and "Protocol not known" in records[2].detail
+
+    def test_errors(self, memory):
+        with pytest.raises(InputError, match="is not a folder, list"):
+            open_source("memory://none")
+        with pytest.raises(InputError, match="is not a file"):
+            list(open_source("memory://none-{0..1}.tar"))
+        with pytest.raises(InputError, match="'gone://photos' cannot be read .*Protocol not known"):
+            open_source("gone://photos")
+        memory.pipe("/list.jsonl", b"{nonsense")
+        with pytest.raises(InputError, match="'memory://list.jsonl' cannot be read"):
+            list(open_source("memory://list.jsonl"))
+
+    def test_what_reads_an_address_is_not_installed(self):
+        if importlib.util.find_spec("s3fs"):
+            pytest.skip("s3fs is installed")
+        with pytest.raises(MissingDependencyError, match="s3fs"):
+            open_source("s3://bucket/photos")

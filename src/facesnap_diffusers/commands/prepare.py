@@ -28,7 +28,11 @@ DEFAULT = PrepareConfig()
 
 def prepare(
     source: Annotated[
-        str, typer.Argument(metavar="INPUT", help="Folder, list (.txt, .csv, .jsonl), shards (.tar) or hf:owner/name.")
+        str,
+        typer.Argument(
+            metavar="INPUT",
+            help="Folder, list (.txt, .csv, .jsonl) or shards (.tar), also at s3://, hf://…; or hf:owner/name.",
+        ),
     ],
     output: Annotated[str | None, typer.Argument(help="Folder of the training shards.")] = None,
     stats: Annotated[bool, typer.Option("--stats", help="INPUT is a prepared folder: show what was kept.")] = False,
@@ -90,6 +94,16 @@ def prepare(
     image_column: Annotated[str, typer.Option(help="Column of the photo, in lists and data sets.")] = "image",
     identity_column: Annotated[str, typer.Option(help="Column of the person, in lists and data sets.")] = "identity",
     caption_column: Annotated[str, typer.Option(help="Column of the caption, in lists and data sets.")] = "caption",
+    caption_model: Annotated[
+        str | None,
+        typer.Option(help="Model that captions photos without a caption, e.g. Salesforce/blip-image-captioning-base."),
+    ] = None,
+    caption_prompt: Annotated[
+        str | None, typer.Option(help="What it is asked. Default: a description of all but the face, for chat models.")
+    ] = None,
+    leave_out_face: Annotated[
+        bool, typer.Option("--leave-out-face", help="Take hair, beard, skin, eyes and age out of all captions.")
+    ] = False,
     split: Annotated[str, typer.Option(help="Split of a Hugging Face data set.")] = "train",
     processes: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     devices: Annotated[
@@ -146,6 +160,9 @@ def prepare(
         duplicate_bits=duplicate_bits,
         same_person=same_person,
         validation=validation,
+        caption_model=caption_model,
+        caption_prompt=caption_prompt,
+        leave_out_face=leave_out_face,
     )
     with instead_of("use DlibFaceAnalyzer", f"pass --face-encoder-id {DlibFaceAnalyzer.encoder}"):
         run(

@@ -21,16 +21,22 @@ from ..faces.detection import find_face
 from ..faces.face import Face
 from ..faces.photo import load_photo
 from ..models.landmark_predictor import LandmarkPredictor, load_landmark_predictor
+from .captioning import Captioner
+from .face_words import without_face
 from .prepared_face import PreparedFace, make_face
 from .shard_settings import PrepareConfig
 from .shards import PhotoRecord
-from .sources import Item
+from .sources import Item, is_address, read_photo
+
+
+#: What each process makes for itself.
+_OWN = ("analyzer", "predictor", "captioner")
 
 
 class PhotoPreparer:
     r"""
     Prepares photos one by one. A photo never raises: its record says what was wrong with it. What concerns all photos does:
-    a face encoder that is unknown, a model pack or a library that is missing.
+    a face encoder that is unknown, a model pack, a captioning model or a library that is missing.
 
     Args:
         config ([`PrepareConfig`]): How.
@@ -38,7 +44,7 @@ class PhotoPreparer:
             is first needed, so that this object can be sent to other processes.
         providers (`list[str]`, *optional*): Execution providers of ONNX Runtime for InsightFace's models, e.g.
             `["CUDAExecutionProvider"]`; see [`InsightFaceAnalyzer`].
-        device_id (`int`, *optional*): The GPU on which they run.
+        device_id (`int`, *optional*): The GPU on which they and the captioning model run.
     """
 
     def __init__(
@@ -56,7 +62,7 @@ class PhotoPreparer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what each process makes for itself."""
-        return {name: value for name, value in vars(self).items() if name not in ("analyzer", "predictor")}
+        return {name: value for name, value in vars(self).items() if name not in _OWN}
 
     @cached_property
     def analyzer(self) -> FaceAnalyzer:
@@ -79,16 +85,40 @@ class PhotoPreparer:
     def predictor(self) -> LandmarkPredictor:
         return load_landmark_predictor()
 
+    @cached_property
+    def captioner(self) -> Captioner | None:
+        config = self.config
+        if config.caption_model is None:
+            return None
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if self.device_id is not None:
+            device = f"cuda:{self.device_id}"
+        return Captioner(config.caption_model, config.caption_prompt, config.leave_out_face, device)
+
     def check(self) -> None:
-        """Makes analyzer and predictor, and analyzes a gray picture. Raises what is wrong with the environment."""
-        self.analyzer.analyze(np.full((128, 128, 3), 128, np.uint8))
+        """
+        Makes analyzer, predictor and captioning model, and gives them a gray picture. Raises what is wrong with the
+        environment.
+        """
+        gray = np.full((128, 128, 3), 128, np.uint8)
+        self.analyzer.analyze(gray)
         assert self.predictor is not None
+        if self.captioner is not None:
+            self.captioner.check(PIL.Image.fromarray(gray))
+
+    def release(self) -> None:
+        """Frees what `check` made, for other processes make their own."""
+        for name in _OWN:
+            vars(self).pop(name, None)
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def __call__(self, item: Item) -> tuple[PhotoRecord, PreparedFace | None]:
         """The record of a photo and, if it is kept, what goes into the shard."""
         analyzer = self.analyzer  # not within what is said of the photo
+        captioner = self.captioner
         try:
-            return self._prepare(item, analyzer)
+            return self._prepare(item, analyzer, captioner)
         except PhotoError as error:
             return _rejected(item, "unreadable", error)
         except NoFaceFoundError as error:
@@ -98,7 +128,9 @@ class PhotoPreparer:
         except Exception as error:  # no photo may end the run, whatever a library raises for it
             return _rejected(item, "failed", error)
 
-    def _prepare(self, item: Item, face_analyzer: FaceAnalyzer) -> tuple[PhotoRecord, PreparedFace | None]:
+    def _prepare(
+        self, item: Item, face_analyzer: FaceAnalyzer, captioner: Captioner | None
+    ) -> tuple[PhotoRecord, PreparedFace | None]:
         config = self.config
         image, file_size = self._load(item)
         side = min(image.shape[:2])
@@ -149,6 +181,10 @@ class PhotoPreparer:
             },
             min_side=config.stored_side,
         )
+        if captioner is not None and not item.caption:
+            sample.info["caption"] = captioner(PIL.Image.open(io.BytesIO(sample.image)))
+        if config.leave_out_face and sample.info["caption"]:
+            sample.info["caption"] = without_face(sample.info["caption"]) or None
         record = PhotoRecord(
             item.source,
             True,
@@ -163,8 +199,14 @@ class PhotoPreparer:
         """The upright photo, and the width and height that its file has."""
         if item.photo is None:
             raise PhotoError("photo: the input has no image here")
+        photo = item.photo
+        if isinstance(photo, str) and is_address(photo):
+            try:
+                photo = read_photo(photo)  # what else goes wrong there is not the photo's fault
+            except FileNotFoundError as error:
+                raise PhotoError(f"photo {item.photo!r} does not exist") from error
         try:
-            image = PIL.Image.open(item.photo if isinstance(item.photo, str) else io.BytesIO(item.photo))
+            image = PIL.Image.open(photo if isinstance(photo, str) else io.BytesIO(photo))
             image.load()
         except PIL.Image.DecompressionBombError as error:
             raise PhotoError(f"photo has too many pixels ({error})") from error

@@ -65,18 +65,21 @@ def prepare(
         shard_bytes (`int`): A shard that has reached this size is closed.
         analyzer (function, *optional*): Makes the face analyzer, see [`PhotoPreparer`].
         providers (`list[str]`, *optional*): Execution providers of ONNX Runtime, see [`PhotoPreparer`].
-        devices (`list[int]`, *optional*): GPUs; the processes take turns: with 16 processes on 8, each GPU has two.
+        devices (`list[int]`, *optional*): GPUs of analyzer and captioning model; the processes take turns: with 16 processes
+            on 8, each GPU has two.
         retry (collection of `str`): Reasons for which photos were left out, e.g. `"failed"`: these photos are tried again.
         progress (`bool`): Shows a progress bar.
 
     Raises:
-        InputError: The folder was prepared with other settings, another process writes into it, the face encoder is unknown
-            or its models could not be loaded, or 20 photos in a row failed with the same error.
+        InputError: The folder was prepared with other settings, another process writes into it, the face encoder is unknown,
+            its models or the captioning model could not be loaded, or 20 photos in a row failed with the same error.
         MissingDependencyError: A library is not installed.
     """
     config = config or PrepareConfig()
     preparer = PhotoPreparer(config, analyzer, providers, devices[0] if devices else None)
     preparer.check()  # a photo is not to be blamed for what is wrong with all
+    if ray or processes > 1:
+        preparer.release()
     forget(output, retry)
     with ShardWriter(output, config.shard_settings(), shard_bytes) as writer:
         duplicates = _Duplicates(config.duplicate_bits, Path(output))

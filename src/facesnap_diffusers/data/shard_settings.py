@@ -88,6 +88,10 @@ class PrepareConfig:
         same_person (`float`, *optional*): Largest distance of two embeddings of one person; see [`same_person_distance`].
             By default the face encoder's, where it is known. 0: labels are believed, and photos without one stay so.
         validation (`float`): Share of the people that are set aside for validation, at most 500.
+        caption_model (`str`, *optional*): Folder or Hub repo of the model that captions photos without a caption; see
+            [`Captioner`]. By default they stay without.
+        caption_prompt (`str`, *optional*): What that model is asked; see [`Captioner`].
+        leave_out_face (`bool`): Whether [`without_face`] takes out of captions what the face looks like.
     """
 
     face_encoder_id: str = "insightface/w600k_r50"
@@ -108,6 +112,9 @@ class PrepareConfig:
     duplicate_bits: Annotated[int, Field(ge=-1, le=12)] = 3
     same_person: Annotated[float, Field(ge=0)] | None = None
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    caption_model: str | None = None
+    caption_prompt: str | None = None
+    leave_out_face: bool = False
 
     @property
     def stored_side(self) -> int:
@@ -119,6 +126,8 @@ class PrepareConfig:
             object.__setattr__(self, "normalized_embeds", not self.face_encoder_id.startswith("dlib/"))
         if self.recognition_crop_size is None:
             object.__setattr__(self, "recognition_crop_size", RECOGNITION_CROP_SIZES[self.recognition_crop])
+        if self.caption_prompt is not None and self.caption_model is None:
+            raise InputError("caption_prompt is given without caption_model; name the model, or leave it out")
 
     def shard_settings(self) -> ShardSettings:
         """What a folder that is prepared so gives, with how its photos were chosen."""
@@ -126,5 +135,7 @@ class PrepareConfig:
         given = {item.name for item in dataclasses.fields(ShardSettings)} & set(values)
         # what is done with the photos afterwards may change from run to run
         later = {"same_person", "validation"}
+        # folders that were prepared without a captioning model are continued without one
+        later |= {name for name in ("caption_model", "caption_prompt", "leave_out_face") if not values[name]}
         preparation = {name: value for name, value in values.items() if name not in given | later}
         return ShardSettings(**{name: values[name] for name in given}, preparation=preparation)

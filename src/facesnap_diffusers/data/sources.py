@@ -1,15 +1,17 @@
-"""Where photos come from: folders, lists, Hugging Face data sets, WebDataset shards."""
+"""Where photos come from: folders, lists, Hugging Face data sets, WebDataset shards; on disk or at an address."""
 
 from __future__ import annotations
 
 import csv
 import json
+import posixpath
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import InputError, MissingDependencyError
+from ..errors import InputError, MissingDependencyError, one_line
 
 
 @dataclass
@@ -19,7 +21,8 @@ class Item:
 
     Attributes:
         source (`str`): Its name, which no other photo of the input has.
-        photo (`str` or `bytes`, *optional*): Path, or the encoded image; `None` where the input has neither.
+        photo (`str` or `bytes`, *optional*): Path, address (see [`is_address`]), or the encoded image; `None` where the input
+            has none of them.
         identity (`str`, *optional*): Who it shows.
         caption (`str`, *optional*): What it shows.
     """
@@ -49,18 +52,23 @@ def open_source(name: str, columns: Columns | None = None, split: str = "train")
             - a folder: every photo in it and below, but for folders of thumbnails. A file in a subfolder shows the person
               that the topmost subfolder is called after; `photo.txt` beside `photo.jpg` holds its caption;
             - a list: `.txt` with a path a line, `.csv` with a header or `.jsonl`, with the columns of `columns`;
-              paths are relative to the list;
+              paths are relative to the list, or addresses;
             - WebDataset shards: `.tar`, also with braces (`data-{000..009}.tar`). The image is the first file of a sample
               that ends like one; `json` and `txt` hold identity and caption;
             - a Hugging Face data set: `hf:owner/name`, or a folder that `save_to_disk` wrote.
+
+            Folder, list and shards may be at any address that fsspec reads, such as `s3://bucket/photos` or
+            `hf://datasets/owner/name/photos.csv`.
         columns ([`Columns`], *optional*): Names in tables and data sets.
         split (`str`): Of a Hugging Face data set.
 
     Raises:
-        InputError: There is no such input, or it has no such columns.
-        MissingDependencyError: A Hugging Face data set without `datasets`.
+        InputError: There is no such input, it cannot be read, or it has no such columns.
+        MissingDependencyError: A Hugging Face data set without `datasets`, or an address without the library that reads it.
     """
     columns = columns or Columns()
+    if is_address(name):
+        return _at_address(name, columns)
     path = Path(name).expanduser()
     if name.startswith("hf:") or (path / "dataset_info.json").is_file() or (path / "state.json").is_file():
         return _data_set(name, columns, split)
@@ -73,8 +81,24 @@ def open_source(name: str, columns: Columns | None = None, split: str = "train")
     raise InputError(f"input {name!r} is not a folder, list (.txt, .csv, .jsonl), .tar or hf:owner/name; correct it")
 
 
+def is_address(name: str) -> bool:
+    """Whether a name is an address that fsspec reads, such as `s3://bucket/photo.jpg`, and not a path."""
+    return "://" in name
+
+
+def read_photo(address: str) -> bytes:
+    """The encoded image at an address. Raises what its file system raises: `FileNotFoundError` where there is none."""
+    import fsspec
+
+    with fsspec.open(address, "rb") as file:
+        data: bytes = file.read()
+    return data
+
+
 def count(name: str) -> int | None:
     """The number of photos where it is known without reading the input, for the remaining time."""
+    if is_address(name):
+        return None
     path = Path(name).expanduser()
     if path.is_dir() and not any((path / file).is_file() for file in ("dataset_info.json", "state.json")):
         return sum(1 for _ in _files(path))
@@ -87,18 +111,15 @@ def count(name: str) -> int | None:
 def _files(folder: Path) -> Iterator[tuple[Path, Path | None]]:
     """
     Photos below a folder in order, each with the file of its caption, a directory at a time: millions of them need not be in
-    memory. Files whose name says that they are something else are no photos; those with a name that says nothing may be.
+    memory.
     """
     paths = sorted(folder.iterdir())
     captions = {path.stem: path for path in paths if path.suffix.lower() == ".txt"}
     for path in paths:
-        name = path.name.lower()
-        if name.startswith("."):
-            continue
         if path.is_dir():
-            if name not in _THUMBNAIL_FOLDERS:
+            if _is_folder_of_photos(path.name):
                 yield from _files(path)
-        elif path.suffix.lower() not in _OTHER_SUFFIXES and path.stem.lower() not in _OTHER_NAMES:
+        elif _may_be_photo(path.name):
             yield path, captions.get(path.stem)
 
 
@@ -113,12 +134,88 @@ def _folder(folder: Path) -> Iterator[Item]:
         )
 
 
-def _list(path: Path, columns: Columns) -> Iterator[Item]:
-    with open(path, newline="") as file:
+def _at_address(name: str, columns: Columns) -> Iterator[Item]:
+    """As [`open_source`], through fsspec."""
+    with _reaching(name):
+        from fsspec.core import url_to_fs
+
+        file_system, path = url_to_fs(name)
+        suffix = PurePosixPath(path).suffix
+        if suffix == ".tar":
+            return _read_from(name, _web_data_set(name, columns))
+        if suffix in (".txt", ".csv", ".jsonl") and file_system.isfile(path):
+            return _read_from(name, _list(name, columns))
+        if file_system.isdir(path):
+            return _read_from(name, _folder_at_address(file_system, path))
+    raise InputError(f"input {name!r} is not a folder, list (.txt, .csv, .jsonl) or .tar; correct it")
+
+
+def _read_from(address: str, items: Iterator[Item]) -> Iterator[Item]:
+    with _reaching(address):
+        yield from items
+
+
+@contextmanager
+def _reaching(address: str) -> Iterator[None]:
+    """Within this context, what a file system raises becomes an error that names the address."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"input {address!r} needs another library ({one_line(error)}); install it"
+        ) from error
+    except InputError:
+        raise
+    except Exception as error:  # each file system has its own kinds
+        raise InputError(
+            f"input {address!r} cannot be read ({type(error).__name__}: {one_line(error)}); correct the address, or log in"
+        ) from error
+
+
+def _folder_at_address(file_system: Any, top: str, below: str = "") -> Iterator[Item]:
+    """As [`_folder`], with the names of photos that [`_files`] takes."""
+    folder = posixpath.join(top, below) if below else top
+    # object stores may list the folder itself
+    entries = [one for one in file_system.ls(folder, detail=True) if one["name"].rstrip("/") != folder.rstrip("/")]
+    paths = {PurePosixPath(entry["name"]).name: entry for entry in entries}
+    captions = {PurePosixPath(name).stem: name for name in sorted(paths) if name.lower().endswith(".txt")}
+    for name in sorted(paths):
+        source, entry = posixpath.join(below, name), paths[name]
+        if entry["type"] == "directory":
+            if _is_folder_of_photos(name):
+                yield from _folder_at_address(file_system, top, source)
+        elif _may_be_photo(name):
+            caption = captions.get(PurePosixPath(name).stem)
+            yield Item(
+                source=source,
+                photo=file_system.unstrip_protocol(entry["name"]),
+                identity=PurePosixPath(source).parts[0] if below else None,
+                caption=None
+                if caption is None
+                else file_system.cat_file(paths[caption]["name"]).decode(errors="replace").strip(),
+            )
+
+
+def _is_folder_of_photos(name: str) -> bool:
+    return not name.startswith(".") and name.lower() not in _THUMBNAIL_FOLDERS
+
+
+def _may_be_photo(name: str) -> bool:
+    """Files whose name says that they are something else are no photos; those with a name that says nothing may be."""
+    path = PurePosixPath(name.lower())
+    return not name.startswith(".") and path.suffix not in _OTHER_SUFFIXES and path.stem not in _OTHER_NAMES
+
+
+def _list(path: Path | str, columns: Columns) -> Iterator[Item]:
+    """`path`: an address as a `str`."""
+    import fsspec
+
+    with open(path, newline="") if isinstance(path, Path) else fsspec.open(path, "rt", newline="") as file:
         rows: Any
-        if path.suffix == ".csv":
+        suffix = PurePosixPath(str(path)).suffix
+        if suffix == ".csv":
             rows = csv.DictReader(file)
-        elif path.suffix == ".jsonl":
+        elif suffix == ".jsonl":
             rows = (json.loads(line) for line in file if line.strip())
         else:
             rows = ({columns.image: line.strip()} for line in file if line.strip())
@@ -129,10 +226,17 @@ def _list(path: Path, columns: Columns) -> Iterator[Item]:
             yield Item(
                 # a list may name a photo twice
                 source=f"{number}:{photo}",
-                photo=str(path.parent / photo) if photo else None,
+                photo=_beside(path, photo) if photo else None,
                 identity=_text(row.get(columns.identity)),
                 caption=_text(row.get(columns.caption)),
             )
+
+
+def _beside(path: Path | str, photo: str) -> str:
+    """What a list at `path` names `photo`."""
+    if is_address(photo):
+        return photo
+    return str(path.parent / photo) if isinstance(path, Path) else f"{path.rpartition('/')[0]}/{photo}"
 
 
 def _data_set(name: str, columns: Columns, split: str) -> Iterator[Item]:
@@ -167,11 +271,18 @@ def _data_set(name: str, columns: Columns, split: str) -> Iterator[Item]:
 def _web_data_set(name: str, columns: Columns) -> Iterator[Item]:
     import webdataset
     from webdataset.shardlists import expand_urls
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    for shard in expand_urls(name):
-        if not Path(shard).is_file():
-            raise InputError(f"input {shard!r} is not a file; correct the name of the shards")
-    samples = webdataset.WebDataset(name, shardshuffle=False, nodesplitter=None, empty_check=False)
+    shards = expand_urls(name)
+    for shard in shards:
+        with _reaching(shard):
+            if not _is_file(shard):
+                raise InputError(f"input {shard!r} is not a file; correct the name of the shards")
+    samples: Any
+    if is_address(name):
+        samples = group_by_keys(tar_file_expander(_streams(shards)))
+    else:
+        samples = webdataset.WebDataset(name, shardshuffle=False, nodesplitter=None, empty_check=False)
     for sample in samples:
         image = next((sample[key] for key in sample if f".{key.rpartition('.')[2].lower()}" in _IMAGE_SUFFIXES), None)
         values: dict[str, Any] = {}
@@ -189,6 +300,24 @@ def _web_data_set(name: str, columns: Columns) -> Iterator[Item]:
             identity=_text(values.get(columns.identity) if isinstance(values, dict) else None),
             caption=_text(caption),
         )
+
+
+def _is_file(name: str) -> bool:
+    from fsspec.core import url_to_fs
+
+    if not is_address(name):
+        return Path(name).is_file()
+    file_system, path = url_to_fs(name)
+    return bool(file_system.isfile(path))
+
+
+def _streams(shards: list[str]) -> Iterator[dict[str, Any]]:
+    """As `webdataset.tariterators.url_opener`, which does not know fsspec's addresses."""
+    import fsspec
+
+    for shard in shards:
+        with fsspec.open(shard, "rb") as stream:
+            yield {"url": shard, "stream": stream}
 
 
 def _text(value: Any) -> str | None:
