@@ -21,6 +21,7 @@ from facesnap_diffusers.models.attention import IdentityAttention
 from facesnap_diffusers.models.ffrnet import FFRNet
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 from facesnap_diffusers.training.training_config import TrainingConfig, load_config
+from facesnap_diffusers.training.weight_storage import stored_layers
 
 
 TERA, GIGA = 1e12, 1e9
@@ -48,20 +49,24 @@ def flops(function: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def saved_bytes(function: Callable[[], Any], bytes_per_number: int = 2) -> int:
-    """What a forward pass keeps for the backward pass, each tensor once, parameters not."""
-    sizes: dict[int, int] = {}
+def saved_bytes(function: Callable[[], Any], bytes_per_number: int = 2) -> tuple[int, int]:
+    """What a forward pass keeps for the backward pass, each tensor once: intermediate results, and frozen weights."""
+    results: dict[int, int] = {}
+    weights: dict[int, int] = {}
     kept = []  # so that no identity is used twice
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
+        whole = tensor if tensor._base is None else tensor._base  # linear layers keep their weight transposed
+        is_weight = isinstance(whole, torch.nn.Parameter)
+        if not (is_weight and whole.requires_grad):
+            sizes = weights if is_weight else results
             sizes[id(tensor.untyped_storage())] = tensor.numel() * bytes_per_number
             kept.append(tensor)
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         function()
-    return sum(sizes.values())
+    return sum(results.values()), sum(weights.values())
 
 
 def count(module: torch.nn.Module) -> int:
@@ -99,7 +104,8 @@ def estimate(config: TrainingConfig) -> dict[str, float]:
     if config.gradient_checkpointing:
         for module in (unet, ffrnet, vae):
             module.enable_gradient_checkpointing()
-    saved, decoded = saved_bytes(forward), saved_bytes(lambda: vae.decode(latents), vae_bytes)
+    saved, saved_weights = saved_bytes(forward)
+    decoded, _ = saved_bytes(lambda: vae.decode(latents), vae_bytes)
 
     # a frozen network's backward pass costs as much as its forward pass, a trained one's twice as much;
     # recomputing costs a forward pass more; float32 (TF32) costs twice as much as bfloat16
@@ -123,6 +129,8 @@ def estimate(config: TrainingConfig) -> dict[str, float]:
     frozen_parameters = {id(parameter) for parameter in unet.parameters()}
     trained = sum(p.numel() for part in parts for p in part.parameters() if id(p) not in frozen_parameters)
     frozen = 2 * (count(unet) + ENCODERS[family]) + vae_bytes * count(vae)
+    if config.base.storage_dtype is not None:  # what is kept for the backward pass are casts of them
+        frozen += saved_weights - sum(layer.weight.numel() for _, layer in stored_layers(unet))
     averaged = 4 if config.ema_decay > 0 else 0
     # weights, gradients, averaged weights, optimizer, copies in bfloat16
     state = trained * (4 + 4 + averaged + OPTIMIZER_BYTES[config.optimizer.name] + 2)

@@ -60,6 +60,8 @@ def values(path, world, folder):
         config["base"]["vae"] = str(world / family / "vae")
     config["data"] |= {"shards": [str(world / "faces")], "validation": [str(world / "faces")], "resolution": 32}
     config["data"]["workers"] = 0
+    if "aspect_ratio_buckets" in config["data"]:
+        config["data"]["aspect_ratio_buckets"] = [[32, 32], [40, 24]]
     if "start_from" in config["adapter"]:
         config["adapter"]["start_from"] = str(folder / f"{path.stem[:-1]}1/adapter")
     else:

@@ -49,7 +49,7 @@ class TestFixedCrops:
             ]
             seen.add(number)
             crop, face = samples.fixed_crop(number), samples.faces[index]
-            expected = crop.points(face.landmarks, tiny_training.SIZE, samples.predictor.config.mirror)
+            expected = crop.points(face.landmarks, samples.predictor.config.mirror)
             assert torch.equal(sample["detected"], expected)
         assert len(seen) == 4 * count
 

@@ -111,13 +111,13 @@ class TestSamples:
 
     def test_sizes_are_the_files(self, samples):
         """What SDXL is told: the file's size however large the picture is stored, and the crop in the scaled photo."""
-        crop = Crop((1024, 682), (4000, 2667), 171.0, 0.0, 682.0, mirrored=False)
-        assert crop.sizes(1024).tolist() == [2667, 4000, 0, round(171 * 1024 / 682), 1024, 1024]
+        crop = Crop((1024, 682), (4000, 2667), 171.0, 0.0, 682.0, 682.0, (1024, 1024), mirrored=False)
+        assert crop.sizes().tolist() == [2667, 4000, 0, round(171 * 1024 / 682), 1024, 1024]
         mirrored = dataclasses.replace(crop, left=0.0, mirrored=True)
-        assert mirrored.sizes(1024).tolist()[2:4] == [0, round((1024 - 682) * 1024 / 682)]
+        assert mirrored.sizes().tolist()[2:4] == [0, round((1024 - 682) * 1024 / 682)]
         face = samples.faces[0]
         stored = dataclasses.replace(face, info={**face.info, "file_size": [400, 300]})
-        found = _random_crop(stored, samples.config, np.random.default_rng(0))
+        found = _random_crop(stored, samples.config, (32, 32), np.random.default_rng(0))
         assert found.file_size == (400, 300) and found.size == (tiny_training.SIZE, tiny_training.SIZE)
 
     def test_a_damaged_picture_is_named(self, samples, monkeypatch):

@@ -234,3 +234,18 @@ def test_shards_without_recognition_crops_train_an_adapter(base, tmp_path):
         validation={"images": 0},
     )
     assert tiny_training.train(config).results["validation/mse"] > 0
+
+
+def test_only_the_crops_size_is_checked_after_an_image_encoder_from_elsewhere_is_loaded(base, tmp_path, monkeypatch):
+    """The size of one on the Hub is known last: then its crops are checked, and no record is read again."""
+    tiny_training.write_faces(tmp_path / "fits", 1, 1)
+    tiny_training.write_faces(tmp_path / "small", 1, 1, clip_crop_size=16)
+    monkeypatch.setattr(trainer, "local_image_size", lambda config, adapter: None)
+    check, checked = trainer.check_key_points, []
+    monkeypatch.setattr(
+        trainer, "check_key_points", lambda *arguments: checked.append(arguments[1]) or check(*arguments)
+    )
+    data = {"shards": [str(tmp_path / "fits")], "validation": [str(tmp_path / "small")]}
+    with pytest.raises(InputError, match="small has crops of 16 pixels for the image encoder, which takes 32"):
+        Trainer(tiny_training.config(base, tmp_path, tmp_path / "run", data=data))
+    assert checked == data["shards"] + data["validation"]

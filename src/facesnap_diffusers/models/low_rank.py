@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
 from ..errors import AdapterError, InputError
 
@@ -141,7 +142,7 @@ def _base_output(base: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     What the base layer gives. Never by its `__call__`, whose hooks are not this model's: the LoRA of FaceID adapters is
     one. Nor with gradients for its weights.
     """
-    if type(base) not in (nn.Linear, nn.Conv2d) or "forward" in vars(base):
+    if type_before_parametrizations(base) not in (nn.Linear, nn.Conv2d) or "forward" in vars(base):
         # quantised, or with a `forward` that fetches or casts the weights first: offloaded, or in float8
         return base.forward(hidden_states)
     # the base may be in another dtype (FFRNet is trained in float32), or elsewhere

@@ -16,6 +16,8 @@ from ..adapter.hub import resolve_adapter_folder
 from ..errors import InputError, one_line
 from ..models.image_encoder import default_image_processor
 from .training_config import TrainingConfig
+from .warm_start import prepare_start, start_config, stored_start
+from .weight_storage import store_weights
 
 
 def load_pipeline(config: TrainingConfig) -> Any:
@@ -60,20 +62,28 @@ def load_pipeline(config: TrainingConfig) -> Any:
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
 
-    if config.adapter.start_from is not None:
-        pipeline.load_facesnap_adapter(config.adapter.start_from)
+    start: str | Path | None = config.adapter.start_from
+    if config.adapter.warm_start is not None:
+        adapter = adapter_config(config)
+        assert adapter is not None
+        bundles = adapter.image_encoder_id == IMAGE_ENCODER_FOLDER and stored_start(config) is None
+        start = prepare_start(pipeline, config, adapter, _image_encoder(config) if bundles else {})
+    if start is not None:
+        # in float32, for what is trained goes on with the bits that were saved
+        pipeline.load_facesnap_adapter(start, dtype=torch.float32)
+        for name in ("mixer", "identity_attention", "ffrnet", "face_image_encoder"):
+            if getattr(pipeline, name) is not None and name not in config.adapter.train:
+                getattr(pipeline, name).to(dtype)
         if pipeline.facesnap_config.ffrnet_config is not None:
             raise InputError(
-                f"adapter.start_from {config.adapter.start_from} combines two adapters; train one of the two, then combine"
+                f"adapter.start_from {start} combines two adapters; train one of the two, then combine"
                 " them with landmarks_from="
             )
     else:
         _start_adapter(pipeline, config)
     missing = [part for part in config.adapter.train if getattr(pipeline, part) is None]
     if missing:
-        raise InputError(
-            f"adapter.train has {missing}, which {config.adapter.start_from} does not contain; leave them out"
-        )
+        raise InputError(f"adapter.train has {missing}, which {start} does not contain; leave them out")
     for part in config.adapter.train:
         if getattr(pipeline, part).dtype != torch.float32:
             getattr(pipeline, part).to(torch.float32)
@@ -82,6 +92,9 @@ def load_pipeline(config: TrainingConfig) -> Any:
             component = getattr(pipeline, name)
             if component is not None and supports_gradient_checkpointing(component):
                 component.enable_gradient_checkpointing()
+    if config.base.storage_dtype is not None:
+        # last: a fresh adapter has copied from the weights as they were
+        store_weights(pipeline.unet, getattr(torch, config.base.storage_dtype))
     if config.base.compile:
         pipeline.unet.compile_repeated_blocks()
     return pipeline
@@ -99,7 +112,7 @@ def adapter_config(config: TrainingConfig) -> FaceSnapConfig | None:
         folder = resolve_adapter_folder(adapter.start_from)
         return FaceSnapConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
     is_public = "/" in config.base.model and not Path(config.base.model).exists()
-    return FaceSnapConfig(
+    fresh = FaceSnapConfig(
         face_encoder_id=adapter.face_encoder_id,
         face_embed_dim=adapter.face_embed_dim,
         image_encoder_id=IMAGE_ENCODER_FOLDER if adapter.bundle_image_encoder else adapter.image_encoder_id,
@@ -111,6 +124,7 @@ def adapter_config(config: TrainingConfig) -> FaceSnapConfig | None:
         base_model=config.base.model if is_public else None,
         license=adapter.license,
     )
+    return fresh if adapter.warm_start is None else start_config(config, fresh)
 
 
 def local_image_size(config: TrainingConfig, adapter: FaceSnapConfig) -> int | None:
@@ -119,8 +133,13 @@ def local_image_size(config: TrainingConfig, adapter: FaceSnapConfig) -> int | N
     encoder, or not in a local folder.
     """
     source = adapter.image_encoder_id
-    if source == IMAGE_ENCODER_FOLDER and config.adapter.start_from is not None:
-        source = str(resolve_adapter_folder(config.adapter.start_from) / IMAGE_ENCODER_FOLDER)
+    start = None
+    if config.adapter.start_from is not None:
+        start = resolve_adapter_folder(config.adapter.start_from)
+    elif config.adapter.warm_start is not None:
+        start = stored_start(config)
+    if source == IMAGE_ENCODER_FOLDER and start is not None:
+        source = str(start / IMAGE_ENCODER_FOLDER)
     elif source == IMAGE_ENCODER_FOLDER:
         source = config.adapter.image_encoder_id
     if source is None or not (Path(source) / "config.json").is_file():
@@ -133,21 +152,20 @@ def local_image_size(config: TrainingConfig, adapter: FaceSnapConfig) -> int | N
 
 def _start_adapter(pipeline: Any, config: TrainingConfig) -> None:
     adapter = config.adapter
-    encoder = processor = None
-    if adapter.bundle_image_encoder:
-        if adapter.image_encoder_id is None or not Path(adapter.image_encoder_id).is_dir():
-            raise InputError(
-                f"adapter.image_encoder_id is {adapter.image_encoder_id!r}; with bundle_image_encoder it must be a folder"
-            )
-        encoder = CLIPVisionModelWithProjection.from_pretrained(adapter.image_encoder_id, dtype=base_dtype(config))
-        if (Path(adapter.image_encoder_id) / "preprocessor_config.json").is_file():
-            processor = CLIPImageProcessor.from_pretrained(adapter.image_encoder_id)
-        else:
-            processor = default_image_processor(encoder)
+    encoder = _image_encoder(config) if adapter.bundle_image_encoder else {}
     pipeline.init_facesnap_adapter(
-        adapter_config(config),
-        mixer=adapter.mixer,
-        ffrnet_rank=adapter.ffrnet_rank,
-        image_encoder=encoder,
-        image_processor=processor,
+        adapter_config(config), mixer=adapter.mixer, ffrnet_rank=adapter.ffrnet_rank, **encoder
     )
+
+
+def _image_encoder(config: TrainingConfig) -> dict[str, Any]:
+    """The image encoder that becomes a part of the adapter, and its processor, as `init_facesnap_adapter` takes them."""
+    source = config.adapter.image_encoder_id
+    if source is None or not Path(source).is_dir():
+        raise InputError(f"adapter.image_encoder_id is {source!r}; with bundle_image_encoder it must be a folder")
+    encoder = CLIPVisionModelWithProjection.from_pretrained(source, dtype=base_dtype(config))
+    if (Path(source) / "preprocessor_config.json").is_file():
+        processor = CLIPImageProcessor.from_pretrained(source)
+    else:
+        processor = default_image_processor(encoder)
+    return {"image_encoder": encoder, "image_processor": processor}

@@ -11,7 +11,7 @@ import yaml
 
 from ..adapter.config import FaceSnapConfig
 from ..settings import dump_settings
-from .training_config import IdentityLossConfig, TrainingConfig
+from .training_config import AdapterConfig, IdentityLossConfig, TrainingConfig
 
 
 @dataclass
@@ -52,7 +52,7 @@ def describe_training(config: TrainingConfig, adapter: FaceSnapConfig, run: RunS
         "hardware": f"{run.processes} × {run.device}, {run.hours:.1f} hours",
         "precision": {"no": "float32"}.get(config.mixed_precision, config.mixed_precision),
         "trained parts": ", ".join(config.adapter.train),
-        "started from": _shown(config.adapter.start_from) if config.adapter.start_from else "a fresh adapter",
+        "started from": _started_from(config.adapter),
         "identity loss": _identity_loss(config.identity_loss),
         "face encoder": adapter.face_encoder_id,
         "validation pictures": f"the base's sampler, {config.validation.inference_steps} steps, guidance"
@@ -84,6 +84,15 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
 
 
+def _started_from(adapter: AdapterConfig) -> str:
+    if adapter.start_from is not None:
+        return str(_shown(adapter.start_from))
+    if adapter.warm_start is None:
+        return "a fresh adapter"
+    file = f" ({Path(adapter.warm_start_file).name})" if adapter.warm_start_file else ""
+    return f"a fresh adapter with the weights of {_shown(adapter.warm_start)}{file}, whose tokens its mixer learned"
+
+
 def _identity_loss(config: IdentityLossConfig) -> str:
     if config.weight == 0:
         return "none"
@@ -98,7 +107,7 @@ def _public(config: TrainingConfig) -> dict[str, Any]:
     values["base"]["model"] = _shown(values["base"]["model"])
     for name in ("shards", "validation"):
         values["data"][name] = [_shown(folder) for folder in values["data"][name]]
-    for name in ("start_from", "image_encoder_id"):
+    for name in ("start_from", "warm_start", "image_encoder_id"):
         values["adapter"][name] = _shown(values["adapter"][name])
     recognizer = values["identity_loss"]["recognizer"]
     if recognizer is not None:
@@ -106,6 +115,9 @@ def _public(config: TrainingConfig) -> dict[str, Any]:
         recognizer["center"] = _shown(recognizer["center"])
     if config.adapter.start_from is not None:
         values["adapter"] = {name: values["adapter"][name] for name in ("start_from", "train")}
+    if config.adapter.warm_start is not None:
+        for name in ("face_encoder_id", "face_embed_dim", "normalized_embeds", "num_tokens"):
+            del values["adapter"][name]
     for name in ("hub", "data_statement"):
         del values[name]
     return values

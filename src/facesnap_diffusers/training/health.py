@@ -145,17 +145,17 @@ def check_sharding(state: Any) -> None:
         state (`AcceleratorState`): How several processes share the work.
 
     Raises:
-        InputError: Parameters are sharded over them (FSDP, DeepSpeed ZeRO-3); the averaged weights, the adapter that is
-            saved and the validation of the main process need whole ones.
+        InputError: Parameters are sharded over them (FSDP); the averaged weights, the adapter that is saved and the
+            validation of the main process need whole ones. Or DeepSpeed steps: it does so within the backward pass, before
+            anything can be said of the gradient, and clips by a setting of its own.
     """
-    deepspeed = getattr(state, "deepspeed_plugin", None)
-    sharded = None
     if getattr(state, "fsdp_plugin", None) is not None:
-        sharded = f"FSDP{state.fsdp_plugin.fsdp_version}"
-    elif deepspeed is not None and deepspeed.zero_stage == 3:
-        sharded = "DeepSpeed ZeRO-3"
-    if sharded is not None:
-        raise InputError(
-            f"training does not work with {sharded}, which shards parameters; run accelerate config and choose multi-GPU"
-            " (DDP), or DeepSpeed ZeRO stage 1 or 2"
-        )
+        way = f"FSDP{state.fsdp_plugin.fsdp_version}"
+    elif getattr(state, "deepspeed_plugin", None) is not None:
+        way = "DeepSpeed"
+    else:
+        return
+    raise InputError(
+        f"training does not work with {way}; run accelerate config and choose multi-GPU (DDP), with optimizer.name"
+        " adamw_8bit where memory is short"
+    )

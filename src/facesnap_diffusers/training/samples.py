@@ -21,6 +21,7 @@ from ..errors import FaceSnapError
 from ..faces.key_points import MIRRORED, five_points
 from ..models.landmark_predictor import LandmarkPredictor
 from ..steering import repose_key_points
+from .aspect_buckets import AspectBuckets, read_photo_sizes
 from .latents import CropLatents
 from .training_config import DataConfig, DropoutConfig
 
@@ -28,45 +29,54 @@ from .training_config import DataConfig, DropoutConfig
 @dataclass(frozen=True)
 class Crop:
     """
-    A square of a photo: its corner and side in pixels (of `size`, width and height), and whether it is mirrored. The
-    photo's file may have been larger (`file_size`).
+    The part of a photo that becomes a training picture: its corner, width and height in pixels of the photo (of `size`, width
+    and height), the picture's `target_size`, height and width, and whether it is mirrored. The photo's file may have been
+    larger (`file_size`).
     """
 
     size: tuple[int, int]
     file_size: tuple[int, int]
     left: float
     top: float
-    side: float
+    width: float
+    height: float
+    target_size: tuple[int, int]
     mirrored: bool
 
-    def pixels(self, image: PIL.Image.Image, resolution: int) -> torch.Tensor:
-        """The crop, `(3, resolution, resolution)` in `[-1, 1]`."""
-        box = (self.left, self.top, self.left + self.side, self.top + self.side)
-        if image.size != (resolution, resolution) or box != (0, 0, resolution, resolution):
-            image = image.resize((resolution, resolution), PIL.Image.Resampling.LANCZOS, box=box)
+    @property
+    def scale(self) -> float:
+        """Pixels of the picture for each pixel of the photo."""
+        return self.target_size[1] / self.width
+
+    def pixels(self, image: PIL.Image.Image) -> torch.Tensor:
+        """The picture, `(3, height, width)` in `[-1, 1]`."""
+        height, width = self.target_size
+        box = (self.left, self.top, self.left + self.width, self.top + self.height)
+        if image.size != (width, height) or box != (0, 0, width, height):
+            image = image.resize((width, height), PIL.Image.Resampling.LANCZOS, box=box)
         pixels = 2 * _to_tensor(image) - 1
         return pixels.flip(-1) if self.mirrored else pixels
 
-    def points(self, points: np.ndarray, resolution: int, mirror: list[int]) -> torch.Tensor:
+    def points(self, points: np.ndarray, mirror: list[int]) -> torch.Tensor:
         """
-        Points of the photo `(points, 2)` in the crop's pixels, in which the center of the top left one is at (0, 0). `mirror`:
+        Points of the photo `(points, 2)` in the picture's pixels, in which the center of the top left one is at (0, 0). `mirror`:
         which of them each becomes in a mirrored picture.
         """
-        points = resize_points(points, resolution / self.side, (self.left, self.top))
+        points = resize_points(points, self.scale, (self.left, self.top))
         if self.mirrored:
             points = points[mirror]
-            points[:, 0] = resolution - 1 - points[:, 0]
+            points[:, 0] = self.target_size[1] - 1 - points[:, 0]
         return torch.from_numpy(points.astype(np.float32))
 
-    def sizes(self, resolution: int) -> torch.Tensor:
+    def sizes(self) -> torch.Tensor:
         r"""
         SDXL's size conditions (Podell et al. 2023, arXiv 2307.01952, section 2.2), height first: the size of the file, from
         which the model knows how sharp a picture is; the crop's corner in the photo as it is scaled for it; its size.
         """
-        scale = resolution / self.side
-        left = self.size[0] - self.left - self.side if self.mirrored else self.left
+        left = self.size[0] - self.left - self.width if self.mirrored else self.left
         width, height = self.file_size
-        return torch.tensor([height, width, round(self.top * scale), round(left * scale), resolution, resolution])
+        corner = (round(self.top * self.scale), round(left * self.scale))
+        return torch.tensor([height, width, *corner, *self.target_size])
 
 
 class TrainingSamples(Dataset):
@@ -82,12 +92,14 @@ class TrainingSamples(Dataset):
         image_processor (`CLIPImageProcessor`, *optional*): Of the image encoder; without one there are no clip crops.
         image_size (`int`): Side of the image encoder's images, in pixels.
         num_timesteps (`int`): Of the noise schedule.
-        latent_shape (`tuple[int, int, int]`): Of one sample.
+        latent_shape (`tuple[int, int, int]`): Of a sample of `config.resolution`.
         seed (`int`): Of everything.
         extras (collection of `str`): Further keys of a sample, of `recognition_crop`, `target_recognition_crop`,
             `person` and `start_noise`; see [`Objective.extras`].
         latents ([`CropLatents`], *optional*): In place of the images and of the noise that the VAE's encoder takes. Only
             with `config.crops`.
+        step_size (`int`): Samples of an optimizer step, of all processes together. With `config.aspect_ratio_buckets` their
+            pictures have one size.
     """
 
     def __init__(
@@ -103,6 +115,7 @@ class TrainingSamples(Dataset):
         seed: int = 0,
         extras: Collection[str] = ("recognition_crop", "start_noise"),
         latents: CropLatents | None = None,
+        step_size: int = 1,
     ):
         self.faces = faces
         self.config = config
@@ -115,6 +128,9 @@ class TrainingSamples(Dataset):
         self.seed = seed
         self.extras = frozenset(extras)
         self.latents = latents
+        self.buckets = None
+        if config.aspect_ratio_buckets is not None:
+            self.buckets = AspectBuckets(read_photo_sizes(faces), config.aspect_ratio_buckets, step_size, seed)
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
@@ -136,12 +152,12 @@ class TrainingSamples(Dataset):
 
         sample: dict[str, Any] = {}
         if config.crops is None:
-            crop = _random_crop(target, config, random)
+            crop = _random_crop(target, config, self._target_size(index), random)
         else:
             number = index * self.crops + (position // len(self.faces) + index) % self.crops
             crop = self.fixed_crop(number, target)
         if self.latents is None:
-            sample["pixel_values"] = crop.pixels(_decode(target.image), config.resolution)  # (3, height, width)
+            sample["pixel_values"] = crop.pixels(_decode(target.image))  # (3, height, width)
         else:
             sample["latents"] = self.latents[number]  # (channels, height, width)
         if config.landmarks == "detected":
@@ -151,20 +167,20 @@ class TrainingSamples(Dataset):
         key_points = five_points(landmarks) if key_points is None else key_points
         mirror = self.predictor.config.mirror
         sample |= {
-            "landmarks": crop.points(landmarks, config.resolution, mirror),  # (72, 2)
-            "key_points": crop.points(key_points, config.resolution, MIRRORED),  # (5, 2)
-            "detected": crop.points(target.landmarks, config.resolution, mirror),  # (72, 2)
-            "sizes": crop.sizes(config.resolution),  # (6,)
+            "landmarks": crop.points(landmarks, mirror),  # (72, 2)
+            "key_points": crop.points(key_points, MIRRORED),  # (5, 2)
+            "detected": crop.points(target.landmarks, mirror),  # (72, 2)
+            "sizes": crop.sizes(),  # (6,)
             "face_embeds": torch.from_numpy(reference.embedding),  # (dim,)
             "caption": target.info.get("caption") or config.caption,
             **self._left_out(random),
             "timestep": torch.tensor(int(random.integers(self.num_timesteps))),
-            "noise": self._noise(random),  # as latents
+            "noise": self._noise(crop, random),  # as latents
         }
         if self.latents is None:
-            sample["encoder_noise"] = self._noise(random)
+            sample["encoder_noise"] = self._noise(crop, random)
         if "start_noise" in self.extras:
-            sample["start_noise"] = self._noise(random)
+            sample["start_noise"] = self._noise(crop, random)
         if "recognition_crop" in self.extras:
             assert reference.recognition_crop is not None, "check_shards refuses shards without it"
             sample["recognition_crop"] = _to_tensor(_decode(reference.recognition_crop))  # (3, size, size) in [0, 1]
@@ -203,23 +219,34 @@ class TrainingSamples(Dataset):
         index, variant = divmod(number, self.crops)
         random = np.random.default_rng([self.seed, index, variant, 1])
         mirrored = variant + 0.5 < self.config.flip * self.crops
-        return _random_crop(target or self.faces[index], self.config, random, mirrored)
+        return _random_crop(target or self.faces[index], self.config, self._target_size(index), random, mirrored)
 
     def fixed_pixels(self, numbers: Collection[int]) -> torch.Tensor:
         """Crops by their numbers, `(numbers, 3, resolution, resolution)` in `[-1, 1]`."""
         images = []
         for number in numbers:
             target = self.faces[number // self.crops]
-            images.append(self.fixed_crop(number, target).pixels(_decode(target.image), self.config.resolution))
+            images.append(self.fixed_crop(number, target).pixels(_decode(target.image)))
         return torch.stack(images)
 
     def photo(self, position: int) -> int:
-        """The number of the photo at a position. Every photo comes once in each epoch."""
+        """
+        The number of the photo at a position. Every photo comes once in each epoch; with `config.aspect_ratio_buckets` see
+        [`AspectBuckets`].
+        """
+        if self.buckets is not None:
+            return self.buckets.photo(position)
         epoch, place = divmod(position, len(self.faces))
         if epoch != self._epoch:
             self._order = np.random.default_rng([self.seed, epoch, 1]).permutation(len(self.faces))
             self._epoch = epoch
         return int(self._order[place])
+
+    def _target_size(self, index: int) -> tuple[int, int]:
+        """Height and width of the picture that a photo becomes."""
+        if self.buckets is not None:
+            return self.buckets.size(index)
+        return self.config.resolution, self.config.resolution
 
     @torch.no_grad()
     def _retarget(self, target: PreparedFace, reference: PreparedFace) -> tuple[np.ndarray, np.ndarray | None]:
@@ -257,8 +284,13 @@ class TrainingSamples(Dataset):
             "without_landmarks": torch.tensor(bool(random.random() < dropout.landmarks)),
         }
 
-    def _noise(self, random: np.random.Generator) -> torch.Tensor:
-        return torch.from_numpy(random.standard_normal(self.latent_shape, dtype=np.float32))
+    def _noise(self, crop: Crop, random: np.random.Generator) -> torch.Tensor:
+        """`(channels, height, width)` of the latents of a picture."""
+        channels, *sides = self.latent_shape
+        height, width = (
+            target * side // self.config.resolution for target, side in zip(crop.target_size, sides, strict=True)
+        )
+        return torch.from_numpy(random.standard_normal((channels, height, width), dtype=np.float32))
 
 
 class ResumableBatchSampler(Sampler[list[int]]):
@@ -295,18 +327,25 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _random_crop(
-    target: PreparedFace, config: DataConfig, random: np.random.Generator, mirrored: bool | None = None
+    target: PreparedFace,
+    config: DataConfig,
+    target_size: tuple[int, int],
+    random: np.random.Generator,
+    mirrored: bool | None = None,
 ) -> Crop:
-    """A square that shows the face; `mirrored`, or by default in a share of `config.flip`."""
-    width, height = PIL.Image.open(io.BytesIO(target.image)).size
-    file_size = target.info.get("file_size") or (width, height)
-    side = min(width, height) / random.uniform(*config.zoom)
+    """A part that shows the face, of the proportions of `target_size`; `mirrored`, or by default in a share of `config.flip`."""
+    size = PIL.Image.open(io.BytesIO(target.image)).size
+    file_size = target.info.get("file_size") or size
+    zoom = random.uniform(*config.zoom)
+    # the largest part of these proportions, divided by the zoom
+    width = min(size[0], size[1] * target_size[1] / target_size[0]) / zoom
+    height = min(size[1], size[0] * target_size[0] / target_size[1]) / zoom
     left, top = (
-        _crop_start(target.landmarks[:, axis], side, length, random) for axis, length in enumerate((width, height))
+        _crop_start(target.landmarks[:, axis], side, size[axis], random) for axis, side in enumerate((width, height))
     )
     if mirrored is None:
         mirrored = bool(random.random() < config.flip)
-    return Crop((width, height), (int(file_size[0]), int(file_size[1])), left, top, side, mirrored)
+    return Crop(size, (int(file_size[0]), int(file_size[1])), left, top, width, height, target_size, mirrored)
 
 
 def _crop_start(points: np.ndarray, side: float, length: int, random: np.random.Generator) -> float:

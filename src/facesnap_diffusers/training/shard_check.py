@@ -55,11 +55,8 @@ def check_shards(
             f"data: {folder} has the crop {settings.image_crop!r} for the image encoder, the adapter is for"
             f" {adapter.image_crop!r}; prepare it with --image-crop {adapter.image_crop}"
         )
-    if image_size is not None and settings.clip_crop_size < image_size:
-        raise InputError(
-            f"data: {folder} has crops of {settings.clip_crop_size} pixels for the image encoder, which takes {image_size};"
-            f" prepare it with --clip-crop-size {image_size}"
-        )
+    if image_size is not None:
+        check_clip_crops(settings, folder, image_size)
     if recognizer is not None:
         size = recognizer.size or RECOGNITION_CROP_SIZES[recognizer.crop]
         if (settings.recognition_crop, settings.recognition_crop_size) != (recognizer.crop, size):
@@ -79,6 +76,15 @@ def check_shards(
         raise InputError(
             f"data: {folder} has no recognition crops, which validation images show; prepare it with them, or set"
             " validation.images to 0"
+        )
+
+
+def check_clip_crops(settings: ShardSettings, folder: str, image_size: int) -> None:
+    """Raises [`InputError`] where the crops of a folder are smaller than the `image_size` pixels that the image encoder takes."""
+    if settings.clip_crop_size < image_size:
+        raise InputError(
+            f"data: {folder} has crops of {settings.clip_crop_size} pixels for the image encoder, which takes {image_size};"
+            f" prepare it with --clip-crop-size {image_size}"
         )
 
 

@@ -54,7 +54,7 @@ from .optimizers import create_optimizer
 from .publishing import check_repo, push
 from .recognizer import load_recognizer
 from .samples import ResumableBatchSampler, TrainingSamples, collate
-from .shard_check import check_key_points, check_shards
+from .shard_check import check_clip_crops, check_key_points, check_shards
 from .training_config import DropoutConfig, TrainingConfig
 from .validation import load_judge, to_device, validation_likeness, validation_losses, validation_sheet
 
@@ -85,7 +85,7 @@ class Trainer:
 
     Raises:
         InputError: The config names something that could not be loaded, the shards do not give what the adapter is
-            trained with, accelerate is set up to shard parameters, or the Hub repo cannot be written to; the last three
+            trained with, accelerate is set up for FSDP or DeepSpeed, or the Hub repo cannot be written to; the last three
             before the base model is loaded.
     """
 
@@ -103,7 +103,6 @@ class Trainer:
         check_sharding(self.accelerator.state)
         if config.hub.push and self.accelerator.is_main_process:
             check_repo(config.hub)
-        self._tell_deepspeed_the_batch_size()
         if config.allow_tf32 and torch.cuda.is_available():
             torch.backends.cuda.matmul.allow_tf32 = True
         set_seed(config.seed)
@@ -115,15 +114,24 @@ class Trainer:
         self.faces = PreparedFaces(config.data.shards, "train")
         self.pipeline = load_pipeline(config).to(self.accelerator.device)
         encoder = self.pipeline.face_image_encoder
-        if adapter is None or (image_size is None and encoder is not None):
-            image_size = None if encoder is None else encoder.config.image_size
-            self._check_shards(self.pipeline.facesnap_config, image_size)
+        if adapter is None:
+            self._check_shards(self.pipeline.facesnap_config, None if encoder is None else encoder.config.image_size)
+        elif image_size is None and encoder is not None:  # all else has been checked
+            for folder in (*config.data.shards, *config.data.validation):
+                check_clip_crops(read_settings(folder), folder, encoder.config.image_size)
 
         recognizer = None
         if config.identity_loss.weight > 0 and config.identity_loss.recognizer is not None:
             recognizer = load_recognizer(config.identity_loss.recognizer).to(self.accelerator.device)
         self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recognizer)
-        self.samples = self._samples(self.faces, config.dropout, config.seed, self.objective.extras)
+        self.samples = self._samples(
+            self.faces,
+            config.dropout,
+            config.seed,
+            self.objective.extras,
+            config.batch_size * config.gradient_accumulation * self.accelerator.num_processes,
+        )
+        self._warn_of_rare_sizes()
         if config.identity_loss.weight > 0 and config.identity_loss.contrastive > 0:
             by_crops = config.identity_loss.reference != "embedding"
             self.objective.set_negatives(*self.samples.negatives(config.identity_loss.negatives, by_crops))
@@ -182,7 +190,7 @@ class Trainer:
     def _train(self) -> dict[str, float]:
         config, accelerator = self.config, self.accelerator
         if accelerator.is_main_process:
-            for name in ("adapter", "best"):
+            for name in ("adapter", "best", "start"):
                 for left in self.folder.glob(f".{name}.*"):  # by a run that was killed while it wrote them
                     shutil.rmtree(left, ignore_errors=True)
             with atomic_file(self.folder / "config.yaml") as temporary:
@@ -290,7 +298,7 @@ class Trainer:
                 norm = self.accelerator.clip_grad_norm_(
                     self.parameters, self.config.optimizer.max_grad_norm or math.inf
                 )
-                state.gradient_norm = 0.0 if norm is None else float(norm)  # DeepSpeed does not always say
+                state.gradient_norm = float(norm)
                 bad = not (state.finite and math.isfinite(state.gradient_norm))
                 bad, state.stop = in_any_process(self.accelerator, bad, bool(self.stop))
                 state.finite = not bad
@@ -355,7 +363,7 @@ class Trainer:
         )
 
     def _samples(
-        self, faces: PreparedFaces, dropout: DropoutConfig, seed: int, extras: Collection[str]
+        self, faces: PreparedFaces, dropout: DropoutConfig, seed: int, extras: Collection[str], step_size: int = 1
     ) -> TrainingSamples:
         pipeline, config = self.pipeline, self.config
         encoder = pipeline.face_image_encoder
@@ -371,7 +379,23 @@ class Trainer:
             (pipeline.unet.config.in_channels, side, side),
             seed,
             extras,
+            step_size=step_size,
         )
+
+    def _warn_of_rare_sizes(self) -> None:
+        buckets = self.samples.buckets
+        if buckets is None or not self.accelerator.is_main_process:
+            return
+        for (height, width), count in zip(buckets.sizes, buckets.counts, strict=True):
+            if 0 < count < buckets.step_size:
+                logger.warning(
+                    "data.aspect_ratio_buckets: [%d, %d] has %d photos, each of which comes several times in a step of %d;"
+                    " leave that size out",
+                    height,
+                    width,
+                    count,
+                    buckets.step_size,
+                )
 
     def _compute_latents(self, latents: CropLatents) -> None:
         accelerator = self.accelerator
@@ -553,12 +577,6 @@ class Trainer:
 
     def _learning_rates(self) -> dict[str, float]:
         return dict(zip(self.objective.parts, self.lr_scheduler.get_last_lr(), strict=True))
-
-    def _tell_deepspeed_the_batch_size(self) -> None:
-        # accelerate reads it off the DataLoader that it prepares; ours is not prepared, for it is exact by itself
-        plugin = getattr(self.accelerator.state, "deepspeed_plugin", None)
-        if plugin is not None:
-            plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = self.config.batch_size
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -19,6 +19,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=8, multiple_of=8)]
 Part = Literal["mixer", "ffrnet", "identity_attention"]
 # YAML reads a bare no as False
 Precision = Annotated[Literal["no", "fp16", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)]
@@ -35,6 +36,8 @@ class BaseConfig:
         revision (`str`, *optional*), variant (`str`, *optional*): As in `DiffusionPipeline.from_pretrained`.
         dtype (`str`, *optional*): Of its weights; that of `mixed_precision` by default. The VAE of SDXL stays in
             float32, which it needs, unless there is a `vae`.
+        storage_dtype (`str`, *optional*): `"float8_e4m3fn"` keeps the weights of the frozen UNet in 8 bits, for half the memory
+            of half precision; they are cast to `dtype` where they are used. Needs `gradient_checkpointing`.
         vae (`str`, *optional*): Hub repo or folder of a VAE in place of the base's own, in `dtype`: for SDXL one that does
             not overflow in half precision, such as `madebyollin/sdxl-vae-fp16-fix`, which takes half the memory and time.
         compile (`bool`): Compiles the frozen UNet with `torch.compile`, block by block: some minutes at the start, less time
@@ -47,9 +50,14 @@ class BaseConfig:
     revision: str | None = None
     variant: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
+    storage_dtype: Literal["float8_e4m3fn"] | None = None
     vae: str | None = None
     compile: bool = False
     imports: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.storage_dtype is not None and self.compile:
+            raise InputError("storage_dtype and compile do not go together; leave out one of them")
 
 
 @strict_dataclass()
@@ -60,6 +68,12 @@ class AdapterConfig:
     Attributes:
         start_from (`str`, *optional*): Adapter folder or Hub repo to continue with. A fresh one by default, which the
             settings below describe.
+        warm_start (`str`, *optional*): Folder, file or Hub repo of an adapter of another kind (InstantID, IP-Adapter FaceID
+            and its variants) that a fresh adapter starts from; see [`prepare_start`]. `face_encoder_id`, `face_embed_dim`,
+            `normalized_embeds` and `num_tokens` are then that adapter's, and so are `image_encoder_id` and `image_crop`
+            where it takes image features.
+        warm_start_file (`str`, *optional*): Its file there, as `weight_name` of `load_facesnap_adapter`.
+        warm_start_steps (`int`): Steps in which the mixer learns that adapter's tokens, before the first step of the run.
         train (`list[str]`): The parts that are trained, of `mixer`, `ffrnet` and `identity_attention`. Further parts of
             the adapter stay as they are.
         parts (`list[str]`): The parts of a fresh adapter.
@@ -73,6 +87,9 @@ class AdapterConfig:
     """
 
     start_from: str | None = None
+    warm_start: str | None = None
+    warm_start_file: str | None = None
+    warm_start_steps: Count = 1000
     train: list[Part] = field(default_factory=lambda: ["mixer", "ffrnet", "identity_attention"])
     parts: list[Part] = field(default_factory=lambda: ["mixer", "ffrnet", "identity_attention"])
     face_encoder_id: str = "insightface/w600k_r50"
@@ -90,6 +107,12 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         if not self.train:
             raise InputError("train is empty; name the parts to train")
+        if self.start_from is not None and self.warm_start is not None:
+            raise InputError(
+                "start_from and warm_start are both given; continue an adapter with the one, or start a new one with the other"
+            )
+        if self.warm_start_file is not None and self.warm_start is None:
+            raise InputError("warm_start_file is given without warm_start; name its folder or repo there")
         unknown = sorted(set(self.train) - set(self.parts))
         if self.start_from is None and unknown:
             raise InputError(f"train has {unknown}, which parts does not contain; add them there")
@@ -104,6 +127,9 @@ class DataConfig:
         shards (`list[str]`): Folders that `facesnap prepare` wrote.
         validation (`list[str]`): The same, of people that are in no training shard.
         resolution (`int`): Side of the training images, in pixels.
+        aspect_ratio_buckets (`list[tuple[int, int]]`, *optional*): Heights and widths of training images of about `resolution`²
+            pixels. Each photo becomes an image of the size that is most like it in proportion, and all images of a step have
+            one size; see [`AspectBuckets`]. By default all are square.
         zoom (`tuple[float, float]`): The target is cropped from the photo scaled to cover the image, times a number
             from this range.
         flip (`float`): Share of targets that are mirrored.
@@ -120,7 +146,8 @@ class DataConfig:
 
     shards: Annotated[list[str], Field(min_length=1)]
     validation: list[str] = field(default_factory=list)
-    resolution: Annotated[int, Field(ge=8, multiple_of=8)] = 512
+    resolution: Side = 512
+    aspect_ratio_buckets: Annotated[list[tuple[Side, Side]], Field(min_length=1)] | None = None
     zoom: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = (1.0, 1.3)
     flip: Share = 0.5
     crops: Count | None = None
@@ -133,6 +160,14 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.zoom[0] > self.zoom[1]:
             raise InputError("zoom has its larger value first; write the smaller one first")
+        if self.aspect_ratio_buckets is not None and self.crops is not None:
+            raise InputError("crops are all of one size, aspect_ratio_buckets are not; leave one of them out")
+        for height, width in self.aspect_ratio_buckets or []:
+            if abs(height * width / self.resolution**2 - 1) > 0.25:
+                raise InputError(
+                    f"aspect_ratio_buckets has [{height}, {width}], far from the {self.resolution}² pixels of resolution;"
+                    " change one of them"
+                )
 
 
 @strict_dataclass()
@@ -368,6 +403,10 @@ class TrainingConfig:
     hub: HubConfig = field(default_factory=HubConfig)
 
     def __post_init__(self) -> None:
+        if self.base.storage_dtype is not None and not self.gradient_checkpointing:
+            raise InputError(
+                "base.storage_dtype saves memory only with gradient_checkpointing; set it to true, or leave storage_dtype out"
+            )
         if self.identity_loss.weight > 0 and self.identity_loss.recognizer is None:
             raise InputError("identity_loss.weight is not 0; name identity_loss.recognizer.network, or set it to 0")
         if self.hub.push and self.hub.repo_id is None:

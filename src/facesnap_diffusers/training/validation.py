@@ -26,20 +26,24 @@ NO_FACE = 2.0
 def validation_losses(
     objective: Objective, samples: TrainingSamples, batches: int, batch_size: int, device: torch.device
 ) -> dict[str, float]:
-    """Losses of the same samples with the same noise every time, the timesteps spread over the schedule."""
+    """
+    Losses of the same samples with the same noise every time, the timesteps spread over the schedule. A batch whose pictures
+    have several sizes is taken in parts of one size.
+    """
     sums: dict[str, float] = {}
     total = batches * batch_size
     for number in range(batches):
-        positions = range(number * batch_size, (number + 1) * batch_size)
-        batch = to_device(collate([samples[position] for position in positions]), device)
-        # a stride that has no divisor in common with the count visits all timesteps, and every batch has all sorts
-        spread = [(position * _stride(total)) % total for position in positions]
-        batch["timestep"] = torch.tensor([(2 * i + 1) * samples.num_timesteps // (2 * total) for i in spread]).to(
-            device
-        )
-        losses = objective(batch, step=objective.first_identity_step)
-        for name, value in losses.items():
-            sums[name] = sums.get(name, 0.0) + value.item() / batches
+        parts: dict[torch.Size, list[dict[str, Any]]] = {}
+        for position in range(number * batch_size, (number + 1) * batch_size):
+            sample = samples[position]
+            # a stride that has no divisor in common with the count visits all timesteps, and every batch has all sorts
+            spread = (position * _stride(total)) % total
+            sample["timestep"] = torch.tensor((2 * spread + 1) * samples.num_timesteps // (2 * total))
+            parts.setdefault(sample["noise"].shape, []).append(sample)
+        for part in parts.values():
+            losses = objective(to_device(collate(part), device), step=objective.first_identity_step)
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.item() * (len(part) / batch_size) / batches
     return sums
 
 
@@ -47,18 +51,20 @@ def validation_losses(
 def validation_sheet(
     objective: Objective, samples: TrainingSamples, config: ValidationConfig, seed: int, device: torch.device
 ) -> PIL.Image.Image:
-    """A row for each sample: reference, landmarks, generated image, target."""
+    """A row for each sample: reference, landmarks, generated image, target, each in the middle of a cell that all fit into."""
     rows = []
     for position in range(config.images):
         batch = collate([samples[position]])
         target = batch["pixel_values"][0]
         height, width = target.shape[-2:]
-        reference = PIL.Image.fromarray(_to_uint8(batch["recognition_crop"][0])).resize((width, height))
+        side = min(height, width)
+        reference = PIL.Image.fromarray(_to_uint8(batch["recognition_crop"][0])).resize((side, side))
         drawn = objective.conditioner.landmark_picture(objective.drawn_points(batch), height, width)[0]
         generated = sample_picture(objective, batch, config, seed + position)
-        row = [np.array(reference), _to_uint8(drawn), generated, _to_uint8(target / 2 + 0.5)]
-        rows.append(np.concatenate(row, axis=1))
-    return PIL.Image.fromarray(np.concatenate(rows))
+        rows.append([np.array(reference), _to_uint8(drawn), generated, _to_uint8(target / 2 + 0.5)])
+    height, width = (max(picture.shape[axis] for row in rows for picture in row) for axis in range(2))
+    centered = [[_centered(picture, height, width) for picture in row] for row in rows]
+    return PIL.Image.fromarray(np.vstack([np.hstack(row) for row in centered]))
 
 
 @torch.no_grad()
@@ -170,6 +176,14 @@ def _identity(objective: Objective, batch: dict[str, Any]) -> FaceIdentity:
 
 def _to_uint8(image: torch.Tensor) -> np.ndarray:
     return (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _centered(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A picture in the middle of a black one."""
+    top, left = (height - picture.shape[0]) // 2, (width - picture.shape[1]) // 2
+    centered = np.zeros((height, width, 3), np.uint8)
+    centered[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return centered
 
 
 def _stride(total: int) -> int:

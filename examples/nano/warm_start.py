@@ -1,0 +1,127 @@
+"""Whether a warm start saves steps: an adapter of another kind, then FaceSnap from the recipe's start and from that adapter.
+
+    export PYTHONPATH=$PWD
+    python warm_start.py
+
+The other kind is InstantID's: the face embedding alone through a resampler, and five points in place of 72. `points` is
+trained from the base; `cold` begins with what start_adapter.py made, `warm` with `adapter.warm_start`. Each goes through
+adapter.yaml and then through likeness.yaml, `warm` a third of the steps of each, at constant learning rates, so that an
+adapter of fewer steps is what the run looked like there. `facesnap eval` compares them. Goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from base_model import IMAGE_SIZE
+from dataset import TO_PACKAGE, Shard, shard_paths
+from embed_faces import embedding_path
+from start_adapter import MIXER, NUM_TOKENS, wake_landmarks, whiten_face_projection
+from workspace import add_work_dir
+
+import facesnap_diffusers.nano.autoencoder  # noqa: F401  (diffusers looks its class up there)
+from facesnap_diffusers import DlibFaceAnalyzer, FaceSnapConfig, FaceSnapPipeline
+from facesnap_diffusers.faces.key_points import draw_key_points
+from facesnap_diffusers.interop.mixers import InstantIDMixer
+from facesnap_diffusers.models.ffrnet import FFRNet
+
+
+HERE = Path(__file__).parent
+FIRST, SECOND = HERE / "adapter.yaml", HERE / "likeness.yaml"
+#: Steps of adapter.yaml, and those of likeness.yaml after which an adapter is kept.
+STEPS = {"points": (2000, [760]), "cold": (2000, [250, 500, 760]), "warm": (667, [85, 170, 253])}
+
+
+def start_points(pipe: FaceSnapPipeline, embeddings: torch.Tensor, landmarks: torch.Tensor) -> None:
+    """
+    Puts a fresh adapter of InstantID's kind onto the base: for face embeddings like these `(..., dim)`, and faces where
+    these landmarks are, `(faces, 72, 2)` in pixels.
+    """
+    config = FaceSnapConfig(
+        face_encoder_id=DlibFaceAnalyzer.encoder,
+        face_embed_dim=embeddings.shape[-1],
+        image_encoder_id=None,
+        normalized_embeds=False,
+        landmark_style="instantid5",
+        num_tokens=NUM_TOKENS,
+        license="apache-2.0",
+    )
+    pipe.init_facesnap_adapter(config, mixer=MIXER)
+    pipe.mixer = InstantIDMixer(
+        pipe.unet.config.cross_attention_dim, embeddings.shape[-1], NUM_TOKENS, hidden_size=128, num_heads=2
+    )
+    whiten_face_projection(SimpleNamespace(face_proj=pipe.mixer.projection.proj_in), embeddings)
+    pipe.ffrnet = FFRNet.from_unet(pipe.unet, conditioning_embedding_out_channels=(8, 16, 32, 64))
+    wake_landmarks(pipe.ffrnet, draw_key_points(landmarks, IMAGE_SIZE, IMAGE_SIZE))
+
+
+def run(work_dir: Path, *arguments: Any) -> None:
+    """`facesnap` in the work directory."""
+    command = [sys.executable, "-m", "facesnap_diffusers", *map(str, arguments)]
+    print(" ".join(command[2:]), flush=True)
+    subprocess.run(command, cwd=work_dir, check=True)
+
+
+def train(work_dir: Path, recipe: Path, output: str, steps: int, settings: dict[str, Any]) -> None:
+    """Trains up to a step, or on to it."""
+    settings = {"output_dir": output, "steps": steps, "optimizer.lr_scheduler": "constant_with_warmup", **settings}
+    run(work_dir, "train", recipe, *(f"--set={name}={json.dumps(value)}" for name, value in settings.items()))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_work_dir(parser)
+    parser.add_argument("--set", action="append", default=[], help="for all runs, as in facesnap train")
+    args = parser.parse_args()
+    work_dir = Path(args.work_dir)
+    common = dict(item.split("=", 1) for item in args.set)
+    common = {name: yaml.safe_load(value) for name, value in common.items()}
+
+    if not (work_dir / "adapters/start-points").exists():
+        torch.manual_seed(0)
+        paths = [path for path in shard_paths(work_dir, "train") if embedding_path(work_dir, path).exists()]
+        embeddings = np.concatenate([np.load(embedding_path(work_dir, path)) for path in paths])
+        landmarks = Shard.load(paths[0]).landmarks[:, 0] + TO_PACKAGE
+        pipe = FaceSnapPipeline.from_pretrained(work_dir / "export", dtype=torch.float32)
+        start_points(pipe, torch.from_numpy(embeddings), torch.from_numpy(landmarks))
+        pipe.save_facesnap_adapter(work_dir / "adapters/start-points")
+    starts = {
+        "points": {"adapter.start_from": "adapters/start-points"},
+        "cold": {"adapter.start_from": "adapters/start"},
+        "warm": {
+            "adapter.start_from": None,
+            "adapter.warm_start": "adapters/points-760",
+            "adapter.image_encoder_id": "clip/image_encoder",
+            "adapter.bundle_image_encoder": True,
+            "adapter.mixer": MIXER,
+        },
+    }
+    methods = []
+    for name, (first, seconds) in STEPS.items():
+        train(work_dir, FIRST, f"adapters/{name}-first", first, {**starts[name], **common})
+        for steps in seconds:
+            kept = work_dir / f"adapters/{name}-{steps}"
+            if not kept.exists():
+                settings = {"adapter.start_from": f"adapters/{name}-first/adapter", "batch_size": 32, **common}
+                train(work_dir, SECOND, f"adapters/{name}-second", steps, settings)
+                shutil.copytree(work_dir / f"adapters/{name}-second/adapter", kept)
+            label = f"{name}, {first} + {steps} steps"
+            methods.append({"kind": "facesnap", "name": label, "adapter": f"adapters/{kept.name}"})
+    evaluation = yaml.safe_load((HERE / "eval.yaml").read_text())
+    recipe = work_dir / "eval-warm-start.yaml"
+    recipe.write_text(yaml.safe_dump({**evaluation, "output": "results-warm-start", "methods": methods}))
+    run(work_dir, "eval", recipe.name)
+
+
+if __name__ == "__main__":
+    main()
