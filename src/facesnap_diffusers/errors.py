@@ -51,6 +51,8 @@ def check_path(name: str, value: Any) -> None:
     """Raises [`InputError`] unless `value` can name a file or folder."""
     if not isinstance(value, (str, Path)):
         raise InputError(f"{name} must be a str or Path, got {type(value).__name__}")
+    if not str(value):
+        raise InputError(f"{name} is empty; name a file or folder")
     try:
         Path(value).exists()
     except (OSError, ValueError) as error:  # too long, a null byte, a folder that must not be looked into

@@ -9,7 +9,7 @@ import io
 import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,16 +18,28 @@ import PIL.Image
 import PIL.PngImagePlugin
 from pydantic import Field
 
-from .errors import FaceSnapError, InputError, MissingDependencyError, PhotoError, one_line, shown
+from .errors import (
+    FaceSnapError,
+    InputError,
+    MissingDependencyError,
+    PhotoError,
+    expanded,
+    one_line,
+    shown,
+    suggestion,
+)
 from .faces.expression import Expression
+from .faces.photo import load_photo
+from .faces.placing import check_face_box
+from .faces.pose import HeadPose
 from .files import atomic_file
 from .settings import dump_settings, parse_settings, strict_dataclass
 
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
-    from .faces.pose import HeadPose
     from .identity import FaceIdentity
 
 
@@ -36,6 +48,9 @@ RECORD_KEY = "facesnap"
 
 #: The nano model draws in four steps without guidance; other base models get the values that most take.
 NANO_STEPS, STEPS = 4, 30
+
+#: The sides, in pixels, that the nano model draws faces with; smaller ones are blurred, larger ones stretched.
+NANO_SIDES = (96, 144)
 
 _PACKAGES = ("facesnap-diffusers", "diffusers", "torch", "transformers")
 _KEPT_IDENTITIES = 32
@@ -46,9 +61,8 @@ _LONGEST_NAME = 200
 #: In characters, for a cell of a CSV file: the default limit of Python's csv module.
 _LONGEST_CELL = 131_072
 
-Angle = Annotated[float, Field(ge=-180, le=180)]
 Scale = Annotated[float, Field(ge=0)]
-Size = Annotated[int, Field(ge=8, le=8192)]
+Size = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]  # latents have an eighth of the image's sides
 
 
 @strict_dataclass(frozen=True)
@@ -105,7 +119,8 @@ class PortraitRequest:
         seed (`int`): Seed of the noise.
         steps (`int`, *optional*): Denoising steps.
         guidance_scale (`float`, *optional*): Classifier-free guidance.
-        width (`int`, *optional*), height (`int`, *optional*): Size of the image in pixels; the base model's by default.
+        width (`int`, *optional*), height (`int`, *optional*): Size of the image in pixels, multiples of 8; the base model's
+            by default.
     """
 
     prompt: str
@@ -113,9 +128,9 @@ class PortraitRequest:
     identity: str | None = None
     negative_prompt: str | None = None
     pose_image: str | None = None
-    yaw: Angle | None = None
-    pitch: Angle | None = None
-    roll: Angle | None = None
+    yaw: float | None = None
+    pitch: float | None = None
+    roll: float | None = None
     expression: str | dict[str, float] | None = None
     face_box: Annotated[list[float], Field(min_length=4, max_length=4)] | None = None
     face_index: Annotated[int, Field(ge=0)] | None = None
@@ -128,8 +143,11 @@ class PortraitRequest:
     def __post_init__(self) -> None:
         if bool(self.photos) == (self.identity is not None):
             raise InputError("give photos or an identity, one of the two")
+        _pose(self)
         if self.expression is not None:
             Expression.of(self.expression)
+        if self.face_box is not None:
+            check_face_box(self.face_box)
 
 
 class PortraitMaker:
@@ -154,17 +172,19 @@ class PortraitMaker:
     def __call__(self, request: PortraitRequest, files: Mapping[str, str] | None = None) -> bytes:
         """
         The image of a request as a PNG file with its record. `files` says where a photo, pose image or identity is found
-        now, if not under the name that the request has. Raises [`InputError`] and [`AdapterError`] as the pipelines do.
+        now, if not under the name that the request has. Raises [`InputError`] and [`AdapterError`] as the pipelines do;
+        for what is wrong with the request or its files before the model is loaded.
         """
-        import torch
-
         files = files or {}
-        pipe = self.load()
+        if self.settings.base is None:
+            _check_nano_size(request)
         names = [*request.photos, request.identity, request.pose_image]
         digests = {name: digest for name in names if name and (digest := file_digest(files.get(name, name)))}
         options: dict[str, Any] = {
             "negative_prompt": request.negative_prompt,
-            "pose_image": None if request.pose_image is None else files.get(request.pose_image, request.pose_image),
+            "pose_image": None
+            if request.pose_image is None
+            else load_photo(files.get(request.pose_image, request.pose_image), "pose_image"),
             "expression": request.expression,
             "num_inference_steps": request.steps or (NANO_STEPS if self.settings.base is None else STEPS),
             "guidance_scale": 1.0
@@ -172,9 +192,12 @@ class PortraitMaker:
             else request.guidance_scale,
             "width": request.width,
             "height": request.height,
+            "pose": _pose(request),
         }
-        options["pose"] = _pose(request)
         identity = self._identity(request, files)
+        pipe = self.load()
+        import torch
+
         options["face_box"] = self._face_box(request, identity)
         image = pipe(
             request.prompt,
@@ -195,7 +218,6 @@ class PortraitMaker:
         """Where the face goes: the nano model knows portraits only, and photos seldom have their frame."""
         if request.face_box is not None or self.settings.base is not None or request.pose_image is not None:
             return request.face_box
-        from .faces.pose import HeadPose
         from .nano.portrait_box import portrait_box
 
         pose = _pose(request)
@@ -207,17 +229,17 @@ class PortraitMaker:
         return left, top, right, bottom
 
     def _identity(self, request: PortraitRequest, files: Mapping[str, str]) -> FaceIdentity:
-        from .identity import FaceIdentity
-
         if request.identity is not None:
-            return FaceIdentity.load(files.get(request.identity, request.identity))
+            return _load_identity(files.get(request.identity, request.identity))
         paths = [files.get(name, name) for name in request.photos]
         key = json.dumps([[file_digest(path) or path for path in paths], request.face_index])
         if key not in self._identities:
             while len(self._identities) >= _KEPT_IDENTITIES:
                 del self._identities[next(iter(self._identities))]
+            photos = [_read_photo(path) for path in paths]
+            pipe = self.load()
             try:
-                identity = self.load().encode_face(paths, face_index=request.face_index)
+                identity = pipe.encode_face(photos, face_index=request.face_index)
                 if self.settings.is_nano:
                     from .nano.photos import as_rendered
 
@@ -231,9 +253,36 @@ class PortraitMaker:
         return self._identities[key]
 
 
-def _pose(request: PortraitRequest) -> HeadPose | None:
-    from .faces.pose import HeadPose
+def _check_nano_size(request: PortraitRequest) -> None:
+    """Raises [`InputError`] for a size at which the nano model draws no sound faces."""
+    low, high = NANO_SIDES
+    for name, side in (("width", request.width), ("height", request.height)):
+        if side is not None and not low <= side <= high:
+            raise InputError(
+                f"{name} is {side}; the small model in this package draws {low} to {high} pixels: leave it out, or name a"
+                " base model"
+            )
 
+
+def _load_identity(path: str) -> FaceIdentity:
+    from .identity import FaceIdentity
+
+    try:
+        return FaceIdentity.load(path)
+    except InputError as error:
+        raise InputError(f"identity {str(error).removeprefix('path ')}") from None
+
+
+def _read_photo(path: str) -> np.ndarray:
+    """The pixels of a photo; errors name it once, and as the user typed it."""
+    try:
+        return load_photo(path, path)
+    except PhotoError as error:
+        message = str(error).removeprefix(f"{path}: ")
+        raise PhotoError(message if path in message else str(error)) from None
+
+
+def _pose(request: PortraitRequest) -> HeadPose | None:
     angles = {"yaw": request.yaw, "pitch": request.pitch, "roll": request.roll}
     given = {name: angle for name, angle in angles.items() if angle is not None}
     return HeadPose(**given) if given else None
@@ -243,9 +292,11 @@ def load_pipeline(settings: ModelSettings) -> Any:
     """The pipeline of a base model with its adapter; raises [`InputError`] or [`AdapterError`] where there is none."""
     import torch
 
-    from .preflight import check_device
+    from .preflight import check_adapter, check_device
 
     check_device(settings.device)
+    for setting in ("adapter", "landmarks_from"):
+        check_adapter(setting, getattr(settings, setting))
     dtype = getattr(torch, settings.dtype)
     if settings.base is None:
         from .nano.model import load_nano_pipeline
@@ -274,23 +325,29 @@ def load_pipeline(settings: ModelSettings) -> Any:
 
 
 def _load_base(base: str, dtype: torch.dtype) -> Any:
+    from .preflight import base_folder
+
+    folder = base_folder(base)  # before what takes seconds to import
     from diffusers import DiffusionPipeline
 
     from ._upstream import saved_class_name
+    from .adapter.hub import why_not_from_hub
     from .pipelines.facesnap import FaceSnapPipeline
     from .pipelines.facesnap_xl import FaceSnapXLPipeline
 
+    base = str(expanded(base))
     try:
         if Path(base).is_file():
             pipeline_class = FaceSnapXLPipeline if _is_xl_file(Path(base)) else FaceSnapPipeline
             return pipeline_class.from_single_file(base, dtype=dtype)
-        config = DiffusionPipeline.load_config(base)
+        config = DiffusionPipeline.load_config(folder)
         if "unet" in config:
             pipeline_class = FaceSnapXLPipeline if "text_encoder_2" in config else FaceSnapPipeline
             return pipeline_class.from_pretrained(base, dtype=dtype)
     except Exception as error:
         raise InputError(
-            f"base {base!r} could not be loaded ({one_line(error)}); name a Hub repo, folder or file of Stable Diffusion"
+            f"base {base!r} could not be loaded ({why_not_from_hub(error)}); name a Hub repo, folder or file of Stable"
+            " Diffusion"
         ) from error
     raise InputError(
         f"base {base!r} is a {saved_class_name(config)}, not a Stable Diffusion model; name one of 1.x, 2.x or XL"
@@ -419,7 +476,7 @@ def read_table(path: str | Path, defaults: PortraitRequest | Mapping[str, Any]) 
         used has its number as a name.
 
     Raises:
-        InputError: The table cannot be read.
+        InputError: The table cannot be read, or has a column of another name.
     """
     path = Path(path)
     defaults = dump_settings(defaults) if isinstance(defaults, PortraitRequest) else dict(defaults)
@@ -450,6 +507,15 @@ def read_table(path: str | Path, defaults: PortraitRequest | Mapping[str, Any]) 
         except InputError as wrong:
             rows.append(Row(name, None, str(wrong)))
     return rows
+
+
+def _check_columns(path: Path, columns: Iterable[str]) -> None:
+    """Raises [`InputError`] for a column that a table cannot have: of a CSV file its head, of a JSONL file its first row."""
+    known = [*(setting.name for setting in fields(PortraitRequest)), "photo", "name"]
+    for column in columns:
+        if column not in known:
+            close = suggestion(column, known) or f"; known are {', '.join(known)}"
+            raise InputError(f"table {path} has an unknown column {shown(column)}{close}")
 
 
 def _wrong_name(name: str) -> str | None:
@@ -584,22 +650,30 @@ def _difference(
 
 
 def _records(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """The values of each row, and what is wrong with it."""
+    """The values of each row, and what is wrong with it. Raises [`InputError`] for what is not a table of ours."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise InputError(f"table {path} cannot be read ({one_line(error)}); name a .csv or .jsonl file") from None
     if path.suffix == ".jsonl":
+        is_first = True
         for line in filter(str.strip, text.split("\n")):  # splitlines would split at U+2028 in a prompt, too
             try:
                 values = json.loads(line)
             except (ValueError, RecursionError) as error:
                 yield {}, f"not JSON ({one_line(error)})"
-            else:
-                yield (values, None) if isinstance(values, dict) else ({}, "not a JSON object")
+                continue
+            if not isinstance(values, dict):
+                yield {}, "not a JSON object"
+                continue
+            if is_first:
+                _check_columns(path, values)
+            is_first = False
+            yield values, None
     elif path.suffix == ".csv":
         lines = _csv_lines(text)
         head = lines[0] if lines else []
+        _check_columns(path, filter(None, head))  # one without a name may be empty
         for cells in lines[1:]:
             values = {name: _cell(name, value) for name, value in zip(head, cells, strict=False) if value}
             error_of = None

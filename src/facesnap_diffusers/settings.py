@@ -192,8 +192,12 @@ def _path(steps: Sequence[str | int], values: Any) -> list[str]:
     """The keys and places that lead to an error; names of a union's members among them are left out."""
     path = []
     for step in steps:
-        if step in values if isinstance(values, Mapping) else isinstance(step, int):
-            values = values[step]
+        if isinstance(values, Mapping):
+            is_key = step in values
+        else:  # of a list that is too short, a place that is missing
+            is_key = isinstance(step, int) and isinstance(values, Sequence) and step < len(values)
+        if is_key:
+            values = values[step]  # type: ignore[index]
             path.append(str(step))
     return path
 

@@ -203,6 +203,7 @@ def test_what_is_missing_is_said_at_its_field(open_page):
     upload(page, "#photos-1", PIL.Image.new("RGB", (400, 300), "gray"))
     text = page.wait_for_selector("#photos-1-message .fs-error").inner_text()
     assert text.startswith("no face found in photo") and "\n" not in text
+    assert "pass your own" not in text  # which the page cannot take
     upload(page, "#photos-1", PIL.Image.new("RGB", (64, 64)), name="broken.png", format="BMP")
     page.locator("#photos-1 input[type=file]").set_input_files(
         [{"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"}]

@@ -319,7 +319,7 @@ def test_offloading(offload, tmp_path):
         (["--table", "rows.txt"], "must end in .csv or .jsonl|cannot be read"),
         (["a.jpg", "--table", "rows.csv"], "has no meaning"),
         (["--from", "a.png", "--table", "rows.csv"], "both given"),
-        (["plain.png", "a prompt", "--yaw", "400"], "yaw is 400"),
+        (["plain.png", "a prompt", "--yaw", "400"], "yaw must be .* got 400"),
         (["plain.png", "a prompt", "--device", "warp"], "device 'warp' cannot be used"),
         (
             ["plain.png", "a prompt", "--base", "plain.png", "--device", "cpu"],

@@ -1,10 +1,14 @@
 """`facesnap info`: the sizes of fresh and saved adapters."""
 
+from pathlib import Path
+
 import pytest
 import tiny
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from facesnap_diffusers import AdapterError, FaceSnapConfig, FaceSnapPipeline, InputError
+from facesnap_diffusers.adapter.public import NANO_ADAPTER, NANO_FAMILY, PUBLIC_ADAPTERS
 from facesnap_diffusers.cli import app
 
 
@@ -52,6 +56,24 @@ def test_names_are_not_markup(tmp_path):
     assert result.exit_code == 0
     title, _, facts = result.output.partition("┏")
     assert "".join(title.split()) == str(folder) and "license [/bold] :smile: [link=x]" in facts
+
+
+def test_public_names_are_whole_in_80_columns():
+    result = CliRunner().invoke(app, ["info", "--public"], env={"COLUMNS": "80"})
+    words = result.output.split()
+    assert result.exit_code == 0 and max(map(len, result.output.splitlines())) <= 80
+    assert {line.repo for line in PUBLIC_ADAPTERS} | {Path(line.file).name for line in PUBLIC_ADAPTERS} <= set(words)
+    assert words.count("*") == sum(line.default for line in PUBLIC_ADAPTERS) + 1  # and what it means
+
+
+def test_nano_is_the_one_in_this_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["info", "nano"], env={"COLUMNS": "120"})
+    tensors = load_file(NANO_ADAPTER / "ffrnet" / "diffusion_pytorch_model.safetensors")
+    assert result.exit_code == 0
+    assert f"{sum(tensor.numel() for tensor in tensors.values()):,}" in result.output and NANO_FAMILY in result.output
+    (tmp_path / "nano").mkdir()
+    assert CliRunner().invoke(app, ["info", "nano"]).exit_code != 0  # a folder of this name comes first
 
 
 @pytest.mark.parametrize("side", [0, -64, 100, 8256])

@@ -267,7 +267,7 @@ BAD_PHOTOS = {
     "pil of truncated file": (lambda t: unopened(written(t, png(PIL.Image.fromarray(NOISE))[:900])), "decoded"),
     "missing file": (lambda t: t / "missing.png", "does not exist"),
     "no path at all": (lambda t: "a portrait of a woman", "does not exist"),
-    "empty string": (lambda t: "", "directory"),
+    "empty string": (lambda t: "", "is empty; pass an image file"),
     "null byte": (lambda t: "a\0b.png", "pass an image file"),
     "name too long": (lambda t: "x." * 2500, "pass an image file"),
     "a long word": (lambda t: "x" * 5000, "no image"),

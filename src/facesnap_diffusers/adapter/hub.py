@@ -3,7 +3,13 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+)
 
 from ..errors import AdapterError, one_line
 from .config import (
@@ -49,10 +55,30 @@ def resolve_adapter_folder(
             raise AdapterError(f"{name!r} is neither a folder nor the name of a Hub repo (owner/name)") from None
         except Exception as error:
             raise AdapterError(
-                f"adapter {name!r} is not a local folder and could not be loaded from the Hub ({one_line(error)});"
+                f"adapter {name!r} is not a local folder and could not be loaded from the Hub ({why_not_from_hub(error)});"
                 " check the name and the connection"
             ) from error
     return folder / subfolder if subfolder else folder
+
+
+def why_not_from_hub(error: BaseException) -> str:
+    """Why the Hub gave nothing, in a few words; of other errors, what they say in one line."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+
+    def is_a(kind: type[BaseException]) -> bool:
+        return any(isinstance(link, kind) for link in chain)
+
+    if is_a(OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, and it was not downloaded before"
+    if is_a(GatedRepoError):
+        return "its authors ask you to accept their terms on its page, and to log in with hf auth login"
+    if is_a(RepositoryNotFoundError):
+        return "there is no such repo, or it is private"
+    if is_a(LocalEntryNotFoundError):  # raised where there is no answer
+        return f"no connection: {one_line(chain[-1])}"
+    return one_line(error)
 
 
 def upload_adapter_folder(

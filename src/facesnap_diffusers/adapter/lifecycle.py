@@ -16,7 +16,7 @@ from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
 from .._upstream import execution_device, resolve_dtype, without_offloading
 from ..base_models import family_of
 from ..conditioner import FaceConditioner
-from ..errors import AdapterError, InputError, check_path, check_text, expanded, one_line
+from ..errors import AdapterError, InputError, check_path, check_text, expanded, one_line, suggestion
 from ..faces.analyzers import FaceAnalyzer
 from ..models.attention import IdentityAttention, accept_contexts, scale_of_layer
 from ..models.ffrnet import FFRNet
@@ -328,7 +328,10 @@ def check_layer_scales(scales: Mapping[str, float], identity_attention: Identity
             raise InputError(f"identity_scale must name layers by strings, got {key!r}; layers are like {layers[0]}")
         check_scale(f"identity_scale[{key!r}]", value)
         if not any(scale_of_layer({key: 1.0}, layer) for layer in layers):
-            raise InputError(f"identity_scale: no attention layer begins with {key!r}; layers are like {layers[0]}")
+            parts = [layer.split(".") for layer in layers]
+            beginnings = {".".join(names[:count]) for names in parts for count in range(1, len(names) + 1)}
+            close = suggestion(key, sorted(beginnings)) or f"; layers are like {layers[0]}"
+            raise InputError(f"identity_scale: no attention layer begins with {key!r}{close}")
 
 
 def require_adapter(config: FaceSnapConfig | None, purpose: str) -> FaceSnapConfig:

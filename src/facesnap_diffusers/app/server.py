@@ -24,9 +24,9 @@ from .studio import Defaults, Studio
 MAX_REQUEST = 40 * 2**20  # bytes: a few scaled-down photos and a start picture with its mask
 
 
-def nano_studio(device: str = "cpu") -> Studio:
+def nano_studio(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Studio:
     """The studio of the nano model, with its people as samples."""
-    pipe = load_nano_pipeline().to(device)
+    pipe = load_nano_pipeline(dtype=dtype).to(device)
     defaults = Defaults(
         prompt="a photo of a person, smiling, red shirt, blue background",
         negative_prompt="",

@@ -26,6 +26,7 @@ from ..models.landmark_predictor import LandmarkPredictor
 from ..nano.model import NanoPerson
 from ..pipelines.auto import AutoFaceSnapPipeline
 from ..pipelines.people import Person
+from ..preflight import without_landmarks_of_ones_own
 from ..steering import ImageSteering, as_boxes, steer
 from .code import picture_code
 from .photos import SentPhotos, cover, names_of, read_picture
@@ -142,6 +143,7 @@ class Studio:
                 return person
         raise InputError(f"there is no sample person {name[:40]!r}; choose one of those shown")
 
+    @without_landmarks_of_ones_own()
     def encode(self, sent: SentPhotos, name: str = "photo") -> FaceIdentity | None:
         """
         The identity of a person in photos, several of one person fused, or of a sample person; `None` without either.
@@ -160,6 +162,7 @@ class Studio:
         ]
         return FaceIdentity.fuse([conditioner.identity_of(face) for face in faces])
 
+    @without_landmarks_of_ones_own()
     def find_pose(self, sent: SentPhotos) -> Face | None:
         """The face in a photo whose pose, expression and place are taken; `None` without a photo."""
         if not sent.photos:

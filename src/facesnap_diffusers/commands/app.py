@@ -19,8 +19,8 @@ def app(
         str | None, typer.Option(help="Base model: Hub repo, folder or single file. Default: the nano model.")
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="Adapter for --base: Hub repo or folder.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, mps, ...")] = "cpu",
-    dtype: Annotated[Precision, typer.Option(help="float16 suits CUDA.")] = Precision.float32,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: a GPU if there is one.")] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="Default: float16 on a GPU, float32 on a CPU.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(help="Default: a free one from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Make a public address for it, through gradio.")] = False,
@@ -33,14 +33,14 @@ def app(
 
     from ..app.server import checkpoint_studio, nano_studio, serve
     from ..errors import InputError
-    from ..preflight import check_device
+    from ..preflight import best_device, best_dtype, check_device
 
     if adapter is not None and base is None:
         raise InputError("--adapter is for another base model; name it with --base")
     if queue < 1:
         raise InputError(f"queue is {queue}; choose at least 1")
+    device = device or best_device()
     check_device(device)
-    studio = (
-        nano_studio(device) if base is None else checkpoint_studio(base, adapter, device, getattr(torch, dtype.value))
-    )
+    precision = getattr(torch, best_dtype(device) if dtype is None else dtype.value)
+    studio = nano_studio(device, precision) if base is None else checkpoint_studio(base, adapter, device, precision)
     serve(studio, host, port, share=share, open_browser=open_browser, queue_size=queue)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import os.path
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +15,7 @@ import typer
 
 
 if TYPE_CHECKING:
-    from ..portraits import ModelSettings, PortraitMaker, PortraitRequest
+    from ..portraits import ModelSettings, PortraitMaker, PortraitRequest, Row
 
 
 class Dtype(StrEnum):
@@ -104,8 +108,16 @@ def generate(
 ) -> None:
     """Make portraits of the person in a photo. Without --base, with the small model in this package: no download."""
     from ..errors import InputError
-    from ..portraits import ModelSettings, PortraitMaker, PortraitRequest, from_record, numbered, read_record
-    from ..preflight import make_output_folder
+    from ..portraits import (
+        ModelSettings,
+        PortraitMaker,
+        PortraitRequest,
+        from_record,
+        numbered,
+        read_record,
+        read_table,
+    )
+    from ..preflight import best_device, best_dtype, make_output_folder, quiet_libraries
 
     if source is not None and table is not None:
         raise InputError("--from and --table are both given; give one of the two")
@@ -125,30 +137,13 @@ def generate(
         )
     photos, prompt = ([], "") if source or table else _photos_and_prompt(inputs or [], identity)
     make_output_folder(output)
-    _quiet_libraries()
     if source is not None:
         record = read_record(source)
         settings, request, files = from_record(record, inputs, pose_image)
         _note_versions(record)
+        quiet_libraries()
         _write(PortraitMaker(settings, progress=True), [request], output, overwrite, files, name=source.stem)
         return
-    if base is None:
-        typer.echo(
-            "without --base, the small model in this package draws rendered people at 128 pixels, and knows few words",
-            err=True,
-        )
-    device = device or _best_device()
-    settings = ModelSettings(
-        base=base,
-        adapter=adapter,
-        weight_name=weight_name,
-        landmarks_from=landmarks_from,
-        identity_scale=identity_scale,
-        landmark_scale=landmark_scale,
-        dtype=dtype.value if dtype is not None else "float32" if device == "cpu" else "float16",
-        device=device,
-        offload=offload.value,
-    )
     values: dict[str, Any] = {
         "negative_prompt": negative,
         "pose_image": pose_image,
@@ -165,12 +160,35 @@ def generate(
         "height": height,
         "identity": identity,
     }
+    if table is None:
+        with _named_as_options():
+            request = PortraitRequest(prompt=prompt, photos=photos, **values)
+    elif inputs:
+        raise InputError(f"--table has the photos and prompts, so {inputs[0]!r} has no meaning; leave it out")
+    else:
+        rows = read_table(table, values)
+    if base is None:
+        typer.echo(
+            "without --base, the small model in this package draws rendered people at 128 pixels, and knows few words",
+            err=True,
+        )
+    device = device or best_device()
+    with _named_as_options():
+        settings = ModelSettings(
+            base=base,
+            adapter=adapter,
+            weight_name=weight_name,
+            landmarks_from=landmarks_from,
+            identity_scale=identity_scale,
+            landmark_scale=landmark_scale,
+            dtype=dtype.value if dtype is not None else best_dtype(device),
+            device=device,
+            offload=offload.value,
+        )
+    quiet_libraries()
     if table is not None:
-        if inputs:
-            raise InputError(f"--table has the photos and prompts, so {inputs[0]!r} has no meaning; leave it out")
-        _make_table(table, values, output, settings, overwrite, ray, workers)
+        _make_table(rows, output, settings, overwrite, ray, workers)
         return
-    request = PortraitRequest(prompt=prompt, photos=photos, **values)
     _write(PortraitMaker(settings, progress=True), numbered(request, number), output, overwrite)
 
 
@@ -184,11 +202,33 @@ def _photos_and_prompt(inputs: list[str], identity: str | None) -> tuple[list[st
         raise InputError('give a photo and a prompt: facesnap generate photo.jpg "portrait as an astronaut"')
     *photos, prompt = inputs
     for photo in photos:
+        if not photo:
+            raise InputError("the name of a photo is empty; name a file or URL")
         if "://" not in photo and not os.path.isfile(photo):
             raise InputError(f"there is no photo {photo}; the prompt comes last, in quotes")
     if Path(prompt).suffix.lower() in PIL.Image.registered_extensions() and os.path.isfile(prompt):
         raise InputError(f"the prompt is missing: {prompt} is a photo; add the prompt after it, in quotes")
     return photos, prompt
+
+
+#: Options whose names are not those of the argument or setting that they become.
+_OPTIONS = {"negative_prompt": "--negative", "guidance_scale": "--guidance"}
+
+
+@contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Within this context, errors about an argument name the option that the user typed: `--face-box` for `face_box`."""
+    from ..errors import FaceSnapError
+
+    try:
+        yield
+    except FaceSnapError as error:
+        message = re.sub("^(PortraitRequest|ModelSettings): ", "", str(error))
+        name = re.match(r"\w*", message)
+        argument = "" if name is None else name[0]
+        known = argument in inspect.signature(generate).parameters
+        option = f"--{argument.replace('_', '-')}" if known else _OPTIONS.get(argument, argument)
+        raise type(error)(option + message[len(argument) :]) from error
 
 
 def _write(
@@ -200,11 +240,15 @@ def _write(
     name: str | None = None,
 ) -> None:
     from ..files import atomic_file
-    from ..preflight import instead_of
+    from ..preflight import instead_of, without_landmarks_of_ones_own
 
     for request in requests:
         stem = Path(request.photos[0] if request.photos else request.identity or "").stem
-        with instead_of("use DlibFaceAnalyzer", "pass --adapter h94/IP-Adapter, which takes dlib's faces too"):
+        with (
+            instead_of("use DlibFaceAnalyzer", "pass --adapter h94/IP-Adapter, which takes dlib's faces too"),
+            without_landmarks_of_ones_own(),
+            _named_as_options(),
+        ):
             png = maker(request, files)
         path = _free(output / f"{name or f'{stem}-{request.seed}'}.png", overwrite)
         with atomic_file(path) as temporary:
@@ -227,8 +271,7 @@ def _given(context: typer.Context) -> set[str]:
 
 
 def _make_table(
-    table: Path,
-    defaults: dict[str, Any],
+    rows: list[Row],
     output: Path,
     settings: ModelSettings,
     overwrite: bool,
@@ -238,9 +281,8 @@ def _make_table(
     from rich.console import Console
     from rich.progress import track
 
-    from ..portraits import PortraitMaker, make_table, read_table
+    from ..portraits import PortraitMaker, make_table
 
-    rows = read_table(table, defaults)
     made = make_table(rows, output, PortraitMaker(settings), overwrite=overwrite, ray=ray, workers=workers)
     console = Console(stderr=True)
     errors = [error for _, error in track(made, "images", total=len(rows), console=console) if error is not None]
@@ -250,23 +292,6 @@ def _make_table(
         rows_failed = "1 row failed" if failed == 1 else f"{failed} rows failed"
         typer.echo(f"{rows_failed}: see {output / 'failures.jsonl'}. The first: {first}", err=True)
         raise typer.Exit(1)
-
-
-def _quiet_libraries() -> None:
-    """Leaves out advice on packages; progress bars of downloads stay."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-
-
-def _best_device() -> str:
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _note_versions(record: dict[str, Any]) -> None:

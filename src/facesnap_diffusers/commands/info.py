@@ -1,5 +1,6 @@
 """`facesnap info`: the parts of an adapter and their sizes, and the memory that a call takes."""
 
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,12 +10,14 @@ import typer
 
 if TYPE_CHECKING:
     import torch
+    from rich.console import Group
     from rich.table import Table
 
 
 def info(
     adapter: Annotated[
-        str | None, typer.Argument(help="Adapter folder or Hub repo. Without one: a fresh adapter, in full size.")
+        str | None,
+        typer.Argument(help="Adapter folder or Hub repo; nano: the one in this package. Without: a fresh one."),
     ] = None,
     family: Annotated[str, typer.Option(help="Base model of the fresh adapter: sd1, sd2 or sdxl.")] = "sd1",
     variant: Annotated[str | None, typer.Option(help="Variant of the weights, e.g. fp16.")] = None,
@@ -39,12 +42,13 @@ def info(
     from rich.table import Table
     from rich.text import Text
 
+    from ..adapter.public import NANO_ADAPTER
     from ..errors import InputError, as_integer
 
     if public:
         if adapter is not None or variant is not None:
             raise InputError("--public lists all public adapters; leave out the other arguments")
-        Console().print(_public_table())
+        Console().print(_public_tables())
         return
     if memory:
         if adapter is not None or variant is not None:
@@ -62,7 +66,10 @@ def info(
     if adapter is None:
         title, sizes, stored = f"fresh adapter for {family}", _fresh_sizes(family), "MB in half precision"
     else:
-        title, sizes, stored = adapter, _stored_sizes(adapter, variant), "MB as stored"
+        title, stored = adapter, "MB as stored"
+        if adapter == "nano" and not Path(adapter).exists():
+            adapter = str(NANO_ADAPTER)
+        sizes = _stored_sizes(adapter, variant)
     sizes["all"] = tuple(sum(column) for column in zip(*sizes.values(), strict=True))
 
     table = Table("part", title=Text(title, "table.title"))
@@ -75,21 +82,26 @@ def info(
         Console().print(_facts(adapter), soft_wrap=True, markup=False, emoji=False)
 
 
-def _public_table() -> "Table":
+def _public_tables() -> "Group":
+    """The files of each repository under its name; so names are whole in a terminal of 80 columns."""
+    from rich.console import Group
     from rich.table import Table
+    from rich.text import Text
 
     from ..adapter.public import PUBLIC_ADAPTERS
 
-    table = Table("repository", "file", "base", "face recognizer", "scales", "terms", title="public adapters")
-    for column in table.columns:
-        column.overflow = "fold"
-    for line in PUBLIC_ADAPTERS:
-        name = Path(line.file).name + (" *" if line.default else "")
-        recognizer = line.face_encoder_id or "none"
-        scales = " / ".join(f"{scale:g}" for scale in line.scales.values())
-        table.add_row(line.repo, name, line.family, recognizer, scales, line.terms)
-    table.caption = "* the file that the repository's name alone means, for its base model"
-    return table
+    blocks: list[Text | Table] = []
+    for (repo, recognizer, terms), lines in groupby(
+        PUBLIC_ADAPTERS, key=lambda line: (line.repo, line.face_encoder_id, line.terms)
+    ):
+        table = Table("file", "base", "scales", box=None, padding=(0, 2))
+        table.columns[0].no_wrap = True
+        for line in lines:
+            name = Path(line.file).name + (" *" if line.default else "")
+            table.add_row(name, line.family, " / ".join(f"{scale:g}" for scale in line.scales.values()))
+        facts = f"  face recognizer {recognizer}; {terms}" if recognizer else f"  any face recognizer; {terms}"
+        blocks += [Text(repo, "bold"), Text(facts), table, Text()]
+    return Group(*blocks, Text("* the file that the repository's name alone means, for its base model"))
 
 
 def _memory_table(base: str, side: int | None, ffrnet_rank: int | None) -> "Table":

@@ -46,14 +46,15 @@ def landmarks(
     from ..faces.expression import Expression
     from ..faces.photo import load_photo
     from ..files import atomic_file
-    from ..preflight import check_picture_path, instead_of
+    from ..preflight import check_picture_path, instead_of, without_landmarks_of_ones_own
 
     check_picture_path(output)
     target = None if expression is None else Expression.of(expression)
     pixels = load_photo(photo, "photo")  # before a model is downloaded
     with instead_of("use DlibFaceAnalyzer", "pass --analyzer dlib"):
         finder: FaceAnalyzer = DlibFaceAnalyzer() if analyzer is Analyzer.dlib else InsightFaceAnalyzer()
-    face = find_face(pixels, finder, name="photo")
+    with without_landmarks_of_ones_own():
+        face = find_face(pixels, finder, name="photo")
     picture, pose = draw_panels(face, yaw, pitch, roll, target)
     with atomic_file(output) as temporary:
         picture.save(temporary)

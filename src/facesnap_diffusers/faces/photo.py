@@ -185,6 +185,8 @@ def _encoded(photo: Any, policy: PhotoPolicy, name: str) -> tuple[IO[bytes] | Pa
 def _existing_file(photo: str | os.PathLike, policy: PhotoPolicy, name: str) -> Path:
     if not policy.allow_local_files:
         raise PhotoError(f"{name} is a path, which this process does not allow; pass the image itself")
+    if not str(photo):
+        raise PhotoError(f"{name} is empty; pass an image file or an http(s) URL")
     text = _end(photo)
     try:
         path = Path(photo).expanduser()

@@ -15,6 +15,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from ..adapter.config import CONFIG_NAME, FaceSnapConfig, check_parts
+from ..adapter.hub import why_not_from_hub
 from ..adapter.public import CONTROLNET_FOLDER, files_of, find_public_adapter
 from ..base_models import family_of, is_sdxl
 from ..errors import AdapterError, InputError, one_line
@@ -54,7 +55,7 @@ class FilePlace:
             except Exception as error:
                 raise AdapterError(
                     f"{name} of {str(self.name)!r} is not in a local folder and could not be loaded from the Hub"
-                    f" ({one_line(error)}); check names and connection"
+                    f" ({why_not_from_hub(error)}); check names and connection"
                 ) from error
         raise AdapterError(
             f"{names[0]} of {str(self.name)!r} is not in a local folder and could not be loaded from the Hub"

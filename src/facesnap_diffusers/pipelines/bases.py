@@ -14,8 +14,9 @@ from diffusers.models.controlnets.multicontrolnet import MultiControlNetModel
 from .._upstream import saved_class_name, uncompiled
 from ..adapter.config import FaceSnapConfig
 from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, check_fit
+from ..adapter.hub import why_not_from_hub
 from ..base_models import is_sdxl
-from ..errors import FaceSnapError, InputError, check_path, expanded, one_line, shown
+from ..errors import FaceSnapError, InputError, check_path, expanded, shown
 from ..models.ffrnet import FFRNet
 from .call_copy import copy_modules
 
@@ -61,7 +62,7 @@ def missing_checkpoint(source: str, error: Exception) -> InputError | None:
     if Path(source).exists() or isinstance(error, FaceSnapError):
         return None
     return InputError(
-        f"there is no checkpoint {source[-100:]!r} on disk, and the Hub gives none ({one_line(error)}); check the name, and"
+        f"there is no checkpoint {source[-100:]!r} on disk, and the Hub gives none ({why_not_from_hub(error)}); check the name, and"
         " the connection"
     )
 
