@@ -7,15 +7,17 @@ What a call of 25 steps with guidance costs, as a ratio to the plain one: by ari
 
 Rows: plain; diffusers' IP-Adapter FaceID; its ControlNet; both, the rivals' stack; FaceSnap exact, fast, and fast with a small
 FFRNet (rank 128 at full width). Arithmetic counts the UNet and what is added to it. Measured are calls without text encoders' and
-autoencoder's share (random latents come out), all rows in turn in each round, in CPU seconds of the process, so that other
-processes count little; wall time stands beside them.
+autoencoder's share (random latents come out). The calls of a round run side by side, a step each in turn, so that a machine that
+becomes slower does so for all of them; counted are CPU seconds, so that other processes count little, with wall time beside them.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -104,19 +106,67 @@ def count(family: str, side: int, width: float = 1.0) -> dict[str, float]:
     return {row: cost / plain for row, cost in zip(ROWS, costs, strict=True)}
 
 
-@torch.no_grad()
+class InTurn:
+    """Runs functions in threads of their own, each until its next step, in turn; and counts the CPU and wall seconds of each."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.waiting: list[str] = []  # the first one runs
+        self.seconds: dict[str, tuple[float, float]] = {}
+        self.errors: list[BaseException] = []
+
+    def run(self, functions: dict[str, Callable[[], Any]]) -> dict[str, tuple[float, float]]:
+        self.waiting, self.seconds = list(functions), dict.fromkeys(functions, (0.0, 0.0))
+        threads = [threading.Thread(target=self._run, args=item, name=item[0]) for item in functions.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if self.errors:
+            raise self.errors[0]
+        return self.seconds
+
+    def step(self, pipe: Any, step: int, timestep: int, values: dict[str, Any]) -> dict[str, Any]:
+        """A callback at the end of each step."""
+        self._pass_on(is_done=False)
+        self._wait()
+        return values
+
+    def _run(self, name: str, function: Callable[[], Any]) -> None:
+        self._wait()
+        try:
+            function()
+        except BaseException as error:
+            self.errors.append(error)
+        self._pass_on(is_done=True)
+
+    def _wait(self) -> None:
+        with self.changed:
+            self.changed.wait_for(lambda: self.waiting[0] == threading.current_thread().name)
+        self.since = time.thread_time(), time.perf_counter()
+
+    def _pass_on(self, is_done: bool) -> None:
+        now = time.thread_time(), time.perf_counter()
+        with self.changed:
+            name = self.waiting.pop(0)
+            cpu, wall = (
+                old + end - start for old, end, start in zip(self.seconds[name], now, self.since, strict=True)
+            )
+            self.seconds[name] = cpu, wall
+            if not is_done:
+                self.waiting.append(name)
+            self.changed.notify_all()
+
+
 def measure(family: str, side: int, width: float, rounds: int) -> list[dict[str, tuple[float, float]]]:
-    """CPU and wall seconds of whole calls, one result for each round, in which all rows run in turn."""
-    functions = calls(base_pipeline(family, width), side, STEPS, rank_of(width))
+    """CPU and wall seconds of whole calls, one result for each round, in which all rows run step by step in turn."""
+    in_turn = InTurn()
+    functions = calls(base_pipeline(family, width), side, STEPS, rank_of(width), callback_on_step_end=in_turn.step)
     results = []
     for number in range(rounds):
-        seconds = {}
-        for row, function in functions.items():
-            cpu, wall = time.process_time(), time.perf_counter()
-            function()
-            seconds[row] = time.process_time() - cpu, time.perf_counter() - wall
-            print(f"round {number + 1}, {row}: {seconds[row][0]:.1f} s CPU, {seconds[row][1]:.1f} s", flush=True)
-        results.append(seconds)
+        results.append(in_turn.run(functions))
+        for row, (cpu, wall) in results[-1].items():
+            print(f"round {number + 1}, {row}: {cpu:.1f} s CPU, {wall:.1f} s", flush=True)
     return results
 
 
@@ -135,9 +185,8 @@ def main() -> None:
         "--width", type=float, choices=[0.25, 0.5, 1.0], default=1.0, help="factor of the nets' channels"
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    torch.set_num_threads(1)  # so that a thread's CPU seconds are those of its call
 
     for family in args.families:
         side = args.side or (1024 if family == "sdxl" else 512)

@@ -700,8 +700,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         """
         name = self._control_image_argument
         images = kwargs.get(name)
+        all_nets = f"each of the {count} further ControlNets" if (count or 1) > 1 else "the further ControlNet"
         if images is None:
-            raise InputError(f"{name}= must have an image for each of the {count or 1} further ControlNets")
+            raise InputError(f"{name}= must have an image for {all_nets}")
         if count is None:
             images = [images]
         elif isinstance(images, (list, tuple)) and images and all(isinstance(item, (list, tuple)) for item in images):
@@ -709,7 +710,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                 raise InputError(f"{name}= must have, for each prompt, an image for each of the {count} ControlNets")
             images = [list(of_net) for of_net in zip(*images, strict=True)]
         elif not isinstance(images, (list, tuple)) or len(images) != count:
-            raise InputError(f"{name}= must have an image for each of the {count} further ControlNets")
+            raise InputError(f"{name}= must have an image for {all_nets}")
         height, width = kwargs.get("height"), kwargs.get("width")
         if self._takes_picture and (height is None or width is None):
             height, width = self._image_size(dict(kwargs))
