@@ -16,6 +16,7 @@ SOURCES := src tests examples benchmarks
 .PHONY: demo app docs release-check test test-docs test-extras test-fast test-inputs test-lowest style quality clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
+	@echo "installing into $(VENV): some minutes, and 3 GB on disk"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
 	$(BIN)/pip install --quiet --editable ".[test,dev]"

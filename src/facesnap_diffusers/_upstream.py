@@ -104,6 +104,13 @@ def offloading_group(module: torch.nn.Module) -> Any:
     return None if hook is None else hook.group
 
 
+def cast_dtype(module: torch.nn.Module) -> torch.dtype | None:
+    """The dtype that the weights of a layer are cast to before it computes; `None` without layerwise casting."""
+    registry = getattr(module, "_diffusers_hook", None)
+    hook = None if registry is None else registry.get_hook("layerwise_casting")
+    return None if hook is None else hook.compute_dtype
+
+
 def register_in_diffusers(cls: type) -> type:
     """
     Makes `from_pretrained` of diffusers' generic classes find a class of ours by the name that `save_pretrained` wrote:

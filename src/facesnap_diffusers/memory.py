@@ -163,8 +163,9 @@ def count_modes(base: str, side: int | None = None, images: int = 1, ffrnet_rank
 
     kept = _bytes(nets.identity_attention) + _bytes(nets.landmark_predictor)  # on the device for good
 
-    def by_model(denoising: float) -> float:
-        return max(kept + text, denoising + step, kept + vae + decode)
+    def by_model(denoising: float, ffrnet: float) -> float:
+        # FFRNet, which no other net follows, stays until the end of the call
+        return max(kept + text, denoising + step, kept + ffrnet + vae + decode)
 
     unet, ffrnet = _bytes(nets.unet), _bytes(nets.ffrnet)
     int8, nf4 = (_linear_bytes(nets.unet, size) for size in (_INT8, _NF4))
@@ -176,15 +177,15 @@ def count_modes(base: str, side: int | None = None, images: int = 1, ffrnet_rank
         Mode("float16", everything, on_device(everything)),
         Mode("UNet in int8 (torchao)", everything - unet + int8, on_device(everything - unet + int8)),
         Mode("UNet in 4 bits (bitsandbytes)", everything - unet + nf4, on_device(everything - unet + nf4)),
-        Mode("offload by model", everything, by_model(denoising)),
-        Mode("offload by model, UNet in 4 bits", everything - unet + nf4, by_model(denoising - unet + nf4)),
+        Mode("offload by model", everything, by_model(denoising, ffrnet)),
+        Mode("offload by model, UNet in 4 bits", everything - unet + nf4, by_model(denoising - unet + nf4, ffrnet)),
     ]
     for net in (nets.unet, nets.ffrnet):
         net.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float16)
     saved = unet + ffrnet - _bytes(nets.unet) - _bytes(nets.ffrnet)
     modes[2:2] = [Mode("UNet and FFRNet in float8", everything - saved, on_device(everything - saved))]
     modes += [
-        Mode("offload by model, float8", everything - saved, by_model(denoising - saved)),
+        Mode("offload by model, float8", everything - saved, by_model(denoising - saved, _bytes(nets.ffrnet))),
         Mode("offload by group or sequence", everything, kept + largest + max(step, decode)),
     ]
     return modes

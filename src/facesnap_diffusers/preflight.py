@@ -29,6 +29,22 @@ def check_device(device: str) -> None:
         ) from None
 
 
+def check_host(host: str) -> None:
+    """Raises [`InputError`] unless a server can listen on an address of this machine, such as `"127.0.0.1"`."""
+    import socket
+
+    try:
+        if not host.strip():
+            raise OSError("it is empty")
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise InputError(
+            f"--host {host!r} cannot be listened on ({one_line(error)}); name an address of this machine, e.g. 127.0.0.1"
+        ) from None
+
+
 def best_device() -> str:
     """The device that commands use where none is named: a GPU if there is one."""
     import torch

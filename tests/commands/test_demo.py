@@ -68,12 +68,12 @@ def test_every_picture_is_on_the_sheet(shown):
             assert any(row.tobytes().find(middle) >= 0 for row in sheet), name
 
 
-def test_sheet_has_sixteen_columns_and_two_rows_a_person(shown, nano, tmp_path):
+def test_sheet_has_thirteen_columns_and_two_rows_a_person(shown, nano, tmp_path):
     two = PIL.Image.open(shown / "sheet.png").size
     run("--model", nano, "-o", tmp_path, "--people", 1)
     one = PIL.Image.open(tmp_path / "sheet.png").size
     assert two[0] == one[0]
-    assert 16 * 128 < two[0] < 18 * 128
+    assert 13 * 128 < two[0] < 15 * 128
     assert 2 * 128 < two[1] - one[1] < 2 * 128 + 40
     assert not (tmp_path / "bob").exists()
     for path in (tmp_path / "ann").iterdir():
@@ -134,7 +134,8 @@ def test_a_photo_without_dlib(nano, tmp_path, monkeypatch, capsys):
     # an analyzer that another test has made would need no library
     monkeypatch.setattr("facesnap_diffusers.faces.analyzers._shared", {})
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["facesnap", "demo", "--model", str(nano), "--face", "photo.jpg"])
+    PIL.Image.new("RGB", (64, 64)).save(tmp_path / "photo.png")
+    monkeypatch.setattr(sys, "argv", ["facesnap", "demo", "--model", str(nano), "--face", str(tmp_path / "photo.png")])
     with pytest.raises(SystemExit) as raised:
         main()
     assert "\n" not in str(raised.value)
@@ -163,7 +164,7 @@ def test_the_shipped_model_keeps_people_apart(tmp_path):
         found = [
             face for name in PICTURES for face in analyzer.analyze(pixels(tmp_path / person.name / f"{name}.png"))
         ]
-        assert len(found) >= 12, "of 13"
+        assert len(found) >= len(PICTURES) - 1
         embeds = np.stack([face.embedding for face in found])
         distances.append(np.median(np.linalg.norm(embeds[:, None] - references, axis=2), axis=0))
     same = np.eye(2, dtype=bool)

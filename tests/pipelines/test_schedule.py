@@ -7,7 +7,13 @@ import PIL.Image
 import pytest
 import tiny
 import torch
-from diffusers import ControlNetModel, EulerDiscreteScheduler, HeunDiscreteScheduler, PNDMScheduler
+from diffusers import (
+    ControlNetModel,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    KDPM2DiscreteScheduler,
+    PNDMScheduler,
+)
 
 from facesnap_diffusers import FaceSnapImg2ImgPipeline, FaceSnapSchedule, InputError, Person
 
@@ -83,13 +89,41 @@ def test_few_steps_compute_it_at_each(pipe, steps):
     assert rounds(pipe, num_inference_steps=steps, facesnap_schedule="fast")[0] == list(range(steps))
 
 
-@pytest.mark.parametrize(("scheduler", "steps"), [(PNDMScheduler, 8), (HeunDiscreteScheduler, 5)])
-def test_few_steps_of_more_rounds(scheduler, steps):
+@pytest.mark.parametrize(
+    ("scheduler", "options", "steps", "count"),
+    [
+        (PNDMScheduler, {"skip_prk_steps": True}, 8, 9),
+        (PNDMScheduler, {"skip_prk_steps": False}, 8, 17),
+        (HeunDiscreteScheduler, {}, 5, 9),
+        (KDPM2DiscreteScheduler, {}, 8, 15),  # between two steps it has a timestep of its own
+    ],
+)
+def test_few_steps_of_more_rounds(scheduler, options, steps, count):
     pipe = tiny.facesnap(tiny.sd_pipeline())
     tiny.add_adapter(pipe)
-    options = {"skip_prk_steps": True} if scheduler is PNDMScheduler else {}
     pipe.scheduler = scheduler.from_config(pipe.scheduler.config, **options)
-    assert rounds(pipe, num_inference_steps=steps, facesnap_schedule="fast")[0] == list(range(9))
+    assert rounds(pipe, num_inference_steps=steps, facesnap_schedule="fast")[0] == list(range(count))
+
+
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.3, 0.7), (0.1, 1.0)])
+@pytest.mark.parametrize("steps", [5, 7])
+def test_windows_mean_the_same_for_both_parts(pipe, start, end, steps):
+    schedule = FaceSnapSchedule(start, end, landmark_start=start, landmark_end=end)
+    ffrnet, identity, _ = rounds(pipe, num_inference_steps=steps, facesnap_schedule=schedule)
+    assert identity == ffrnet != []
+
+
+def test_a_landmark_picture_that_a_callback_changes_in_place_counts(pipe):
+    def black(in_place):
+        def change(pipe, step, timestep, values):
+            return {"image": values["image"].zero_() if in_place else torch.zeros_like(values["image"])}
+
+        return generate(
+            pipe, num_inference_steps=3, callback_on_step_end=change, callback_on_step_end_tensor_inputs=["image"]
+        )
+
+    assert torch.equal(black(in_place=True), black(in_place=False))
+    assert not torch.equal(black(in_place=True), generate(pipe, num_inference_steps=3))
 
 
 def test_windows_are_each_part_s_own(pipe):

@@ -139,24 +139,24 @@ def write_model_card(
     ModelCard(
         _CARD.format(
             card_data=card_data.to_yaml(),
-            name=_as_text(name),
-            base=f" ({_as_text(config.base_model)})" if config.base_model else "",
+            name=as_text(name),
+            base=f" ({as_text(config.base_model)})" if config.base_model else "",
             pictures=_section(_PICTURES_HEADING, pictures),
             install='"facesnap-diffusers[dlib]"' if is_dlib else "facesnap-diffusers",
             snippet=(_SNIPPET if config.base_model else _SNIPPET_WITH_BASE).format(**names),
             analyzer=""
             if is_insightface or is_dlib
-            else _OWN_RECOGNIZER.format(face_encoder=_as_text(config.face_encoder_id)),
+            else _OWN_RECOGNIZER.format(face_encoder=as_text(config.face_encoder_id)),
             **names,
             parts=", ".join(config.parts),
             scales=", ".join(f"{name.removesuffix('_scale')} {value:g}" for name, value in config.scales.items()),
             num_tokens=config.num_tokens
             if of_ffrnet is None
             else f"{config.num_tokens}, FFRNet {of_ffrnet.num_tokens}",
-            face_encoder=_as_text(" and ".join(encoders)),
+            face_encoder=as_text(" and ".join(encoders)),
             recognizer_license=_INSIGHTFACE if is_insightface else "",
-            image_encoder=_as_text(" and ".join(config.image_encoder_ids) or "none"),
-            base_family=_as_text(str(config.base_family)),
+            image_encoder=as_text(" and ".join(config.image_encoder_ids) or "none"),
+            base_family=as_text(str(config.base_family)),
             evaluation=_section(_EVALUATION_HEADING, evaluation),
             training_heading=_TRAINING_HEADING,
             training=training or _NO_TRAINING,
@@ -168,7 +168,7 @@ def _section(heading: str, text: str | None) -> str:
     return f"{heading}\n\n{text}\n\n" if text else ""
 
 
-def _as_text(value: str) -> str:
+def as_text(value: str) -> str:
     """A name as plain text of Markdown: in one line, without HTML, links, code or cells."""
     text = html.escape(" ".join(value.split()))
     return re.sub(r"([\\`*\[\]|!#~])", r"\\\1", text)
@@ -183,16 +183,16 @@ def read_sections(path: Path) -> dict[str, str]:
         text = path.read_text(encoding="utf-8") if path.is_file() else ""
     except ValueError as error:
         raise _unreadable(path, error) from None
-    sections = {}
-    for name, heading in (
-        ("training", _TRAINING_HEADING),
-        ("pictures", _PICTURES_HEADING),
-        ("evaluation", _EVALUATION_HEADING),
-    ):
-        _, has_heading, after = text.partition(f"{heading}\n")
-        if has_heading:
-            sections[name] = after.partition("\n## ")[0].strip()
-    return sections
+    names = {_TRAINING_HEADING: "training", _PICTURES_HEADING: "pictures", _EVALUATION_HEADING: "evaluation"}
+    sections: dict[str, list[str]] = {}
+    name, in_code = None, False
+    for line in text.splitlines():
+        in_code ^= line.startswith("```")
+        if line.startswith("## ") and not in_code:
+            name = names.get(line.rstrip())
+        elif name is not None:
+            sections.setdefault(name, []).append(line)
+    return {name: "\n".join(lines).strip() for name, lines in sections.items()}
 
 
 def read_eval_results(path: Path) -> list[EvalResult]:

@@ -32,7 +32,7 @@ def picture_code(
         sent (`Sequence[SentPhotos]`): What each person was made from.
         base (`str`, *optional*), adapter (`str`, *optional*): The model; the nano model without a base.
         is_xl (`bool`): Whether the base is of Stable Diffusion XL's kind.
-        dtype (`str`), device (`str`): How a base model was loaded, and where the model runs: `"float16"`, `"cuda"`.
+        dtype (`str`), device (`str`): How the model was loaded, and where it runs: `"float16"`, `"cuda"`.
         scales (`dict[str, float]`): The scales of the adapter as loaded; those of the settings are written where they
             differ.
     """
@@ -41,7 +41,7 @@ def picture_code(
     lines: list[str] = []
     if base is None:
         names.add("load_nano_pipeline")
-        lines.append("pipe = load_nano_pipeline()")
+        lines.append(f"pipe = load_nano_pipeline({'' if dtype == 'float32' else f'dtype=torch.{dtype}'})")
         if settings.mode != "text":
             names.add(classname)
             lines.append(f"pipe = {classname}.from_pipe(pipe)")
@@ -52,7 +52,7 @@ def picture_code(
         lines.append(f"pipe.load_facesnap_adapter({_quoted(adapter) if adapter else ''})")
     if device != "cpu":
         lines.append(f"pipe.to({_quoted(device)})")
-    lines += _identities(sent, names)
+    lines += _identities(sent, names, is_nano=base is None)
     size = f"({settings.width}, {settings.height}), Image.Resampling.LANCZOS"
     if settings.mode != "text":
         lines.append(f'start = ImageOps.fit(load_image("start.png"), {size})')
@@ -66,10 +66,12 @@ def picture_code(
     if settings.mode != "text":
         imports += ["from diffusers.utils import load_image", "from PIL import Image, ImageOps"]
     imports.append(f"from facesnap_diffusers import {', '.join(sorted(names))}")
+    if base is None and any(photos.photos for photos in sent):
+        imports.append("from facesnap_diffusers.nano.photos import as_rendered")
     return "\n".join([*imports, "", *lines, ""])
 
 
-def _identities(sent: Sequence[SentPhotos], names: set[str]) -> list[str]:
+def _identities(sent: Sequence[SentPhotos], names: set[str], is_nano: bool) -> list[str]:
     lines = []
     for number, photos in enumerate(sent):
         variable, suffix = _variable(number, len(sent)), "" if len(sent) == 1 else f"-{number + 1}"
@@ -79,7 +81,8 @@ def _identities(sent: Sequence[SentPhotos], names: set[str]) -> list[str]:
             continue
         count = len(photos.photos)
         files = [f'"photo{suffix}{"" if count == 1 else chr(ord("a") + i)}.jpg"' for i in range(count)]
-        lines.append(f"{variable} = pipe.encode_face([{', '.join(files)}])")
+        encoded = f"pipe.encode_face([{', '.join(files)}])"
+        lines.append(f"{variable} = {f'as_rendered({encoded})' if is_nano else encoded}")
     return lines
 
 

@@ -41,6 +41,7 @@ class Made:
 
     settings: PictureSettings
     encoded: tuple[Encoded, ...]
+    picture: str
     thumbnail: str
     code: str
     pose: FoundPose | None = None

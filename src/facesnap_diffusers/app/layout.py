@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
+import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import gradio as gr
@@ -55,13 +58,19 @@ LIVE: dict[str, Any] = {
 }
 
 
-def widget(name: str, value: Any = None, **props: Any) -> gr.HTML:
-    """One of the page's own fields, from its files in `widgets/`."""
-    template = WIDGETS / f"{name}.html"
+def widget(name: str, value: Any = None, options: Mapping[str, Any] | None = None, **props: Any) -> gr.HTML:
+    """
+    One of the page's own fields, from its files in `widgets/`. Its options are written into them: fields that have not been
+    shown yet lose what gradio keeps beside the value, when the value changes.
+    """
+    template, options = WIDGETS / f"{name}.html", options or {}
+    texts = {option: html.escape(text) for option, text in options.items() if isinstance(text, str)}
     return gr.HTML(
         value,
-        html_template=template.read_text(encoding="utf-8") if template.is_file() else "${value}",
-        js_on_load=(WIDGETS / f"{name}.js").read_text(encoding="utf-8"),
+        html_template=Template(template.read_text("utf-8")).safe_substitute(texts)
+        if template.is_file()
+        else "${value}",
+        js_on_load=f"const options = {json.dumps(options)};\n" + (WIDGETS / f"{name}.js").read_text("utf-8"),
         apply_default_css=False,
         **props,
     )
@@ -95,10 +104,12 @@ def photo_fields(studio: Studio, number: int) -> tuple[gr.HTML, gr.HTML]:
     ]
     photos = widget(
         "photos",
-        title="Who" if number == 0 else "Who else",
-        hint=f"Up to {MAX_PHOTOS} photos of one person" + (", or a sample person." if samples else "."),
-        max=MAX_PHOTOS,
-        samples=samples,
+        options={
+            "title": "Who" if number == 0 else "Who else",
+            "hint": f"Up to {MAX_PHOTOS} photos of one person" + (", or a sample person." if samples else "."),
+            "max": MAX_PHOTOS,
+            "samples": samples,
+        },
         elem_id=f"photos-{number + 1}",
     )
     return photos, message_below(photos)
@@ -114,7 +125,7 @@ def steering_fields(photos: gr.HTML, message: gr.HTML, number: int) -> PersonFie
         EXPRESSION_CHOICES, value="neutral", label="Expression", elem_id=f"expression-{number + 1}"
     )
     with gr.Accordion("Expression in detail", open=False):
-        weights = widget("expression", {}, title="Strengths of the expressions", groups=EXPRESSION_GROUPS)
+        weights = widget("expression", {}, {"title": "Strengths of the expressions", "groups": EXPRESSION_GROUPS})
     identity = gr.State(None, time_to_live=SESSION_SECONDS)
     return PersonFields(photos, message, identity, steers_pose, yaw, pitch, roll, expression, weights)
 
@@ -123,6 +134,14 @@ def message_below(field: gr.HTML | None = None) -> gr.HTML:
     """Where errors of a field appear; takes no room without one."""
     elem_id = f"{field.elem_id}-message" if field is not None and field.elem_id else None
     return gr.HTML(elem_id=elem_id, elem_classes="fs-message")
+
+
+class Page(gr.Blocks):
+    """Blocks that keep what visitors send out of messages, which gradio prints."""
+
+    def validate_inputs(self, block_fn: Any, inputs: list[Any]) -> None:
+        if len(inputs) < len(block_fn.inputs):
+            raise gr.Error(f"{len(inputs)} values came for {len(block_fn.inputs)} fields", print_exception=False)
 
 
 def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) -> gr.Blocks:
@@ -135,7 +154,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         pictures_at_once (`int`): How many pictures are made at the same time.
     """
     defaults, size = studio.defaults, studio.size
-    with gr.Blocks(title="FaceSnap", analytics_enabled=False, delete_cache=(600, 600)) as page:
+    with Page(title="FaceSnap", analytics_enabled=False, delete_cache=(600, 600)) as page:
         gr.Markdown(f"# FaceSnap\nPortraits of a person from one photo and a prompt.\n\n<small>{CONSENT}</small>")
         pose_face = gr.State(None, time_to_live=SESSION_SECONDS)
         made = gr.State([], time_to_live=SESSION_SECONDS)
@@ -158,9 +177,11 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 with gr.Accordion("Pose from a photo", open=False):
                     pose_photo = widget(
                         "photos",
-                        title="Pose photo",
-                        hint="Anyone's: pose, expression and place are taken, proportions are not.",
-                        max=1,
+                        options={
+                            "title": "Pose photo",
+                            "hint": "Anyone's: pose, expression and place are taken, proportions are not.",
+                            "max": 1,
+                        },
                         elem_id="pose-photo",
                     )
                     pose_message = message_below(pose_photo)
@@ -304,8 +325,8 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         height.release(refresh, **shows, **LIVE)
         has_second.input(
             lambda second: (
-                gr.update(visible=second),
-                boxes_for(1 + second, defaults.face_box),
+                gr.update(visible=bool(second)),
+                boxes_for(2 if second else 1, defaults.face_box),
                 min(2 * size, 1536) if second and studio.base is None else size,
             ),
             has_second,
@@ -351,10 +372,10 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 else:
                     text = studio.code(settings, sent)
                     thumbnail = as_data_url(_thumbnail(step), "JPEG", quality=85)
-                    item = Made(settings, tuple(known), thumbnail, text, pose, started)
+                    item = Made(settings, tuple(known), as_data_url(step), thumbnail, text, pose, started)
                     pictures = [*values[made], item][-GALLERY_SIZE:]
                     yield {
-                        result: picture_html(as_data_url(step), settings.prompt, settings.seed),
+                        result: picture_html(item.picture, settings.prompt, settings.seed),
                         made: pictures,
                         gallery: gallery_html(pictures),
                         code: text,
@@ -375,8 +396,9 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
 
         def bring_back(event: gr.EventData, pictures: list[Made]) -> dict[Any, Any]:
             """All fields as they were for a picture of the gallery."""
-            index = getattr(event, "index", None)
-            if not isinstance(index, int) or not 0 <= index < len(pictures):
+            sent = event._data
+            index = sent.get("index") if isinstance(sent, dict) else None
+            if type(index) is not int or not 0 <= index < len(pictures):
                 return {message: error_html("this picture's settings are no longer kept; make another picture")}
             item = pictures[index]
             fields, persons = field_values(item.settings)
@@ -384,6 +406,10 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
             updates[has_second] = fields["second"]
             updates[second_group] = gr.update(visible=fields["second"])
             updates[uses_pose_photo] = persons[0]["uses_pose_photo"]
+            updates[new_seed] = False
+            shown = fields["boxes"] or boxes_for(len(persons), defaults.face_box)
+            updates[boxes] = gr.update(value=shown, visible=fields["places_faces"])
+            updates[result] = picture_html(item.picture, item.settings.prompt, item.settings.seed)
             updates[code] = item.code
             updates[message] = ""
             for person, values, who in zip(people, persons, item.encoded, strict=False):
@@ -397,8 +423,8 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 updates[start] = item.start
             return updates
 
-        restored: set[Any] = {*whole.values(), has_second, second_group, uses_pose_photo, code, message}
-        restored |= {pose_photo, pose_face, start}
+        restored: set[Any] = {*whole.values(), has_second, second_group, uses_pose_photo, new_seed, code, message}
+        restored |= {pose_photo, pose_face, start, result}
         for person in people:
             restored |= {*person.steering().values(), person.photos, person.identity}
         gallery.pick(bring_back, made, list(restored), **LIVE).then(refresh, **shows, **LIVE)

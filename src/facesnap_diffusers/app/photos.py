@@ -17,7 +17,12 @@ from ..faces.photo import PhotoPolicy, load_photo
 
 #: What the app may open: no URLs, no files, and only what a browser scales photos down to before it sends them.
 APP_POLICY = PhotoPolicy(
-    allow_urls=False, allow_local_files=False, max_bytes=12 * 2**20, max_pixels=20_000_000, timeout=10.0
+    allow_urls=False,
+    allow_local_files=False,
+    max_bytes=12 * 2**20,
+    max_pixels=20_000_000,
+    timeout=10.0,
+    formats=("JPEG", "PNG", "WEBP", "GIF"),
 )
 MAX_PHOTOS = 4  # of one person
 

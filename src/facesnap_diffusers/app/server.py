@@ -23,12 +23,15 @@ from .studio import Defaults, Studio
 
 MAX_REQUEST = 40 * 2**20  # bytes: a few scaled-down photos and a start picture with its mask
 
+#: What the page needs below `gradio_api`. Other routes of gradio take files, or write what a session holds to disk.
+API_ROUTES = ("queue", "run", "cancel", "reset", "heartbeat", "startup-events", "app_id", "info", "theme.css")
+
 
 def nano_studio(device: str = "cpu", dtype: torch.dtype = torch.float32) -> Studio:
     """The studio of the nano model, with its people as samples."""
     pipe = load_nano_pipeline(dtype=dtype).to(device)
     defaults = Defaults(
-        prompt="a photo of a person, smiling, red shirt, blue background",
+        prompt="a photo of a person, neutral, red shirt, blue background",
         negative_prompt="",
         steps=STEPS,
         guidance_scale=1.0,
@@ -69,7 +72,7 @@ def checkpoint_studio(
 
 
 class RequestLimits:
-    """Refuses uploads as files, which gradio would write to disk, and requests that are too large."""
+    """Refuses what the page does not need, uploads as files among it, and requests that are too large."""
 
     def __init__(self, app: ASGIApp, max_bytes: int = MAX_REQUEST):
         self.app = app
@@ -79,8 +82,10 @@ class RequestLimits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if scope["path"].rstrip("/").endswith("/upload") or "/component_server" in scope["path"]:
-            await PlainTextResponse("uploads as files are off", 403)(scope, receive, send)
+        _, is_api, route = scope["path"].partition("/gradio_api/")
+        is_needed = route.split("/")[0] in API_ROUTES if is_api else scope["method"] in ("GET", "HEAD")
+        if not is_needed:
+            await PlainTextResponse("this page has no such route; uploads as files are off", 403)(scope, receive, send)
             return
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > self.max_bytes:
@@ -122,7 +127,7 @@ def serve(
         wait (`bool`): Whether to serve until the process is stopped; else returns the page, which has a `close`.
 
     Raises:
-        InputError: The port is taken.
+        InputError: The port is taken, or host and port cannot be listened on.
     """
     import gradio as gr
 
@@ -145,8 +150,10 @@ def serve(
             css_paths=[WIDGETS / "app.css"],
             app_kwargs={"middleware": [Middleware(RequestLimits)]},
         )
-    except OSError as error:
-        raise InputError(f"port {port} cannot be used ({error}); choose another with --port") from None
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"{host}, port {port}, cannot be used ({error}); choose others with --host and --port"
+        ) from None
     return page
 
 

@@ -24,6 +24,7 @@ from ..faces.face import Face
 from ..identity import FaceIdentity
 from ..models.landmark_predictor import LandmarkPredictor
 from ..nano.model import NanoPerson
+from ..nano.photos import as_rendered
 from ..pipelines.auto import AutoFaceSnapPipeline
 from ..pipelines.people import Person
 from ..preflight import without_landmarks_of_ones_own
@@ -160,7 +161,8 @@ class Studio:
             find_face(picture, conditioner.analyzer, name=label)
             for picture, label in zip(pictures, names, strict=True)
         ]
-        return FaceIdentity.fuse([conditioner.identity_of(face) for face in faces])
+        identity = FaceIdentity.fuse([conditioner.identity_of(face) for face in faces])
+        return as_rendered(identity) if self.base is None else identity
 
     @without_landmarks_of_ones_own()
     def find_pose(self, sent: SentPhotos) -> Face | None:

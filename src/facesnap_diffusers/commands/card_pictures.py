@@ -11,6 +11,7 @@ import PIL.Image
 import torch
 
 from ..adapter.config import FaceSnapConfig
+from ..adapter.model_card import as_text
 from ..adapter.public import NANO_FAMILY
 from ..errors import InputError
 from ..faces.photo import load_photo
@@ -166,7 +167,7 @@ def _caption(
 ) -> str:
     below = "the landmarks that steer them" if pipe.ffrnet is not None else "the same from another noise"
     scales = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in pipe.facesnap_scale.items())
-    prompts = "\n".join(f"{i}. {scene.prompt}" for i, scene in enumerate(scenes, start=1))
+    prompts = "\n".join(f"{i}. {as_text(scene.prompt)}" for i, scene in enumerate(scenes, start=1))
     return f"""A row for each reference photo: pictures that this adapter made of it on `{config.base_model}`, and below them {below}.
 The last column is the base model alone.
 

@@ -8,6 +8,8 @@ import typer
 
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from ..nano.model import NanoPerson
     from ..pipelines.facesnap import FaceSnapPipeline
 
@@ -34,10 +36,12 @@ def demo(
 ) -> None:
     """Show what FaceSnap does, with the small model of synthetic people in this package: no download, no GPU."""
     from ..errors import InputError
-    from ..preflight import check_device, make_output_folder
+    from ..faces.photo import load_photo
+    from ..preflight import check_device, make_output_folder, quiet_libraries
 
     start = time.monotonic()
-    _quiet_libraries()
+    photo = None if face is None else load_photo(face, "--face")
+    quiet_libraries()
     from ..nano.demo import run_demo
     from ..nano.model import load_nano_pipeline, nano_people
 
@@ -45,31 +49,21 @@ def demo(
     count = (len(everybody) if face is None else 0) if people is None else people
     least = 1 if face is None else 0
     if not least <= count <= len(everybody):
-        raise InputError(f"people is {count}; choose {least} to {len(everybody)}, who come with the model")
+        raise InputError(f"--people is {count}; choose {least} to {len(everybody)}, who come with the model")
     if steps < 1:
-        raise InputError(f"steps is {steps}; choose at least 1")
+        raise InputError(f"--steps is {steps}; choose at least 1")
     make_output_folder(output)
     check_device(device)
 
     pipe = load_nano_pipeline(model)
-    avatars = [] if face is None else [_avatar(pipe, face, model)]
+    avatars = [] if photo is None else [_avatar(pipe, photo, model)]
     pipe.to(device).set_progress_bar_config(disable=True)
     sheet_name = "sheet.png" if face is None else "photo-sheet.png"
     sheet = run_demo(pipe, [*avatars, *everybody[:count]], output, seed, steps, sheet_name)
     typer.echo(f"wrote {sheet} and single pictures beside it, in {time.monotonic() - start:.0f} s")
 
 
-def _quiet_libraries() -> None:
-    """Switches off progress bars and advice on packages: the model loads in a second."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-
-def _avatar(pipe: "FaceSnapPipeline", photo: str, model: Path | None) -> "NanoPerson":
+def _avatar(pipe: "FaceSnapPipeline", photo: "np.ndarray", model: Path | None) -> "NanoPerson":
     """The person in a photo, with the head cut out as their picture."""
     import PIL.Image
 
@@ -82,7 +76,7 @@ def _avatar(pipe: "FaceSnapPipeline", photo: str, model: Path | None) -> "NanoPe
 
     config = pipe.facesnap_config
     assert config is not None  # load_nano_pipeline has loaded an adapter
-    detected = find_face(photo, default_analyzer(config.face_encoder_id, config.normalized_embeds), name="face")
+    detected = find_face(photo, default_analyzer(config.face_encoder_id, config.normalized_embeds), name="--face")
     picture = PIL.Image.fromarray(align_for_clip(detected.image, detected.landmarks, SIZE))
     identity = pipe.encode_face(detected.image, embedding=detected.embedding, landmarks=detected.landmarks)
     return NanoPerson("photo", picture, as_rendered(identity, model))

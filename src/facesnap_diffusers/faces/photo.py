@@ -59,6 +59,8 @@ class PhotoPolicy:
         max_bytes (`int`): Of a download, file object, `bytes` or base64.
         max_pixels (`int`): Height times width of an image (as it is decoded: JPEG files can be read at a fraction of
             their size), an array or a tensor.
+        formats (`tuple[str, ...]`, *optional*): Names of Pillow's formats that an image file may have, such as `"PNG"`;
+            by default all, of which some hold pictures in other formats, or are read with other programs.
 
     Raises:
         InputError: A value has a wrong type or is not positive.
@@ -70,12 +72,22 @@ class PhotoPolicy:
     timeout: float = 60.0
     max_bytes: int = 64 * 2**20
     max_pixels: int = 100_000_000
+    formats: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("allow_urls", "allow_local_files", "allow_private_addresses"):
             if not isinstance(getattr(self, name), bool):
                 raise InputError(f"{name} must be True or False, got {shown(getattr(self, name))}")
         object.__setattr__(self, "timeout", as_number("timeout", self.timeout, 0.01, 86_400, unit=" of seconds"))
+        if self.formats is not None:
+            known = {*PIL.Image.registered_extensions().values()}  # which loads all of Pillow's formats
+            formats = self.formats if isinstance(self.formats, (tuple, list)) else (self.formats,)
+            for format in formats:
+                if format not in known:
+                    raise InputError(
+                        f"formats has {shown(format)}, which Pillow does not have; name e.g. JPEG, PNG, WEBP"
+                    )
+            object.__setattr__(self, "formats", tuple(formats))
         for name in ("max_bytes", "max_pixels"):
             object.__setattr__(self, name, as_integer(name, getattr(self, name), 1, 2**62))
 
@@ -138,7 +150,7 @@ def load_photo(photo: Photo, name: str = "face_image") -> np.ndarray:
 def _open(photo: Any, policy: PhotoPolicy, name: str) -> PIL.Image.Image:
     file, where = _encoded(photo, policy, name)
     try:
-        image = PIL.Image.open(file)
+        image = PIL.Image.open(file, formats=policy.formats)
         image.draft(None, (MAX_SIDE, MAX_SIDE))  # Lets JPEG decode a huge photo at a fraction of its size.
         _check_pixels(*image.size, policy, f"{name}: {where}")
         image.load()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from .._upstream import cast_dtype
 from ..errors import AdapterError, InputError
 
 
@@ -144,7 +145,8 @@ def _base_output(base: nn.Module, hidden_states: torch.Tensor) -> torch.Tensor:
     """
     if type_before_parametrizations(base) not in (nn.Linear, nn.Conv2d) or "forward" in vars(base):
         # quantised, or with a `forward` that fetches or casts the weights first: offloaded, or in float8
-        return base.forward(hidden_states)
+        dtype = cast_dtype(base) or base.weight.dtype
+        return base.forward(hidden_states.to(dtype) if dtype.is_floating_point else hidden_states)
     # the base may be in another dtype (FFRNet is trained in float32), or elsewhere
     weight = base.weight.detach().to(hidden_states.device)
     bias = base.bias.detach().to(hidden_states.device) if base.bias is not None else None

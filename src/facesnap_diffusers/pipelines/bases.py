@@ -16,7 +16,7 @@ from ..adapter.config import FaceSnapConfig
 from ..adapter.folder import ADAPTER_COMPONENTS, bind_to_base, check_fit
 from ..adapter.hub import why_not_from_hub
 from ..base_models import is_sdxl
-from ..errors import FaceSnapError, InputError, check_path, expanded, shown
+from ..errors import AdapterError, FaceSnapError, InputError, check_path, expanded, shown
 from ..models.ffrnet import FFRNet
 from .call_copy import copy_modules
 
@@ -128,8 +128,12 @@ def ffrnet_for(unet: Any, ffrnet: Any) -> Any:
     An FFRNet that computes with a pipeline's UNet. One of low rank that shares the layers of another UNet stays as it is:
     a copy with the same weights shares those of this one. Raises [`AdapterError`] where the UNet has other layers.
     """
-    if not isinstance(ffrnet, FFRNet) or ffrnet.is_bound_to(unet):
+    if not isinstance(uncompiled(ffrnet), FFRNet) or uncompiled(ffrnet).is_bound_to(unet):
         return ffrnet
+    if uncompiled(ffrnet) is not ffrnet:
+        raise AdapterError(
+            "ffrnet is compiled and shares the layers of another UNet; compile it after the pipelines are made"
+        )
     if ffrnet.is_bound:
         ffrnet = copy_modules(ffrnet)
     bind_to_base({"ffrnet": ffrnet}, unet)

@@ -55,7 +55,7 @@ class RoutedControlNet(ControlNetModel):
         self.context = context
         self._device = device or net.device
         self._dtype = dtype or net.dtype
-        self._embedded: tuple[torch.Tensor, int, torch.Tensor] | None = None
+        self._embedded: tuple[torch.Tensor, Any, torch.Tensor] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -127,8 +127,10 @@ class RoutedControlNet(ControlNetModel):
         net = uncompiled(self.net)
         if not isinstance(net, FFRNet):
             return picture[-batch:].to(self._dtype)
-        if self._embedded is None or self._embedded[0] is not picture or self._embedded[1] != batch:
-            self._embedded = picture, batch, net.embed_landmarks(picture[-batch:].to(self._dtype))
+        # a callback may change it in place, which its version tells
+        state = (None if picture.is_inference() else picture._version), batch
+        if self._embedded is None or self._embedded[0] is not picture or self._embedded[1] != state:
+            self._embedded = picture, state, net.embed_landmarks(picture[-batch:].to(self._dtype))
         return self._embedded[2]
 
 

@@ -504,8 +504,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         attention_kwargs = {**(kwargs.get("cross_attention_kwargs") or {}), **context.as_kwargs()}
         kwargs["cross_attention_kwargs"] = attention_kwargs
 
-        def on_step(done: float) -> None:
-            is_active = schedule.identity_start <= done < schedule.identity_end
+        def on_step(before: float, after: float) -> None:
+            is_active = schedule.identity_start <= before and after <= schedule.identity_end
             attention_kwargs.update((context if is_active else context.without_identity()).as_kwargs())
 
         progress = CallProgress(call.scheduler, on_step)

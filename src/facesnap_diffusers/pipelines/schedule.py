@@ -27,9 +27,9 @@ class FaceSnapSchedule:
     FFRNet need not be computed at each.
 
     Attributes:
-        identity_start (`float`), identity_end (`float`): From which share of the steps to which identity attention works.
-        landmark_start (`float`), landmark_end (`float`): The same for FFRNet; further ControlNets have
-            `control_guidance_start` and `control_guidance_end`.
+        identity_start (`float`), identity_end (`float`): From which share of the steps to which identity attention works: in
+            those that lie between the two as a whole, as `control_guidance_start` and `control_guidance_end` of ControlNets.
+        landmark_start (`float`), landmark_end (`float`): The same for FFRNet; further ControlNets have their own.
         landmark_interval (`float`): Share of the noise schedule after which FFRNet is computed anew; in between its last
             residuals are used again. 0 computes it at every step. In the first such interval, where an image takes its
             shape, and in runs of up to 8 steps, it is computed at every step.
@@ -74,10 +74,11 @@ class CallProgress:
 
     Args:
         scheduler: The call's own; it knows its timesteps once the loop runs.
-        on_step (`Callable`): Called with the share of the rounds that are done, at the beginning of each.
+        on_step (`Callable`): Called at the beginning of each round with the shares of the rounds that are done before it and
+            after it.
     """
 
-    def __init__(self, scheduler: Any, on_step: Callable[[float], None]):
+    def __init__(self, scheduler: Any, on_step: Callable[[float, float], None]):
         self.scheduler = scheduler
         self.on_step = on_step
         self.rounds = 0
@@ -87,7 +88,7 @@ class CallProgress:
         """Begins the next round, at `timestep`."""
         if self.first_timestep is None:
             self.first_timestep = float(timestep)
-        self.on_step(self.rounds / self.num_rounds)
+        self.on_step(self.rounds / self.num_rounds, (self.rounds + 1) / self.num_rounds)
         self.rounds += 1
 
     # both once a run: the timesteps may be on a GPU, which each look at them would wait for
@@ -98,9 +99,10 @@ class CallProgress:
 
     @cached_property
     def num_steps(self) -> int:
-        """Steps of the whole run: of rounds at one timestep, as second-order samplers and PNDM make them, one counts."""
+        """Steps of the whole run, as the caller counts them: second-order samplers and PNDM take several rounds for one."""
         timesteps = self.scheduler.timesteps
-        return len(timesteps[timesteps <= self.first_timestep].unique())
+        asked_for = getattr(self.scheduler, "num_inference_steps", None) or len(timesteps)
+        return round(asked_for * self.num_rounds / len(timesteps))
 
     def time(self, timestep: torch.Tensor | float) -> float:
         """The share of the noise that the run began with which is gone at `timestep`, from 0 to 1."""

@@ -8,7 +8,7 @@ function read() {
   return value;
 }
 
-root.replaceChildren(...Object.entries(props.groups).map(([title, names]) => {
+root.replaceChildren(...Object.entries(options.groups).map(([title, names]) => {
   const details = document.createElement("details"), summary = document.createElement("summary");
   summary.textContent = title;
   details.append(summary, ...names.map((name) => {

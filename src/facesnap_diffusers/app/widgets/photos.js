@@ -5,7 +5,7 @@ const find = (selector) => element.querySelector(selector);
 const thumbs = find(".fs-thumbs"), error = find(".fs-error"), camera = find(".fs-camera"), video = find("video");
 const input = find("input[type=file]"), samples = find(".fs-samples");
 let photos = [], sample = null, stream = null;
-input.multiple = props.max > 1;
+input.multiple = options.max > 1;
 
 function complain(text) {
   error.textContent = text;
@@ -40,9 +40,9 @@ async function add(files) {
 }
 
 function take(added) {
-  const all = props.max > 1 ? [...photos, ...added] : added;
-  if (all.length > props.max) complain(`up to ${props.max} photos of one person; the first ${props.max} are kept`);
-  photos = all.slice(0, props.max);
+  const all = options.max > 1 ? [...photos, ...added] : added;
+  if (all.length > options.max) complain(`up to ${options.max} photos of one person; the first ${options.max} are kept`);
+  photos = all.slice(0, options.max);
   sample = null;
   send();
 }
@@ -68,7 +68,7 @@ function draw() {
   for (const button of samples.children) button.setAttribute("aria-pressed", String(button.dataset.name === sample));
 }
 
-samples.replaceChildren(...(props.samples || []).map(({ name, picture }, i) => {
+samples.replaceChildren(...(options.samples || []).map(({ name, picture }, i) => {
   const button = document.createElement("button"), image = document.createElement("img");
   button.type = "button";
   button.dataset.name = name;

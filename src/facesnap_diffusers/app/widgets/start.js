@@ -63,9 +63,12 @@ input.onchange = async () => {
     const bitmap = await createImageBitmap(file);
     const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
     const small = document.createElement("canvas");
-    small.width = Math.round(bitmap.width * scale);
-    small.height = Math.round(bitmap.height * scale);
-    small.getContext("2d").drawImage(bitmap, 0, 0, small.width, small.height);
+    small.width = Math.max(1, Math.round(bitmap.width * scale));
+    small.height = Math.max(1, Math.round(bitmap.height * scale));
+    const brush = small.getContext("2d");
+    brush.fillStyle = "white"; // under transparent pictures
+    brush.fillRect(0, 0, small.width, small.height);
+    brush.drawImage(bitmap, 0, 0, small.width, small.height);
     await show(small.toDataURL("image/jpeg", 0.95));
     send();
   } catch {
@@ -107,10 +110,12 @@ find("[data-do=oval]").onclick = () => {
   painted = true;
   send();
 };
-watch("value", async () => {
+async function receive() {
   const now = props.value?.picture || null, paintedOver = props.value?.mask || null;
   if (now === picture && paintedOver === mask) return;
   mask = paintedOver;
   await show(now);
   if (mask) await paint(mask);
-});
+}
+watch("value", receive);
+receive();
