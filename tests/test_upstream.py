@@ -94,6 +94,23 @@ def onload_model():
     assert seen == [unet]
 
 
+def tensor_version():
+    tensor = torch.zeros(2)
+    before = _upstream.tensor_version(tensor)
+    tensor[:1].add_(1)
+    assert _upstream.tensor_version(tensor) != before
+    with torch.inference_mode():
+        assert _upstream.tensor_version(torch.zeros(2)) is None
+
+
+def cast_dtype():
+    unet = tiny.sd_unet()
+    assert _upstream.cast_dtype(unet.conv_out) is None
+    unet.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    layer = unet.down_blocks[0].resnets[0].conv1
+    assert _upstream.cast_dtype(layer) == torch.bfloat16
+
+
 def offloading_group():
     unet = tiny.sd_unet()
     assert _upstream.offloading_group(unet.down_blocks[0]) is None

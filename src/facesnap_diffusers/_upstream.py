@@ -104,6 +104,11 @@ def offloading_group(module: torch.nn.Module) -> Any:
     return None if hook is None else hook.group
 
 
+def tensor_version(tensor: torch.Tensor) -> int | None:
+    """A number that is another one after each change of a tensor in place; `None` where torch does not count them."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def cast_dtype(module: torch.nn.Module) -> torch.dtype | None:
     """The dtype that the weights of a layer are cast to before it computes; `None` without layerwise casting."""
     registry = getattr(module, "_diffusers_hook", None)

@@ -15,7 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 
-from .._upstream import uncompiled
+from .._upstream import tensor_version, uncompiled
 from ..errors import InputError
 from .regions import Regions
 
@@ -297,7 +297,7 @@ class IdentityContext:
         tokens = tokens.to(self.dtype or tokens.dtype)
         key_and_value = projection.to_k(tokens), projection.to_v(tokens)
         if can_be_kept:
-            version = encoder_hidden_states._version
+            version = tensor_version(encoder_hidden_states)
             self._projected[name] = _Projected(encoder_hidden_states, version, key_and_value)
         return key_and_value
 
@@ -307,11 +307,11 @@ class _Projected:
     """Keys and values, and the tensor whose tokens they are of, with its version: it is another one after a change in place."""
 
     source: torch.Tensor
-    version: int
+    version: int | None
     key_and_value: tuple[torch.Tensor, torch.Tensor]
 
     def is_of(self, encoder_hidden_states: torch.Tensor) -> bool:
-        return self.source is encoder_hidden_states and self.version == encoder_hidden_states._version
+        return self.source is encoder_hidden_states and self.version == tensor_version(encoder_hidden_states)
 
 
 class _UpdatedLinear(nn.Module):

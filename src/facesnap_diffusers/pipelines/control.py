@@ -9,7 +9,7 @@ import torch
 from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import nn
 
-from .._upstream import uncompiled
+from .._upstream import tensor_version, uncompiled
 from ..models.attention import CONTEXT_KEY, accept_contexts
 from ..models.ffrnet import FFRNet
 from ..models.regions import RegionalContext
@@ -128,7 +128,7 @@ class RoutedControlNet(ControlNetModel):
         if not isinstance(net, FFRNet):
             return picture[-batch:].to(self._dtype)
         # a callback may change it in place, which its version tells
-        state = (None if picture.is_inference() else picture._version), batch
+        state = tensor_version(picture), batch
         if self._embedded is None or self._embedded[0] is not picture or self._embedded[1] != state:
             self._embedded = picture, state, net.embed_landmarks(picture[-batch:].to(self._dtype))
         return self._embedded[2]
