@@ -250,7 +250,7 @@ def test_predict_landmarks(pipe, arguments, message):
 LOADING = [
     ({"pretrained_model_name_or_path": 5}, "pretrained_model_name_or_path must be a str or Path"),
     ({"pretrained_model_name_or_path": {}}, "state dict is not an identity adapter"),
-    ({"pretrained_model_name_or_path": ""}, "no facesnap_config.json"),
+    ({"pretrained_model_name_or_path": ""}, "pretrained_model_name_or_path is empty"),
     ({"parts": "mixer"}, "parts must be a list of names"),
     ({"parts": 5}, "parts must be a list of names"),
     ({"parts": []}, "change no image"),

@@ -111,6 +111,15 @@ def cast_dtype():
     assert _upstream.cast_dtype(layer) == torch.bfloat16
 
 
+def hook_of():
+    unet = tiny.sd_unet()
+    layer = unet.down_blocks[0].resnets[0].conv1
+    assert _upstream.hook_of(layer, "layerwise_casting") is None
+    unet.enable_layerwise_casting(torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert _upstream.hook_of(layer, "layerwise_casting").storage_dtype == torch.float8_e4m3fn
+    assert _upstream.hook_of(layer, "group_offloading") is None
+
+
 def offloading_group():
     unet = tiny.sd_unet()
     assert _upstream.offloading_group(unet.down_blocks[0]) is None

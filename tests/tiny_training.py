@@ -168,6 +168,23 @@ def train(config: TrainingConfig) -> Trainer:
     return trainer
 
 
+def train_to_first_checkpoint(config: TrainingConfig) -> Trainer:
+    """A run that is stopped as soon as its first checkpoint and the adapter beside it are saved."""
+    trainer = Trainer(config)
+    save = trainer._save_adapter
+
+    def stop(results):
+        save(results)
+        raise KeyboardInterrupt
+
+    trainer._save_adapter = stop
+    try:
+        trainer.train()
+    except KeyboardInterrupt:
+        return trainer
+    raise AssertionError("the run ended without a checkpoint")
+
+
 def assert_same(first, second, name=""):
     """Bit for bit, through nested containers."""
     if isinstance(first, torch.Tensor):

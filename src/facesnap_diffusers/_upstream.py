@@ -97,10 +97,15 @@ def onload_model(model: torch.nn.Module | None, device: torch.device) -> None:
             hook.pre_forward(model)
 
 
+def hook_of(module: torch.nn.Module, name: str) -> Any:
+    """The hook of this name that diffusers has put on a layer, or `None`."""
+    registry = getattr(module, "_diffusers_hook", None)
+    return None if registry is None else registry.get_hook(name)
+
+
 def offloading_group(module: torch.nn.Module) -> Any:
     """The layers that diffusers' group offloading moves together with `module`; `None` without it."""
-    registry = getattr(module, "_diffusers_hook", None)
-    hook = None if registry is None else registry.get_hook("group_offloading")
+    hook = hook_of(module, "group_offloading")
     return None if hook is None else hook.group
 
 
@@ -111,8 +116,7 @@ def tensor_version(tensor: torch.Tensor) -> int | None:
 
 def cast_dtype(module: torch.nn.Module) -> torch.dtype | None:
     """The dtype that the weights of a layer are cast to before it computes; `None` without layerwise casting."""
-    registry = getattr(module, "_diffusers_hook", None)
-    hook = None if registry is None else registry.get_hook("layerwise_casting")
+    hook = hook_of(module, "layerwise_casting")
     return None if hook is None else hook.compute_dtype
 
 

@@ -241,16 +241,7 @@ class TestRuns:
         assert {"identity", "align_layout"} <= once.results.keys() and once.results["identity_share"] == 1
 
         tiny_training.reset_accelerate()
-        stopped = Trainer(config(base, uneven_faces, tmp_path / "twice", **changes))
-        save = stopped._save_adapter
-
-        def stop(results):
-            save(results)
-            raise KeyboardInterrupt
-
-        stopped._save_adapter = stop
-        with pytest.raises(KeyboardInterrupt):
-            stopped.train()
+        stopped = tiny_training.train_to_first_checkpoint(config(base, uneven_faces, tmp_path / "twice", **changes))
         torch.manual_seed(123)
         train(stopped.config)
         assert_same(*(checkpoint(tmp_path / name / "checkpoint-4") for name in ("once", "twice")))

@@ -64,13 +64,15 @@ def widget(name: str, value: Any = None, options: Mapping[str, Any] | None = Non
     shown yet lose what gradio keeps beside the value, when the value changes.
     """
     template, options = WIDGETS / f"{name}.html", options or {}
+    scripts = ["scaling", name] if name in ("photos", "start") else [name]
+    code = [(WIDGETS / f"{script}.js").read_text("utf-8") for script in scripts]
     texts = {option: html.escape(text) for option, text in options.items() if isinstance(text, str)}
     return gr.HTML(
         value,
         html_template=Template(template.read_text("utf-8")).safe_substitute(texts)
         if template.is_file()
         else "${value}",
-        js_on_load=f"const options = {json.dumps(options)};\n" + (WIDGETS / f"{name}.js").read_text("utf-8"),
+        js_on_load="\n".join([f"const options = {json.dumps(options)};", *code]),
         apply_default_css=False,
         **props,
     )

@@ -1,17 +1,10 @@
 """`facesnap app`: the web app."""
 
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-
-class Precision(StrEnum):
-    """The dtypes of a model."""
-
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
+from .generate import Dtype
 
 
 def app(
@@ -20,7 +13,7 @@ def app(
     ] = None,
     adapter: Annotated[str | None, typer.Option(help="Adapter for --base: Hub repo or folder.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps, ... Default: a GPU if there is one.")] = None,
-    dtype: Annotated[Precision | None, typer.Option(help="Default: float16 on a GPU, float32 on a CPU.")] = None,
+    dtype: Annotated[Dtype | None, typer.Option(help="Default: float16 on a GPU, float32 on a CPU.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: a free one from 7860 on.")] = None,
     share: Annotated[bool, typer.Option("--share", help="Make a public address for it, through gradio.")] = False,

@@ -229,7 +229,8 @@ class IdentityContext:
     masks: dict[int, torch.Tensor] | None = None
     num_left_out: int = 0
     dtype: torch.dtype | None = None
-    _projected: dict[str, _Projected] = field(default_factory=dict)
+    # by layer: the `encoder_hidden_states` with their version, which a change in place raises, and keys and values
+    _projected: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def as_kwargs(self) -> dict[str, Any]:
         """As `cross_attention_kwargs` of a UNet that accepts contexts."""
@@ -288,30 +289,17 @@ class IdentityContext:
         self, name: str, encoder_hidden_states: torch.Tensor, tokens: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The projections of the identity tokens in a layer, each `(batch, num_tokens, channels)`."""
-        can_be_kept = not (
-            torch.compiler.is_compiling() or torch.is_grad_enabled() or encoder_hidden_states.is_inference()
-        )
-        if can_be_kept and name in self._projected and self._projected[name].is_of(encoder_hidden_states):
-            return self._projected[name].key_and_value
-        projection = self.projections[name]
-        tokens = tokens.to(self.dtype or tokens.dtype)
-        key_and_value = projection.to_k(tokens), projection.to_v(tokens)
-        if can_be_kept:
-            version = tensor_version(encoder_hidden_states)
-            self._projected[name] = _Projected(encoder_hidden_states, version, key_and_value)
-        return key_and_value
-
-
-@dataclass(frozen=True, eq=False)
-class _Projected:
-    """Keys and values, and the tensor whose tokens they are of, with its version: it is another one after a change in place."""
-
-    source: torch.Tensor
-    version: int | None
-    key_and_value: tuple[torch.Tensor, torch.Tensor]
-
-    def is_of(self, encoder_hidden_states: torch.Tensor) -> bool:
-        return self.source is encoder_hidden_states and self.version == tensor_version(encoder_hidden_states)
+        projection, tokens = self.projections[name], tokens.to(self.dtype or tokens.dtype)
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return projection.to_k(tokens), projection.to_v(tokens)
+        version = tensor_version(encoder_hidden_states)
+        source, known_version, *known = self._projected.get(name, (None, None))
+        if source is encoder_hidden_states and known_version == version is not None:
+            key, value = known
+        else:
+            key, value = projection.to_k(tokens), projection.to_v(tokens)
+            self._projected[name] = encoder_hidden_states, version, key, value
+        return key, value
 
 
 class _UpdatedLinear(nn.Module):

@@ -103,22 +103,14 @@ def check_batch(
     for name in pictures:
         count = _number_of_pictures(kwargs.get(name))
         if count > batch or (count and batch % count):
-            raise InputError(f"{name} has {count} pictures for {_counted(batch, 'image')}; give {_one_or(batch)}")
+            raise InputError(f"{name} has {count} pictures for {batch} images; give one or {batch}")
     if control_image is not None:
         batches = kwargs[control_image]
         for images in batches if isinstance(batches, list) else [batches]:
             if len(images) not in (1, prompts):
                 raise InputError(
-                    f"{control_image} has {len(images)} pictures for {_counted(prompts, 'prompt')}; give {_one_or(prompts)}"
+                    f"{control_image} has {len(images)} pictures for {prompts} prompts; give one or {prompts}"
                 )
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}" if number == 1 else f"{number} {what}s"
-
-
-def _one_or(number: int) -> str:
-    return "one" if number == 1 else f"one or {number}"
 
 
 def check_strength(method: Callable[..., Any], scheduler: Any, kwargs: dict[str, Any]) -> None:

@@ -1,6 +1,4 @@
-// A field for photos: from a file, the camera, the clipboard, or a sample person. Photos are scaled down here, so that
-// little is sent, and travel as data URLs.
-const MAX_SIDE = 1536;
+// A field for photos: from a file, the camera, the clipboard, or a sample person. They travel as data URLs.
 const find = (selector) => element.querySelector(selector);
 const thumbs = find(".fs-thumbs"), error = find(".fs-error"), camera = find(".fs-camera"), video = find("video");
 const input = find("input[type=file]"), samples = find(".fs-samples");
@@ -12,25 +10,13 @@ function complain(text) {
   error.hidden = !text;
 }
 
-function scaledDown(source, width, height) {
-  const scale = Math.min(1, MAX_SIDE / Math.max(width, height));
-  const canvas = document.createElement("canvas");
-  canvas.width = Math.max(1, Math.round(width * scale));
-  canvas.height = Math.max(1, Math.round(height * scale));
-  const pen = canvas.getContext("2d");
-  pen.fillStyle = "white"; // under transparent pictures
-  pen.fillRect(0, 0, canvas.width, canvas.height);
-  pen.drawImage(source, 0, 0, canvas.width, canvas.height);
-  return canvas.toDataURL("image/jpeg", 0.92);
-}
-
 async function add(files) {
   complain("");
   const added = [];
   for (const file of files) {
     try {
       const bitmap = await createImageBitmap(file);
-      added.push(scaledDown(bitmap, bitmap.width, bitmap.height));
+      added.push(scaledDown(bitmap, bitmap.width, bitmap.height, 0.92));
       bitmap.close();
     } catch {
       complain(`${file.name || "the picture"} cannot be read here; choose a JPEG, PNG or WebP file`);
@@ -99,7 +85,7 @@ const actions = {
     }
   },
   shoot() {
-    const photo = scaledDown(video, video.videoWidth, video.videoHeight);
+    const photo = scaledDown(video, video.videoWidth, video.videoHeight, 0.92);
     stop();
     take([photo]);
   },

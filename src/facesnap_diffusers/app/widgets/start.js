@@ -1,5 +1,4 @@
 // The start picture of image-to-image and inpainting, with a mask painted over it. The value holds both as data URLs.
-const MAX_SIDE = 1536;
 const find = (selector) => element.querySelector(selector);
 const frame = find(".fs-canvas"), image = find("img"), canvas = find("canvas"), error = find(".fs-error");
 const pen = canvas.getContext("2d"), input = find("input[type=file]");
@@ -61,15 +60,7 @@ input.onchange = async () => {
   if (!file) return;
   try {
     const bitmap = await createImageBitmap(file);
-    const scale = Math.min(1, MAX_SIDE / Math.max(bitmap.width, bitmap.height));
-    const small = document.createElement("canvas");
-    small.width = Math.max(1, Math.round(bitmap.width * scale));
-    small.height = Math.max(1, Math.round(bitmap.height * scale));
-    const brush = small.getContext("2d");
-    brush.fillStyle = "white"; // under transparent pictures
-    brush.fillRect(0, 0, small.width, small.height);
-    brush.drawImage(bitmap, 0, 0, small.width, small.height);
-    await show(small.toDataURL("image/jpeg", 0.95));
+    await show(scaledDown(bitmap, bitmap.width, bitmap.height, 0.95));
     send();
   } catch {
     error.textContent = `${file.name} cannot be read here; choose a JPEG, PNG or WebP file`;
