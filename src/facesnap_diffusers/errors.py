@@ -12,11 +12,15 @@ _MAX_LENGTH = 800
 
 
 class FaceSnapError(Exception):
-    """Base class of every error that this package raises on purpose. Whatever values a message quotes, it is one line."""
+    """
+    Base class of every error that this package raises on purpose. Whatever values a message quotes, it is one line. `key`
+    names the setting that is wrong (`"optimizer.learning_rate"`), and is empty where there is none.
+    """
 
-    def __init__(self, message: object = ""):
+    def __init__(self, message: object = "", *, key: str = ""):
         text = " ".join(str(message).split())
         super().__init__(text if len(text) <= _MAX_LENGTH else f"{text[: _MAX_LENGTH - 1]}…")
+        self.key = key
 
 
 class InputError(FaceSnapError, ValueError):

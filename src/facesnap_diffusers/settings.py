@@ -59,7 +59,8 @@ def strict_dataclass(*, frozen: bool = False, error: type[FaceSnapError] = Input
             try:
                 validate(self, **values)
             except ValidationError as failed:
-                raise error(_describe(failed, checked, values, cls.__name__)) from None
+                text, key = _describe(failed, checked, values, cls.__name__)
+                raise error(text, key=key) from None
 
         checked.__init__ = init
         return checked
@@ -79,7 +80,7 @@ def parse_settings(cls: type[T], values: Any, source: str, error: type[FaceSnapE
         error (`type`): What is raised.
 
     Raises:
-        FaceSnapError: Of type `error`, in one line that names the first wrong key.
+        FaceSnapError: Of type `error`, in one line that names the first wrong key; `key` has it, too.
     """
     if not isinstance(values, Mapping):
         raise error(f"{source} holds {type(values).__name__} instead of names and values")
@@ -93,7 +94,8 @@ def parse_settings(cls: type[T], values: Any, source: str, error: type[FaceSnapE
         # from JSON, strict tuples and nested settings can be read, which from Python must have exactly their type
         return TypeAdapter(cls).validate_json(text)
     except ValidationError as failed:
-        raise error(_describe(failed, cls, values, source)) from None
+        text, key = _describe(failed, cls, values, source)
+        raise error(text, key=key) from None
 
 
 def dump_settings(settings: Any) -> dict[str, Any]:
@@ -166,26 +168,29 @@ def _as_text(value: Any) -> str:
     raise TypeError(f"a {type(value).__name__}")
 
 
-def _describe(failed: ValidationError, cls: type, values: Mapping[str, Any], source: str) -> str:
-    """The first wrong value of pydantic's list in one line."""
+def _describe(failed: ValidationError, cls: type, values: Mapping[str, Any], source: str) -> tuple[str, str]:
+    """The first wrong value of pydantic's list in one line, and its key."""
     # A union reports an error for each of its members: that which got furthest into the value says most.
     known = [(_path(details["loc"], values), details) for details in failed.errors(include_url=False)]
     path, details = max(known, key=lambda pair: len(pair[0]))
     if details["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         *sections, name = map(str, details["loc"])
-        names = ", ".join(_names(cls, sections))
-        return f"{source} has an unknown key {'.'.join([*sections, name])}; known are {names}"
+        key, names = ".".join([*sections, name]), ", ".join(_names(cls, sections))
+        return f"{source} has an unknown key {key}; known are {names}", key
     if details["type"] in ("missing", "missing_argument"):
-        return f"{source} lacks {'.'.join(map(str, details['loc']))}; add it"
+        key = ".".join(map(str, details["loc"]))
+        return f"{source} lacks {key}; add it", key
     if details["type"] == "json_invalid":  # half a character, or nested too deep
-        return f"{source} holds what is not a plain value ({details['msg']}); use names, numbers and text"
+        return f"{source} holds what is not a plain value ({details['msg']}); use names, numbers and text", ""
     key = ".".join(path)
     if details["type"] == "value_error":
-        reason = one_line(details["ctx"]["error"])
-        return f"{source}: {key}: {reason}" if key else f"{source}: {reason}"
+        cause = details["ctx"]["error"]
+        reason = one_line(cause)
+        whole = ".".join(filter(None, (key, getattr(cause, "key", ""))))
+        return f"{source}: {key}: {reason}" if key else f"{source}: {reason}", whole
     value = repr(details["input"])
     reason = details["msg"].removeprefix("Input ")
-    return f"{source}: {key} is {value if len(value) <= 100 else value[:97] + '...'}; it {reason}"
+    return f"{source}: {key} is {value if len(value) <= 100 else value[:97] + '...'}; it {reason}", key
 
 
 def _path(steps: Sequence[str | int], values: Any) -> list[str]:

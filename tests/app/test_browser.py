@@ -205,7 +205,7 @@ def test_what_is_missing_is_said_at_its_field(open_page):
     page.click("#generate")
     assert "choose a photo" in page.wait_for_selector("#message .fs-error").inner_text()
     upload(page, "#photos-1", PIL.Image.new("RGB", (400, 300), "gray"))
-    text = page.wait_for_selector("#photos-1-message .fs-error").inner_text()
+    text = page.wait_for_selector("#photos-1-message :text('no face found in photo')").inner_text()
     assert text.startswith("no face found in photo") and "\n" not in text
     assert "pass your own" not in text  # which the page cannot take
     upload(page, "#photos-1", PIL.Image.new("RGB", (64, 64)), name="broken.png", format="BMP")
@@ -213,6 +213,37 @@ def test_what_is_missing_is_said_at_its_field(open_page):
         [{"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"}]
     )
     page.wait_for_function("document.querySelector('#photos-1 .fs-error').textContent.includes('notes.png')")
+
+
+def test_a_wrong_setting_is_said_at_its_field(open_page):
+    page = open_page()
+    page.click("#generate")
+    page.wait_for_selector("#photos-1-message .fs-error")
+    page.click(SAMPLE.format(0))
+    page.wait_for_selector(PREVIEW)
+    assert page.locator("#photos-1-message .fs-error").count() == 0
+
+    page.fill("#prompt textarea", " ")
+    page.click("#generate")
+    assert "prompt is empty" in page.wait_for_selector("#prompt .fs-error").inner_text()
+    page.fill("#prompt textarea", "a man with a beard")
+    page.evaluate("document.querySelector('#start-section button').click()")
+    page.click("#mode label:has-text('inpainting')")
+    page.evaluate("document.querySelector('#start-section button').click()")
+    page.click("#generate")
+    assert "start picture" in page.wait_for_selector("#start-message .fs-error").inner_text()
+    assert page.locator("#prompt .fs-error").count() == 0
+
+    page.click("#mode label:has-text('text to image')")
+    page.fill("#seed input", "1.5")
+    page.press("#seed input", "Tab")
+    page.click("#generate")
+    page.wait_for_selector("#seed .fs-error")
+    assert page.locator("#start-message .fs-error").count() == 0
+    page.fill("#seed input", "1")
+    assert make_picture(page).shape == (128, 128, 3)
+    assert page.locator(".fs-error").count() == 0
+    assert page.input_value("#prompt textarea") == "a man with a beard"
 
 
 def test_a_photo_of_60_megapixels_is_scaled_down_before_it_is_sent(open_page, portraits):

@@ -120,6 +120,7 @@ def test_a_wrong_field_of_the_picture_is_named(change, expected):
     with pytest.raises(InputError, match=expected) as caught:
         picture_settings({**FIELDS, **change}, [PERSON], [SentPhotos()])
     assert "\n" not in str(caught.value)
+    assert f"{caught.value.key}.".startswith(f"{next(iter(change))}.")  # where the page shows it
 
 
 @pytest.mark.parametrize(
@@ -136,3 +137,4 @@ def test_a_wrong_field_of_a_person_is_named(change, expected):
     with pytest.raises(InputError, match=expected) as caught:
         picture_settings(FIELDS, [PERSON, {**PERSON, **change}], [SentPhotos(), SentPhotos()])
     assert "\n" not in str(caught.value)
+    assert f"{caught.value.key}.".startswith(f"people.1.{next(iter(change))}.")

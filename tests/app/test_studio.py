@@ -8,14 +8,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from facesnap_diffusers import load_nano_pipeline
 from facesnap_diffusers.app.code import picture_code
-from facesnap_diffusers.app.layout import build_page, describe
+from facesnap_diffusers.app.layout import NO_FFRNET, build_page, describe
 from facesnap_diffusers.app.photos import SentPhotos, as_data_url
-from facesnap_diffusers.app.picture_settings import TWO_FACES, read_settings
+from facesnap_diffusers.app.picture_settings import TWO_FACES, read_settings, without_steering
 from facesnap_diffusers.app.studio import Canceled, Encoded, Studio, in_steps
 from facesnap_diffusers.errors import InputError, NoFaceFoundError
 from facesnap_diffusers.faces.drawing import draw_landmarks
 from facesnap_diffusers.faces.face import Face
+from facesnap_diffusers.nano.model import nano_folder
 from facesnap_diffusers.pipelines.auto import AutoFaceSnapPipeline
 
 
@@ -264,3 +266,22 @@ def test_what_a_browser_may_send_ends_in_one_line(page, changes, expected):
     if "yaw-1" in changes or "Width in pixels" in changes:
         _, message = handle(page, "refresh", changes)
         assert expected in message
+
+
+def test_an_adapter_without_ffrnet_is_not_steered(studio):
+    pipe = load_nano_pipeline()
+    pipe.load_facesnap_adapter(nano_folder() / "adapter", parts=["mixer", "identity_attention"])
+    plain = replace(studio, pipe=pipe)
+    identity = studio.sample("person-02").identity
+    with pytest.raises(InputError, match="this adapter has no FFRNet"):
+        plain.make(settings_of(), [identity])
+    settings = without_steering(settings_of())
+    assert plain.make(settings, [identity]).size == (128, 128)
+    assert "HeadPose" not in plain.code(settings, [SentPhotos(sample="person-02")])
+    people = without_steering(settings_of(people=two_people())).people
+    assert [person.face_box for person in people] == list(TWO_FACES)
+
+    blocks = build_page(plain).blocks.values()
+    yaw = next(block for block in blocks if block.elem_id == "yaw-1")
+    assert not yaw.parent.visible or not yaw.parent.parent.visible
+    assert NO_FFRNET in next(block for block in blocks if block.elem_id == "preview").value

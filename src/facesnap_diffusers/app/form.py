@@ -48,22 +48,29 @@ class Made:
     start: dict[str, Any] | None = None  # the value of that field
 
 
-def person_values(fields: Mapping[str, Any], box: Any, sample: str | None, whose: str = "") -> dict[str, Any]:
+def person_values(fields: Mapping[str, Any], box: Any, sample: str | None, number: int = 0) -> dict[str, Any]:
     """
-    The plain values of a [`PersonSettings`] from the fields of one person. `whose` follows the field's name in messages.
-    Raises [`InputError`] for what is not a value of its field.
+    The plain values of a [`PersonSettings`] from the fields of one person, the first or the second. Raises [`InputError`]
+    for what is not a value of its field.
     """
+    whose, key = " of the second person" if number else "", f"people.{number}"
     expression = fields["expression"]
     if expression not in EXPRESSION_CHOICES:
-        raise InputError(f"the expression{whose} is not known; choose one of {', '.join(EXPRESSION_CHOICES)}")
+        raise InputError(
+            f"the expression{whose} is not known; choose one of {', '.join(EXPRESSION_CHOICES)}",
+            key=f"{key}.expression",
+        )
     weights = None if expression == AS_IN_PHOTO else fields["weights"] or {}
     pose = None
     if fields["steers_pose"]:
-        pose = [_number(fields[angle], f"{angle}{whose}") for angle in ("yaw", "pitch", "roll")]
+        angles = ("yaw", "pitch", "roll")
+        pose = [_number(fields[angle], f"{angle}{whose}", f"{key}.{angle}") for angle in angles]
     if box is not None:
         if not isinstance(box, Sequence) or isinstance(box, str) or len(box) != 4:
-            raise InputError(f"the face box{whose} is not left, top, right and bottom; switch the boxes off and on")
-        box = [_number(side, f"a side of the face box{whose}") for side in box]
+            raise InputError(
+                f"the face box{whose} is not left, top, right and bottom; switch the boxes off and on", key="boxes"
+            )
+        box = [_number(side, f"a side of the face box{whose}", "boxes") for side in box]
     return {
         "sample": sample,
         "pose": pose,
@@ -85,17 +92,18 @@ def picture_settings(
         sent (`Sequence[SentPhotos]`): Who each person is.
 
     Raises:
-        InputError: A value is missing, not of its field's kind, or out of range, in one line that names the field.
+        InputError: A value is missing, not of its field's kind, or out of range, in one line that names the field. `key`
+            is its name here, with `people.0.` or `people.1.` before that of a person's field.
     """
     boxes = (fields["boxes"] or []) if fields["places_faces"] else []
     if not isinstance(boxes, list):
-        raise InputError("the face boxes are not a list; load the page again")
+        raise InputError("the face boxes are not a list; load the page again", key="boxes")
     boxes = boxes + [None] * (len(people) - len(boxes))
     if fields["mode"] not in list(MODES):
-        raise InputError(f"the mode is not known; choose one of {', '.join(MODES)}")
+        raise InputError(f"the mode is not known; choose one of {', '.join(MODES)}", key="mode")
     values: dict[str, Any] = {
         "people": [
-            person_values(person, box, photos.sample, " of the second person" if number else "")
+            person_values(person, box, photos.sample, number)
             for number, (person, box, photos) in enumerate(zip(people, boxes, sent, strict=False))
         ],
         "mode": MODES[fields["mode"]],
@@ -103,25 +111,25 @@ def picture_settings(
         "prompt": fields["prompt"] or "",
         "negative_prompt": fields["negative_prompt"] or "",
     }
-    values |= {name: _whole_number(fields[name], name) for name in ("steps", "seed", "height", "width")}
+    values |= {name: _whole_number(fields[name], name, name) for name in ("steps", "seed", "height", "width")}
     for name in ("strength", "identity_scale", "landmark_scale", "guidance_scale"):
-        values[name] = _number(fields[name], name.replace("_", " "))
+        values[name] = _number(fields[name], name.replace("_", " "), name)
     return read_settings(values)
 
 
-def _number(value: Any, name: str) -> float:
+def _number(value: Any, name: str, key: str) -> float:
     if value is None or value == "":
-        raise InputError(f"{name} is empty; enter a number")
+        raise InputError(f"{name} is empty; enter a number", key=key)
     # larger ones are in no field's range, and may not fit a float
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= 1e12:
-        raise InputError(f"{name} is not a number in its range; enter another")
+        raise InputError(f"{name} is not a number in its range; enter another", key=key)
     return float(value)
 
 
-def _whole_number(value: Any, name: str) -> int:
-    number = _number(value, name)
+def _whole_number(value: Any, name: str, key: str) -> int:
+    number = _number(value, name, key)
     if not number.is_integer():
-        raise InputError(f"{name} is {number:g}; enter a whole number")
+        raise InputError(f"{name} is {number:g}; enter a whole number", key=key)
     return int(number)
 
 
@@ -174,17 +182,16 @@ def boxes_for(count: int, one: Sequence[float]) -> list[list[float]]:
 # pieces of HTML
 
 
-def error_html(text: str) -> str:
-    """One line that says what was wrong, read out by screen readers; nothing for an empty text."""
-    return f'<p class="fs-error" role="alert">{html.escape(text)}</p>' if text else ""
+def error_html(text: str, role: str = "alert") -> str:
+    """One line that says what was wrong, read out by screen readers where it is an alert; nothing for an empty text."""
+    return f'<p class="fs-error" role="{role}">{html.escape(text)}</p>' if text else ""
 
 
 def progress_html(done: int, steps: int, picture: PIL.Image.Image | None) -> str:
     """How far a picture is, and what it looks like by then."""
     shown = "" if picture is None else f'<img class="fs-small" alt="" src="{as_data_url(picture)}">'
-    text = f"step {done} of {steps}" if steps else "waiting for its turn"
-    bar = f'<progress max="{max(steps, 1)}" value="{done}" aria-label="Progress"></progress>'
-    return f'<div class="fs-result">{shown}{bar}<p role="status">{text}</p></div>'
+    bar = f'<progress max="{steps}" value="{done}" aria-label="Progress"></progress>'
+    return f'<div class="fs-result">{shown}{bar}<p role="status">step {done} of {steps}</p></div>'
 
 
 def picture_html(picture: str, prompt: str, seed: int) -> str:

@@ -6,6 +6,7 @@ import html
 import json
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
@@ -32,7 +33,7 @@ from .form import (
     progress_html,
 )
 from .photos import MAX_PHOTOS, SentPhotos, as_data_url, read_picture
-from .picture_settings import PictureSettings
+from .picture_settings import PictureSettings, without_steering
 from .studio import Encoded, Studio
 
 
@@ -48,6 +49,14 @@ CONSENT = (
 PHOTO_NAMES = ("photo", "photo of the second person")
 
 NO_LANDMARKS = "Choose a photo: the landmarks that steer appear here."
+NO_FFRNET = "This adapter has no FFRNet: pose, expression and place follow from the prompt."
+ABOUT_NANO = (
+    "This is nano, a miniature: it draws rendered people at 128 px, and an avatar of a photo. It knows only words for hair,"
+    " skin, eyes, beard, glasses, expression, direction, shirt and background. Photos are made by a checkpoint of full size:"
+    " `facesnap app --base ...`."
+)
+
+WAITING = '<p class="fs-hint" role="status">Waiting for its turn.</p>'
 
 #: Events that only refresh the preview: answered at once, the last one counts.
 LIVE: dict[str, Any] = {
@@ -155,28 +164,35 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         queue_size (`int`): How many visitors may wait for a picture.
         pictures_at_once (`int`): How many pictures are made at the same time.
     """
-    defaults, size = studio.defaults, studio.size
+    defaults, size, steers = studio.defaults, studio.size, studio.follows_landmarks
+    about = ABOUT_NANO if studio.base is None else ""
+    no_landmarks = NO_LANDMARKS if steers else NO_FFRNET
     with Page(title="FaceSnap", analytics_enabled=False, delete_cache=(600, 600)) as page:
-        gr.Markdown(f"# FaceSnap\nPortraits of a person from one photo and a prompt.\n\n<small>{CONSENT}</small>")
+        gr.Markdown(
+            f"# FaceSnap\nPortraits of a person from one photo and a prompt. {about}\n\n<small>{CONSENT}</small>"
+        )
         pose_face = gr.State(None, time_to_live=SESSION_SECONDS)
         made = gr.State([], time_to_live=SESSION_SECONDS)
+        marked = gr.State([], time_to_live=SESSION_SECONDS)  # keys of the fields that show an error
         with gr.Row():
             with gr.Column(scale=3, min_width=320):
                 photos = photo_fields(studio, 0)
                 with gr.Row():
                     with gr.Column(min_width=260):
                         with gr.Column(elem_classes="fs-stage"):
-                            preview = gr.HTML(empty_html(NO_LANDMARKS), elem_id="preview")
+                            preview = gr.HTML(empty_html(no_landmarks), elem_id="preview")
                             box = boxes_for(1, defaults.face_box)
-                            boxes = widget("boxes", box, elem_classes="fs-overlay", elem_id="boxes")
+                            boxes = widget("boxes", box, elem_classes="fs-overlay", elem_id="boxes", visible=steers)
                         preview_message = gr.HTML(elem_id="preview-message", elem_classes="fs-message")
-                        places_faces = gr.Checkbox(True, label="Place the face: drag the box")
-                    with gr.Column(min_width=260):
+                        places_faces = gr.Checkbox(True, label="Place the face: drag the box", visible=steers)
+                    with gr.Column(min_width=260, visible=steers):
                         first = steering_fields(*photos, 0)
                 has_second = gr.Checkbox(False, label="A second person", elem_id="second")
                 with gr.Column(visible=False) as second_group:
-                    second = steering_fields(*photo_fields(studio, 1), 1)
-                with gr.Accordion("Pose from a photo", open=False):
+                    second_photos = photo_fields(studio, 1)
+                    with gr.Column(visible=steers):
+                        second = steering_fields(*second_photos, 1)
+                with gr.Accordion("Pose from a photo", open=False, visible=steers):
                     pose_photo = widget(
                         "photos",
                         options={
@@ -191,6 +207,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 with gr.Accordion("Start picture and inpainting", open=False, elem_id="start-section"):
                     mode = gr.Radio(list(MODES), value="text to image", label="Mode", elem_id="mode")
                     start = widget("start", elem_id="start")
+                    start_message = message_below(start)
                     strength = gr.Slider(0, 1, 0.6, step=0.05, label="Strength: how much is drawn anew")
                 with gr.Accordion("Settings", open=False):
                     negative_prompt = gr.Textbox(
@@ -203,7 +220,9 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                     steps = gr.Slider(1, 60, defaults.steps, step=1, label="Steps")
                     guidance_scale = gr.Slider(1, 15, defaults.guidance_scale, step=0.5, label="Guidance scale")
                     schedule = gr.Radio(
-                        ["exact", "fast"], value="exact", label="Schedule: fast computes FFRNet at some steps only"
+                        ["exact", "fast"],
+                        value="exact",
+                        label="Schedule: fast takes less time in more than eight steps",
                     )
                     width = gr.Slider(64, max(1536, size), size, step=64, label="Width in pixels")
                     height = gr.Slider(64, max(1536, size), size, step=64, label="Height in pixels")
@@ -216,7 +235,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                     new_seed = gr.Checkbox(False, label="New seed each time", min_width=120)
                 with gr.Row():
                     generate = gr.Button("Make the picture", variant="primary", min_width=180, elem_id="generate")
-                    stop = gr.Button("Stop", min_width=80)
+                    stop = gr.Button("Stop", min_width=80, interactive=False, elem_id="stop")
                 message = gr.HTML(elem_id="message", elem_classes="fs-message")
                 result = gr.HTML(empty_html("The picture appears here."), elem_id="result")
                 gr.Markdown("### Pictures of this visit\nChoose one to bring its settings back.")
@@ -241,6 +260,22 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
             "boxes": boxes,
         }
         people = (first, second)
+        # where errors go, by the start of their key
+        places: dict[str, Any] = {
+            **whole,
+            "boxes": preview_message,
+            "start": start_message,
+            "pose_photo": pose_message,
+        }
+        for number, person in enumerate(people):
+            fields: dict[str, Any] = {
+                "yaw": person.yaw,
+                "pitch": person.pitch,
+                "roll": person.roll,
+                "pose": person.yaw,
+            }
+            fields |= {"expression": person.expression, "face_box": preview_message, "photos": person.message}
+            places |= {f"people.{number}.{name}": field for name, field in fields.items()}
         # an empty or wrong value is reported by `picture_settings` at its field: gradio's own checks end in a traceback
         for checked in (*whole.values(), *first.steering().values(), *second.steering().values()):
             checked.preprocess = lambda value: value
@@ -255,7 +290,8 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
             steered = [person.steering() for person in people[: len(sent)]]
             persons = [{name: values[field] for name, field in steering.items()} for steering in steered]
             persons[0]["uses_pose_photo"] = values[uses_pose_photo]
-            return picture_settings(fields, persons, sent)
+            settings = picture_settings(fields, persons, sent)
+            return settings if steers else without_steering(settings)
 
         def refresh(values: dict[Any, Any]) -> tuple[Any, str]:
             """The landmark preview, and what is wrong with the fields that it depends on."""
@@ -265,8 +301,8 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
             try:
                 settings = read({**values, prompt: "-", seed: 0}, [SentPhotos()] * count)
                 known = [(who.identity, how) for who, how in zip(encoded, settings.people, strict=True) if who]
-                if not known:
-                    return empty_html(NO_LANDMARKS), ""
+                if not known or not steers:
+                    return empty_html(no_landmarks), ""
                 drawn = studio.draw_preview(known, pose.face if pose else None, settings.height, settings.width)
             except Exception as error:
                 return gr.skip(), error_html(describe(error))
@@ -328,7 +364,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         has_second.input(
             lambda second: (
                 gr.update(visible=bool(second)),
-                boxes_for(2 if second else 1, defaults.face_box),
+                gr.update(value=boxes_for(2 if second else 1, defaults.face_box), visible=bool(steers or second)),
                 min(2 * size, 1536) if second and studio.base is None else size,
             ),
             has_second,
@@ -336,41 +372,63 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
             **LIVE,
         ).then(refresh, **shows, **LIVE)
 
+        def without_marks(keys: list[str]) -> dict[Any, Any]:
+            """The fields with these keys show no error any more."""
+            return {marked: []} | {places[key]: mark(places[key], "") for key in keys}
+
+        def report(error: BaseException) -> dict[Any, Any]:
+            """Shows an error below the button, and at its field, if it has one."""
+            text = describe(error)
+            updates: dict[Any, Any] = {message: error_html(text), stop: gr.update(interactive=False)}
+            key = next((key for key in places if f"{getattr(error, 'key', '')}.".startswith(f"{key}.")), None)
+            if key is not None:
+                updates |= {places[key]: mark(places[key], text), marked: [key]}
+                section = section_of(places[key])
+                if section is not None:
+                    updates[section] = gr.update(open=True)
+            return updates
+
         def make(values: dict[Any, Any]) -> Iterator[Any]:
             """The picture, with its progress."""
             count = 2 if values[has_second] else 1
+            yield {message: "", **without_marks(values[marked])}
             try:
                 chosen = random.randrange(2**32) if values[new_seed] else values[seed]
-                sent = [SentPhotos.of(values[person.photos]) for person in people[:count]]
+                sent: list[SentPhotos] = []
+                known: list[Encoded] = []
+                for number, person in enumerate(people[:count]):
+                    with errors_of(f"people.{number}.photos"):
+                        sent.append(SentPhotos.of(values[person.photos]))
                 settings = read({**values, seed: chosen}, sent)
                 # of the photos that the fields show now, which may still be waiting to be encoded
-                encoded = [
-                    studio.encoded(shown, values[person.identity], name)
-                    for shown, person, name in zip(sent, people, PHOTO_NAMES, strict=False)
-                ]
-                known = [who for who in encoded if who is not None]
-                if len(known) < count:
-                    raise InputError("there is no face yet; choose a photo or a sample person first")
+                for number, (person, shown) in enumerate(zip(people, sent, strict=False)):
+                    with errors_of(f"people.{number}.photos"):
+                        who = studio.encoded(shown, values[person.identity], PHOTO_NAMES[number])
+                        if who is None:
+                            raise InputError("there is no face yet; choose a photo or a sample person first")
+                        known.append(who)
                 pose = started = picture = mask = None
                 if values[uses_pose_photo]:
-                    pose = studio.found_pose(SentPhotos.of(values[pose_photo]), values[pose_face])
+                    with errors_of("pose_photo"):
+                        pose = studio.found_pose(SentPhotos.of(values[pose_photo]), values[pose_face])
                 if settings.mode != "text" and values[start]:
                     started = values[start]
-                    if not isinstance(started, dict):
-                        raise InputError("the start picture did not arrive as expected; load the page again")
-                    picture = read_picture(started.get("picture"), "the start picture")
-                    if started.get("mask"):
-                        mask = read_picture(started["mask"], "the mask")
+                    with errors_of("start"):
+                        if not isinstance(started, dict):
+                            raise InputError("the start picture did not arrive as expected; load the page again")
+                        picture = read_picture(started.get("picture"), "the start picture")
+                        if started.get("mask"):
+                            mask = read_picture(started["mask"], "the mask")
             except Exception as error:
-                yield {message: error_html(describe(error))}
+                yield report(error)
                 return
-            yield {message: "", result: progress_html(0, settings.steps, None), seed: settings.seed}
+            yield {result: progress_html(0, settings.steps, None), seed: settings.seed}
             identities = [who.identity for who in known]
             for step in studio.steps(settings, identities, pose.face if pose else None, picture, mask):
                 if isinstance(step, tuple):
                     yield {result: progress_html(*step)}
                 elif isinstance(step, BaseException):
-                    yield {message: error_html(describe(step)), result: empty_html("No picture was made.")}
+                    yield {**report(step), result: empty_html("No picture was made.")}
                 else:
                     text = studio.code(settings, sent)
                     thumbnail = as_data_url(_thumbnail(step), "JPEG", quality=85)
@@ -381,19 +439,26 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                         made: pictures,
                         gallery: gallery_html(pictures),
                         code: text,
+                        stop: gr.update(interactive=False),
                     }
 
-        making = generate.click(
+        sections = [section for section in map(section_of, places.values()) if section is not None]
+        making = generate.click(lambda: (WAITING, gr.update(interactive=True)), None, [message, stop], **LIVE).then(
             make,
-            {*steering_inputs, first.photos, second.photos, pose_photo, start, new_seed, made},
-            [message, result, seed, made, gallery, code],
+            {*steering_inputs, first.photos, second.photos, pose_photo, start, new_seed, made, marked},
+            list({message, stop, result, seed, made, gallery, code, marked, *places.values(), *sections}),
             concurrency_limit=pictures_at_once,
             concurrency_id="pictures",
             show_progress="hidden",
             api_visibility="private",
         )
         stop.click(
-            lambda: empty_html("Stopped."), None, result, cancels=[making], queue=False, api_visibility="private"
+            lambda: (empty_html("Stopped."), "", gr.update(interactive=False)),
+            None,
+            [result, message, stop],
+            cancels=[making],
+            queue=False,
+            api_visibility="private",
         )
 
         def bring_back(event: gr.EventData, pictures: list[Made]) -> dict[Any, Any]:
@@ -410,7 +475,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
             updates[uses_pose_photo] = persons[0]["uses_pose_photo"]
             updates[new_seed] = False
             shown = fields["boxes"] or boxes_for(len(persons), defaults.face_box)
-            updates[boxes] = gr.update(value=shown, visible=fields["places_faces"])
+            updates[boxes] = gr.update(value=shown, visible=fields["places_faces"] and (steers or len(persons) > 1))
             updates[result] = picture_html(item.picture, item.settings.prompt, item.settings.seed)
             updates[code] = item.code
             updates[message] = ""
@@ -432,6 +497,29 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         gallery.pick(bring_back, made, list(restored), **LIVE).then(refresh, **shows, **LIVE)
     page.queue(max_size=queue_size)
     return page
+
+
+@contextmanager
+def errors_of(key: str) -> Iterator[None]:
+    """Gives errors of the package the key of the field that they are about."""
+    try:
+        yield
+    except FaceSnapError as error:
+        error.key = key
+        raise
+
+
+def mark(place: Any, text: str) -> Any:
+    """The update of a field, or of the place for its message, that shows what is wrong with it; nothing for an empty text."""
+    shown = error_html(text, role="note")
+    return shown if isinstance(place, gr.HTML) else gr.update(info=shown or None)
+
+
+def section_of(place: Any) -> gr.Accordion | None:
+    """The section of the page, which may be closed, that a field is in."""
+    while place is not None and not isinstance(place, gr.Accordion):
+        place = place.parent
+    return place
 
 
 def guarded(work: Callable[[], Any]) -> tuple[Any, str]:

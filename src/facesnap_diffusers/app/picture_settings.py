@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -86,11 +87,18 @@ class PictureSettings:
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
-            raise InputError("the prompt is empty; say what the picture shows")
+            raise InputError("the prompt is empty; say what the picture shows", key="prompt")
         if len(self.people) > 1 and any(person.face_box is None for person in self.people):
-            raise InputError("each of two people needs a face box; switch the boxes on")
+            raise InputError("each of two people needs a face box; switch the boxes on", key="boxes")
 
 
 def read_settings(values: dict[str, Any]) -> PictureSettings:
     """Settings from plain values, as a browser sends them. Raises [`InputError`] in one line for what is not valid."""
     return parse_settings(PictureSettings, values, "settings")
+
+
+def without_steering(settings: PictureSettings) -> PictureSettings:
+    """For adapters without FFRNet: nothing that steers, but the boxes that say where each of two people counts."""
+    boxes = [person.face_box if len(settings.people) > 1 else None for person in settings.people]
+    people = zip(settings.people, boxes, strict=True)
+    return replace(settings, people=tuple(PersonSettings(person.sample, face_box=box) for person, box in people))

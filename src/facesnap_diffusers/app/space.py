@@ -20,7 +20,7 @@ colorFrom: red
 colorTo: yellow
 sdk: gradio
 sdk_version: {gradio}
-python_version: "3.11"
+python_version: "3.12.12"
 app_file: app.py
 license: {license}
 short_description: Portraits of a person from one photo and a prompt
@@ -29,7 +29,9 @@ suggested_hardware: {hardware}
 
 # {title}
 
-The web app of [facesnap-diffusers](https://github.com/facesnap-diffusers/facesnap-diffusers). Variables of the Space:
+The web app of [facesnap-diffusers](https://github.com/facesnap-diffusers/facesnap-diffusers).{about}
+
+Variables of the Space:
 
 | variable | |
 |---|---|
@@ -39,6 +41,10 @@ The web app of [facesnap-diffusers](https://github.com/facesnap-diffusers/facesn
 
 Photos stay in memory: none is written to disk or logged. Only use photos of people who agreed to it.
 """
+
+_ABOUT_NANO = """
+It shows nano, a miniature, which draws rendered people at 128 px, also of a photo, and knows only words for hair, skin, eyes,
+beard, glasses, expression, direction, shirt and background. For photos name a base model and an adapter."""
 
 _APP = '''"""The web app as a Space."""
 
@@ -111,6 +117,7 @@ def write_space(
         models=f"models: [{arguments}]\n" if names else "",
         base=f", `{base}` by default" if base else "",
         adapter=f", `{adapter}` by default" if adapter else "",
+        about="" if base else _ABOUT_NANO,
     )
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in {

@@ -106,6 +106,11 @@ class Studio:
         sample_size = self.pipe.unet.config.sample_size
         return (sample_size if isinstance(sample_size, int) else min(sample_size)) * self.pipe.vae_scale_factor
 
+    @property
+    def follows_landmarks(self) -> bool:
+        """Whether pose, expression and place can be steered: the adapter has FFRNet."""
+        return self.pipe.ffrnet is not None
+
     @cached_property
     def is_xl(self) -> bool:
         """Whether the base is of Stable Diffusion XL's kind."""
@@ -274,16 +279,19 @@ class Studio:
         if settings.mode == "text":
             return {}
         if start is None:
-            raise InputError("there is no start picture; add one, or choose text to image")
+            raise InputError("there is no start picture; add one, or choose text to image", key="start")
         if int(settings.steps * settings.strength) < 1:
             raise InputError(
-                f"{settings.steps} steps at strength {settings.strength:g} are less than one; raise one of them"
+                f"{settings.steps} steps at strength {settings.strength:g} are less than one; raise one of them",
+                key="strength",
             )
         size = settings.height, settings.width
         call: dict[str, Any] = {"image": cover(start, *size), "strength": settings.strength}
         if settings.mode == "inpaint":
             if mask is None or np.asarray(mask.convert("L")).max() < 128:
-                raise InputError("nothing is painted on the start picture; paint over what is to be drawn anew")
+                raise InputError(
+                    "nothing is painted on the start picture; paint over what is to be drawn anew", key="start"
+                )
             call["mask_image"] = cover(mask.convert("L"), *size)
         return call
 
@@ -310,7 +318,7 @@ class Studio:
 def _faces(settings: PictureSettings, identities: Sequence[FaceIdentity], pose_face: Face | None) -> dict[str, Any]:
     """The keyword arguments of a call that bring the people in."""
     if any(person.uses_pose_photo for person in settings.people) and pose_face is None:
-        raise InputError("there is no pose photo; add one, or steer by the sliders")
+        raise InputError("there is no pose photo; add one, or steer by the sliders", key="pose_photo")
     steering = []
     for person in settings.people:
         pose_image = {"pose_image": pose_face.image} if person.uses_pose_photo and pose_face is not None else {}

@@ -263,7 +263,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             face_box (`tuple` or list of them, *optional*): Where the face goes: left, top, right, bottom as shares of
                 the image, for the same face seen from the front.
             landmarks (`torch.Tensor` of shape `([batch,] 72, 2)`, *optional*): Landmarks in pixels of the image, used as
-                they are; for InstantID also its five key points `([batch,] 5, 2)`.
+                they are; for InstantID also its five key points `([batch,] 5, 2)`. Adapters without FFRNet take neither
+                these nor the four arguments above.
             people (`list[`[`Person`]`]`, *optional*): Several people in one image, each with an identity, a face box
                 and, if you like, a pose and an expression; in place of all of the above but the prompt.
             facesnap_schedule (`str` or [`FaceSnapSchedule`], *optional*): When the parts of the adapter work in this
@@ -320,6 +321,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                     f"landmarks= are used as they are, so {steering.given[0]}= has no effect; pass one of the two"
                 )
             conditioner = self.face_conditioner("face_image=" if identity is None else "identity=")
+            self._check_steered_by([*steering.given, *(["landmarks"] if landmarks is not None else [])])
             num_prompts = len(prompt) if isinstance(prompt, list) else 1
             identities = conditioner.identities(face_image, identity, face_index, num_prompts)
             height, width = self._image_size(kwargs)
@@ -434,6 +436,14 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         steering = self._default_steering(conditioner, steering, image, mask_image, height, width)
         return conditioner.landmarks(as_list(identity, "identity", FaceIdentity), steering, height, width)
 
+    def _check_steered_by(self, given: Sequence[str]) -> None:
+        """Raises [`InputError`] for arguments that steer the face where the adapter has no part that follows landmarks."""
+        if given and self.ffrnet is None:
+            raise InputError(
+                f"{given[0]}= has no effect: this adapter has no FFRNet, which follows landmarks; leave it out, or load the"
+                " adapter with landmarks_from= of one that has"
+            )
+
     # what pipelines that begin with a picture do otherwise
 
     def _open_pictures(self, kwargs: dict[str, Any]) -> None:
@@ -458,6 +468,8 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _conditions_of_people(self, people: Sequence[Person], height: int, width: int) -> FaceConditions:
         conditioner = self.face_conditioner("people=")
         people, boxes = check_people(people)
+        for person in people:  # a face box also says where the identity counts
+            self._check_steered_by(Steering(person.pose_image, person.pose, person.expression).given)
         people = with_identities(people, conditioner.encode_face)
         points = []
         for person in people:

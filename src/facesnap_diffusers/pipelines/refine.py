@@ -122,7 +122,7 @@ def redraw_faces(
             prompt,
             image=crop.resize((size, size), PIL.Image.Resampling.LANCZOS),
             identity=person.identity,
-            landmarks=points,
+            landmarks=points if pipe.ffrnet is not None else None,
             strength=strength,
             height=size,
             width=size,

@@ -81,7 +81,7 @@ const actions = {
       camera.hidden = false;
       await video.play();
     } catch {
-      complain("the camera could not be opened; allow it for this page, or choose a file");
+      complain("the camera could not be opened; allow it for this page (which needs https), or choose a file");
     }
   },
   shoot() {
