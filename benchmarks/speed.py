@@ -17,7 +17,7 @@ import argparse
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -158,10 +158,13 @@ class InTurn:
             self.changed.notify_all()
 
 
-def measure(family: str, side: int, width: float, rounds: int) -> list[dict[str, tuple[float, float]]]:
-    """CPU and wall seconds of whole calls, one result for each round, in which all rows run step by step in turn."""
+def measure(
+    family: str, side: int, width: float, rounds: int, rows: Sequence[str]
+) -> list[dict[str, tuple[float, float]]]:
+    """CPU and wall seconds of whole calls, one result for each round, in which the rows run step by step in turn."""
     in_turn = InTurn()
-    functions = calls(base_pipeline(family, width), side, STEPS, rank_of(width), callback_on_step_end=in_turn.step)
+    base = base_pipeline(family, width)
+    functions = calls(base, side, STEPS, rank_of(width), tuple(rows), callback_on_step_end=in_turn.step)
     results = []
     for number in range(rounds):
         results.append(in_turn.run(functions))
@@ -172,7 +175,7 @@ def measure(family: str, side: int, width: float, rounds: int) -> list[dict[str,
 
 def spread(results: list[dict[str, tuple[float, float]]], row: str, clock: int) -> str:
     """The median of the ratios of a row, with the least and the greatest."""
-    found = [result[row][clock] / result["plain"][clock] for result in results]
+    found = [result[row][clock] / result["plain"][clock] for result in results if row in result]
     return f"{statistics.median(found):.3f} ({min(found):.2f}–{max(found):.2f})" if found else "–"
 
 
@@ -185,13 +188,15 @@ def main() -> None:
         "--width", type=float, choices=[0.25, 0.5, 1.0], default=1.0, help="factor of the nets' channels"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=ROWS, metavar="ROW", help="only these, and plain")
     args = parser.parse_args()
+    rows = [row for row in ROWS if row == "plain" or row in args.rows]
     torch.set_num_threads(1)  # so that a thread's CPU seconds are those of its call
 
     for family in args.families:
         side = args.side or (1024 if family == "sdxl" else 512)
         counted = count(family, side, args.width)
-        measured = measure(family, side, args.width, args.rounds) if args.measure else []
+        measured = measure(family, side, args.width, args.rounds, rows) if args.measure else []
         print(f"\n{family}, {side} px, width × {args.width:g}, {len(measured)} rounds: median (least–greatest)\n")
         print("| | by arithmetic | CPU time | wall time |\n|---|---:|---:|---:|")
         for row, value in counted.items():

@@ -511,8 +511,8 @@ def errors_of(key: str) -> Iterator[None]:
 
 def mark(place: Any, text: str) -> Any:
     """The update of a field, or of the place for its message, that shows what is wrong with it; nothing for an empty text."""
-    shown = error_html(text, role="note")
-    return shown if isinstance(place, gr.HTML) else gr.update(info=shown or None)
+    # gradio shows the information on a field as plain text; see app.css for its color
+    return error_html(text, role="note") if isinstance(place, gr.HTML) else gr.update(info=text)
 
 
 def section_of(place: Any) -> gr.Accordion | None:
@@ -533,7 +533,7 @@ def guarded(work: Callable[[], Any]) -> tuple[Any, str]:
 def describe(error: BaseException) -> str:
     """An error in one line for the page."""
     if isinstance(error, FaceSnapError):
-        return str(error)
+        return str(error).removeprefix("settings: ")  # as `read_settings` calls all of them
     return f"that did not work ({type(error).__name__}: {one_line(error)}); change the settings or load the page again"
 
 
