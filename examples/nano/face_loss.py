@@ -94,8 +94,8 @@ def sample_loss(
     objective, batch: dict, latents: torch.Tensor, sampled_latents: torch.Tensor | None, **_
 ) -> torch.Tensor:
     """
-    For `loss.extra` of `facesnap train`: how far the samples that the identity loss takes are from the true pictures of
-    the same people and scenes. Their faces to dlib's network; and of patches, what dlib does not mind, hair above all: the
+    For `loss.extra` of `facesnap train`: how far samples of a few steps are from the true pictures of the same people
+    and scenes. Their faces to dlib's network; and of patches, what dlib does not mind, hair above all: the
     colours, and how sharp the edges are, without which a blur would be the safest choice.
     """
     complete = ~(batch["without_text"] | batch["without_identity"] | batch["without_landmarks"])

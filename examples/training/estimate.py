@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from diffusers import AutoencoderKL
 from torch.utils.flop_counter import FlopCounterMode
 
-from facesnap_diffusers.base_models import empty_unet
+from facesnap_diffusers.base_models import empty_unet, is_sdxl
 from facesnap_diffusers.models.attention import IdentityAttention
 from facesnap_diffusers.models.ffrnet import FFRNet
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
@@ -73,23 +74,37 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def estimate(config: TrainingConfig) -> dict[str, float]:
-    """Bytes, floating-point operations a sample, and what follows from them."""
-    family, latent = config.base.family, config.data.resolution // 8
-    unet, vae = empty_unet({"sd": "sd1"}.get(family, family)).requires_grad_(False), create_vae()
-    width, rank = unet.config.cross_attention_dim, config.adapter.ffrnet_rank
+@dataclass
+class Costs:
+    """
+    For one sample: floating-point operations of UNet, forward pass and backward pass of UNet and FFRNet, and the VAE; bytes of
+    the activations kept in UNet and FFRNet, of the frozen weights among them, and of those kept in the VAE's decoder.
+    """
+
+    unet: float
+    forward: float
+    backward: float
+    encode: float
+    decode: float
+    saved: float
+    saved_weights: float
+    decoded: float
+
+
+def costs(unet: Any, ffrnet: Any, vae: Any, vae_bytes: int, checkpointing: bool, latent: int) -> Costs:
+    """What a sample of `latent`² latents costs."""
+    width = unet.config.cross_attention_dim
     with torch.device("meta"):
-        ffrnet = FFRNet.from_unet(unet, rank)
-        parts = [FacialAttributeMixer(width), IdentityAttention.from_unet(unet), ffrnet]
         sample, timestep = torch.zeros(1, 4, latent, latent), torch.zeros(1, dtype=torch.long)
         context = torch.zeros(1, 93, width, requires_grad=True)
         pixels = torch.zeros(1, 3, 8 * latent, 8 * latent)
         latents = torch.zeros(1, 4, latent, latent, requires_grad=True)
         added = {}
-        if family == "sdxl":
+        if is_sdxl(unet):
             added = {"added_cond_kwargs": {"text_embeds": torch.zeros(1, 1280), "time_ids": torch.zeros(1, 6)}}
     for module in (ffrnet, unet, vae):
         module.train()
+        module.disable_gradient_checkpointing()
 
     def forward() -> None:
         down, mid = ffrnet(sample, timestep, context[:, 77:], pixels, return_dict=False, **added)
@@ -100,37 +115,58 @@ def estimate(config: TrainingConfig) -> dict[str, float]:
     unet_flops = flops(lambda: unet(sample, timestep, tokens, **added))
     ffrnet_flops = flops(lambda: ffrnet(sample, timestep, tokens[:, 77:], pixels, return_dict=False, **added))
     encode_flops, decode_flops = flops(lambda: vae.encode(pixels)), flops(lambda: vae.decode(sample))
-    vae_bytes = 4 if family == "sdxl" and config.base.vae is None else 2
-    if config.gradient_checkpointing:
+    if checkpointing:
         for module in (unet, ffrnet, vae):
             module.enable_gradient_checkpointing()
     saved, saved_weights = saved_bytes(forward)
     decoded, _ = saved_bytes(lambda: vae.decode(latents), vae_bytes)
+    return Costs(
+        unet=unet_flops,
+        forward=unet_flops + ffrnet_flops,
+        # a frozen network's backward pass costs as much as its forward pass, a trained one's twice as much;
+        # recomputing costs a forward pass more; float32 (TF32) costs twice as much as bfloat16
+        backward=2 * unet_flops + 3 * ffrnet_flops,
+        encode=encode_flops,
+        decode=decode_flops,
+        saved=saved,
+        saved_weights=saved_weights,
+        decoded=decoded,
+    )
 
-    # a frozen network's backward pass costs as much as its forward pass, a trained one's twice as much;
-    # recomputing costs a forward pass more; float32 (TF32) costs twice as much as bfloat16
-    forward_flops = unet_flops + ffrnet_flops
-    backward_flops = 2 * unet_flops + 3 * ffrnet_flops
+
+def estimate(config: TrainingConfig) -> dict[str, float]:
+    """Bytes, floating-point operations a sample, and what follows from them."""
+    family, latent = config.base.family, config.data.resolution // 8
+    unet, vae = empty_unet({"sd": "sd1"}.get(family, family)).requires_grad_(False), create_vae()
+    width, rank = unet.config.cross_attention_dim, config.adapter.ffrnet_rank
+    with torch.device("meta"):
+        ffrnet = FFRNet.from_unet(unet, rank)
+        parts = [FacialAttributeMixer(width), IdentityAttention.from_unet(unet), ffrnet]
+    vae_bytes = 4 if family == "sdxl" and config.base.vae is None else 2
+    nets = (unet, ffrnet, vae, vae_bytes, config.gradient_checkpointing)
+    whole = costs(*nets, latent)
+
     vae_factor, loss = vae_bytes / 2, config.identity_loss
-    total = forward_flops + backward_flops + vae_factor * encode_flops
+    total = whole.forward + whole.backward + vae_factor * whole.encode
     if loss.mode == "prediction":
-        total += vae_factor * SNR_SHARE * 3 * decode_flops
+        total += vae_factor * SNR_SHARE * 3 * whole.decode
         # at the worst, all samples of a batch are clean enough
-        activations = config.batch_size * (saved + decoded)
+        activations = config.batch_size * (whole.saved + whole.decoded)
     else:
-        sampled = loss.steps * forward_flops + loss.gradient_steps * backward_flops + vae_factor * 3 * decode_flops
+        small = whole if loss.resolution is None else costs(*nets, loss.resolution // 8)
+        sampled = loss.steps * small.forward + loss.gradient_steps * small.backward + vae_factor * 3 * small.decode
         total += sampled / loss.every
-        activations = config.batch_size * (saved * (1 + loss.gradient_steps) + decoded)
+        activations = config.batch_size * (whole.saved + loss.gradient_steps * small.saved + small.decoded)
 
     if config.loss.align_semantic > 0 or config.loss.align_layout > 0:
-        total += unet_flops / config.loss.align_every
+        total += whole.unet / config.loss.align_every
 
     # layers that a small FFRNet shares with the UNet are not its own
     frozen_parameters = {id(parameter) for parameter in unet.parameters()}
     trained = sum(p.numel() for part in parts for p in part.parameters() if id(p) not in frozen_parameters)
     frozen = 2 * (count(unet) + ENCODERS[family]) + vae_bytes * count(vae)
     if config.base.storage_dtype is not None:  # what is kept for the backward pass are casts of them
-        frozen += saved_weights - sum(layer.weight.numel() for _, layer in stored_layers(unet))
+        frozen += whole.saved_weights - sum(layer.weight.numel() for _, layer in stored_layers(unet))
     averaged = 4 if config.ema_decay > 0 else 0
     # weights, gradients, averaged weights, optimizer, copies in bfloat16
     state = trained * (4 + 4 + averaged + OPTIMIZER_BYTES[config.optimizer.name] + 2)

@@ -1,18 +1,24 @@
 """Who prepared photos show by their embeddings: labels that are wrong or missing, and nobody on both sides."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
+import safetensors.numpy
+from command_line import command
 from tiny_preparation import frontal_points, photo
 
 from facesnap_diffusers import load_landmark_predictor
+from facesnap_diffusers.data import people
 from facesnap_diffusers.data.people import ANOTHER_PERSON, divide_people, same_person_distance
 from facesnap_diffusers.data.preparation import statistics
 from facesnap_diffusers.data.prepared_face import make_face
 from facesnap_diffusers.data.shard_settings import ShardSettings
-from facesnap_diffusers.data.shards import PEOPLE, PreparedFaces, ShardWriter, read_people
+from facesnap_diffusers.data.shards import MANIFEST, PEOPLE, PhotoRecord, PreparedFaces, ShardWriter, read_people
+from facesnap_diffusers.data.shards import SETTINGS as SETTINGS_FILE
 from facesnap_diffusers.errors import InputError
+from facesnap_diffusers.settings import dump_settings
 
 
 SETTINGS = ShardSettings("insightface/w600k_r50", clip_crop_size=16)
@@ -55,13 +61,60 @@ def test_another_person_in_a_folder_is_left_out(tmp_path):
 def test_photos_without_a_label_are_clustered(tmp_path):
     write(tmp_path, [(None, who, number) for number in range(4) for who in (1, 2, 3)] + [(None, 9, 0), ("zoe", 5, 0)])
     divide_people(tmp_path, validation=0)
-    people = {}
+    groups = {}
     for person, who in shown(tmp_path):
-        people.setdefault(person, []).append(who)
-    assert sorted(map(sorted, people.values())) == [[1] * 4, [2] * 4, [3] * 4, [5], [9]]
-    assert people[None] == [9] and people["0/zoe"] == [5]
+        groups.setdefault(person, []).append(who)
+    assert sorted(map(sorted, groups.values())) == [[1] * 4, [2] * 4, [3] * 4, [5], [9]]
+    assert groups[None] == [9] and groups["0/zoe"] == [5]
     counts = statistics(tmp_path)
     assert counts["clustered"] == 3 and counts["people"] == 4
+
+
+def test_too_many_photos_without_a_label_are_said_not_to_be_clustered(tmp_path, monkeypatch):
+    write(tmp_path, [(None, who, number) for number in range(3) for who in (1, 2)] + [("zoe", 5, 0)])
+    divide_people(tmp_path, validation=0)
+    assert statistics(tmp_path)["not_clustered"] == 0
+    assert "too many" not in command("prepare", "--stats", tmp_path).output
+    monkeypatch.setattr(people, "MOST_CLUSTERED", 5)
+    divide_people(tmp_path, validation=0)
+    counts = statistics(tmp_path)
+    assert counts["not_clustered"] == 6 and counts["clustered"] == 0 and counts["people"] == 1
+    shown = " ".join(command("prepare", "--stats", tmp_path).output.split())
+    assert "6 photos have no label and were too many to compare with one another" in shown
+
+
+@pytest.mark.slow
+def test_embeddings_stay_on_the_disk(tmp_path, monkeypatch):
+    """Twice the photos take at most 150 bytes of memory more for each of them, beside the embeddings of a block."""
+    monkeypatch.setattr(people, "_BLOCK", 256)
+    peaks = []
+    for count in (50, 1000, 2000):  # the first for what is imported only then
+        write_embeddings(tmp_path / str(count), count)
+        tracemalloc.start()
+        divide_people(tmp_path / str(count), validation=0.001)  # one person
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        counts = statistics(tmp_path / str(count))
+        assert counts["people"] == count / 5 and counts["reasons"] == {ANOTHER_PERSON: count / 50}
+    assert (peaks[2] - peaks[1]) / 1000 < 150
+
+
+def write_embeddings(folder, count):
+    """
+    Photos of which a shard holds nothing but the embedding, five to a person; one in fifty has another's label.
+    """
+    folder.mkdir()
+    (folder / SETTINGS_FILE).write_text(json.dumps(dump_settings(SETTINGS)))
+    with open(folder / "shard-000000.tar", "wb") as shard, open(folder / MANIFEST, "w") as manifest:
+        for number in range(count):
+            who = number // 5 if number % 50 != 10 else count
+            center, own = (np.random.default_rng([who, seed]).standard_normal(DIM) for seed in (0, number + 1))
+            data = safetensors.numpy.save({"embedding": (center + 0.3 * own).astype(np.float32)})
+            header = f"{number:09d}.safetensors".encode().ljust(124, b"\0") + f"{len(data):011o}".encode()
+            start = shard.tell()
+            shard.write(header.ljust(512, b"\0") + data.ljust(-(-len(data) // 512) * 512, b"\0"))
+            place = (f"{number:09d}", "shard-000000.tar", start, shard.tell(), f"person-{number // 5}")
+            manifest.write(PhotoRecord(str(number), True, "kept", "", *place).to_line())
 
 
 def test_nobody_is_on_both_sides(tmp_path):

@@ -29,11 +29,12 @@ from tiny_preparation import (
 
 from facesnap_diffusers import load_landmark_predictor
 from facesnap_diffusers.data import photo_preparation, preparation
+from facesnap_diffusers.data.people import divide_people
 from facesnap_diffusers.data.photo_preparation import PhotoPreparer, mirrored_hash, perceptual_hash
 from facesnap_diffusers.data.preparation import prepare, statistics
 from facesnap_diffusers.data.shard_settings import PrepareConfig
 from facesnap_diffusers.data.shards import MANIFEST, PhotoRecord, PreparedFaces, ShardWriter
-from facesnap_diffusers.data.sources import Item, open_source
+from facesnap_diffusers.data.sources import Item, _files, open_source
 from facesnap_diffusers.errors import InputError
 
 
@@ -242,15 +243,19 @@ class TestEnvironment:
             _ = PhotoPreparer(PrepareConfig("dlib/face_recognition_resnet_model_v1"), device_id=3).analyzer
 
     def test_memory_for_a_photo_is_bounded(self, tmp_path):
-        """Records of photos already prepared stay on the disk: under 300 bytes of memory for each."""
+        """
+        Records of photos already prepared stay on the disk: under 300 bytes of memory for each. So do those that are divided
+        into people, and the paths of a folder, each under 200.
+        """
         count = 20_000
         run_silently([], tmp_path, CONFIG)
         random = np.random.default_rng(0)
         with open(tmp_path / MANIFEST, "w") as file:
             for number, values in enumerate(random.integers(0, 2**63, (count, 2)).tolist()):
                 place = {"key": f"{number:09d}", "shard": "shard-000000.tar", "start": number, "end": number + 1}
+                person = f"person-{number // 5}" if number % 10 else None
                 record = PhotoRecord(
-                    f"some/longer/folder/{number}.jpg", True, "kept", "", *place.values(), None, *values
+                    f"some/longer/folder/{number}.jpg", True, "kept", "", *place.values(), person, *values
                 )
                 file.write(record.to_line())
         tracemalloc.start()
@@ -262,6 +267,25 @@ class TestEnvironment:
         writer.close()
         # the buckets of the finders are themselves some 10 MB, however many photos there are
         assert (used - 12e6) / count < 300
+
+        tracemalloc.start()
+        divide_people(tmp_path)
+        used = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert statistics(tmp_path)["people"] == count / 5 and used / count < 200
+
+        folder = tmp_path / "photos"
+        folder.mkdir()
+        for number in range(3000):
+            (folder / f"a photo of this year, number {number}.jpg").touch()
+            (folder / f"a photo of this year, number {number}.txt").touch()
+        tracemalloc.start()
+        for number, (_, caption) in enumerate(_files(folder)):  # noqa: B007
+            if number == 1500:
+                # but for the interpreter's table of strings, one large piece that grows at times
+                pieces = [trace.size for trace in tracemalloc.take_snapshot().traces if trace.size < 1e6]
+        tracemalloc.stop()
+        assert number == 2999 and caption is not None and sum(pieces) / 6000 < 200
 
 
 class TestCopies:

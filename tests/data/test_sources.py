@@ -111,6 +111,50 @@ class TestSources:
         records = run_silently(items, tmp_path / "out", CONFIG)
         assert [record.reason for record in records] == ["kept", "unreadable", "unreadable"]
 
+    def test_data_set_that_is_streamed(self, tmp_path):
+        """As from the Hub: `hf:` with a repo's files in a folder."""
+        datasets = pytest.importorskip("datasets")
+        good, bad = jpeg(photo(1)), b"nonsense"
+        features = datasets.Features(
+            {
+                "picture": datasets.Image(),
+                "identity": datasets.ClassLabel(names=["x", "y"]),
+                "text": datasets.Value("string"),
+            }
+        )
+        rows = {
+            "picture": [{"bytes": good, "path": None}, {"bytes": bad, "path": None}],
+            "identity": [1, 0],
+            "text": ["c", ""],
+        }
+        (tmp_path / "set").mkdir()
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "set/train-00000-of-00001.parquet")
+        name = f"hf:{tmp_path / 'set'}"
+        items = list(open_source(name, Columns("picture", caption="text")))
+        assert [(item.photo, item.identity, item.caption) for item in items] == [(good, "y", "c"), (bad, "x", None)]
+        records = run_silently(items, tmp_path / "out", CONFIG)
+        assert [record.reason for record in records] == ["kept", "unreadable"]
+        assert count(name) is None
+        with pytest.raises(InputError, match=r"has no column 'image'; it has \['picture', 'identity', 'text'\]"):
+            next(open_source(name))
+
+    def test_data_set_that_is_streamed_without_saying_its_columns(self, tmp_path):
+        """A CSV file says them in its first line only, and names photos."""
+        pytest.importorskip("datasets")
+        (tmp_path / "set").mkdir()
+        photo(1).save(tmp_path / "a.png")
+        (tmp_path / "set/train.csv").write_text(f"image,identity,caption\n{tmp_path / 'a.png'},7,c\n,8,\n")
+        name = f"hf:{tmp_path / 'set'}"
+        items = list(open_source(name))
+        assert [(item.photo, item.identity, item.caption) for item in items] == [
+            (str(tmp_path / "a.png"), "7", "c"),
+            (None, "8", None),
+        ]
+        records = run_silently(items, tmp_path / "out", CONFIG)
+        assert [record.reason for record in records] == ["kept", "unreadable"]
+        with pytest.raises(InputError, match=r"has no column 'photo'; it has \['image', 'identity', 'caption'\]"):
+            next(open_source(name, Columns("photo")))
+
     def test_errors(self, tmp_path):
         with pytest.raises(InputError, match="is not a folder, list"):
             open_source(str(tmp_path / "none"))

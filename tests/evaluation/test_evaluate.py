@@ -34,8 +34,8 @@ def test_an_adapter_without_embeddings_is_not_flattered(astronaut, models, tmp_p
                (("both", models / "adapter"), ("clip", tmp_path / "clip"))]  # fmt: skip
     sampling = {**SAMPLING, "base": str(models / "base")}
     results = run(astronaut, tmp_path / "out", methods, sampling=sampling, limit=1)
-    told = {name: method["trained_with_face_encoder_id"] for name, method in results["methods"].items()}
-    assert told == {"both": DLIB, "clip": None}
+    told = {name: method["trained_with_face_encoder_ids"] for name, method in results["methods"].items()}
+    assert told == {"both": [DLIB], "clip": []}
 
 
 @pytest.mark.parametrize(

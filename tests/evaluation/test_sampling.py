@@ -25,7 +25,7 @@ from facesnap_diffusers import InputError
 from facesnap_diffusers.cli import app
 from facesnap_diffusers.evaluation.sampling import Sampling, load_base
 
-assert not [name for name in sys.modules if name.startswith("facesnap_diffusers.nano")]
+assert "facesnap_diffusers.nano.autoencoder" not in sys.modules
 try:
     load_base(Sampling(base={str(tmp_path / "base")!r}))
 except InputError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import tiny_lora
 import tiny_training
 import torch
 import yaml
@@ -36,6 +37,7 @@ def world(tmp_path_factory):
     for name, pipeline in (("sd", tiny.sd_pipeline()), ("sdxl", tiny.xl_pipeline())):
         pipeline.save_pretrained(folder / name, variant="fp16")
         pipeline.save_pretrained(folder / name)
+        tiny_lora.write_lora(pipeline, folder / f"{name}_lora", weight_name="sdxl_lightning_4step_lora.safetensors")
     tiny.image_encoder().save_pretrained(folder / "image_encoder")
     tiny_training.CLIPImageProcessor(
         size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
@@ -74,6 +76,8 @@ def values(path, world, folder):
     config["optimizer"]["warmup_steps"] = 1
     config["validation"] |= {"every": 1, "inference_steps": 1}
     config["identity_loss"] |= {"start_step": 0}
+    if "lora" in config["identity_loss"]:
+        config["identity_loss"] |= {"lora": str(world / f"{family}_lora"), "resolution": 24}
     return config
 
 

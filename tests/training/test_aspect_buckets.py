@@ -17,7 +17,8 @@ from facesnap_diffusers.data.prepared_face import make_face
 from facesnap_diffusers.data.shards import PreparedFaces, ShardWriter
 from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.training.aspect_buckets import AspectBuckets, read_photo_sizes
-from facesnap_diffusers.training.samples import ResumableBatchSampler, TrainingSamples, collate
+from facesnap_diffusers.training.epochs import Epochs
+from facesnap_diffusers.training.samples import ResumableBatchSampler, TrainingSamples, _random_crop, collate
 from facesnap_diffusers.training.trainer import Trainer
 from facesnap_diffusers.training.training_config import DataConfig, DropoutConfig, load_config
 from facesnap_diffusers.training.validation import to_device, validation_losses
@@ -63,16 +64,11 @@ def find_spots(pixels):
 
 
 def samples(folder, step_size=1, **data):
-    config = DataConfig(
-        shards=[str(folder)],
-        resolution=64,
-        aspect_ratio_buckets=TWICE,
-        landmarks="detected",
-        **{"zoom": (1.0, 1.0), **data},
-    )
+    data = {"resolution": 64, "aspect_ratio_buckets": TWICE, "landmarks": "detected", "zoom": (1.0, 1.0), **data}
+    latent_shape = (4, data["resolution"] // 4, data["resolution"] // 4)
     return TrainingSamples(
-        PreparedFaces([str(folder)]), config, DropoutConfig(), load_landmark_predictor(), None, 0, 1000, (4, 16, 16), 3,
-        ("start_noise", "recognition_crop"), step_size=step_size,
+        PreparedFaces([str(folder)]), DataConfig(shards=[str(folder)], **data), DropoutConfig(), load_landmark_predictor(),
+        None, 0, 1000, latent_shape, 3, ("start_noise", "recognition_crop"), step_size=step_size,
     )  # fmt: skip
 
 
@@ -137,6 +133,44 @@ class TestOrder:
         assert [other.photo(position) for position in range(200)] != order
 
 
+class TestBalanced:
+    """People with 50, 5 and one photo, of all proportions."""
+
+    PEOPLE = np.random.default_rng(0).permutation([7] * 50 + [20] * 5 + [3])
+
+    @pytest.fixture(params=[1, 4])
+    def buckets(self, request):
+        photos = [PHOTOS[number % 3] for number in range(56)]
+        return AspectBuckets(photos, SIZES, request.param, 5, Epochs(56, self.PEOPLE, 5))
+
+    def test_people_count_the_same(self, buckets):
+        """But for what is left over in a bucket; and so do the photos of each."""
+        epochs, counts = 200, np.zeros(56, int)
+        steps = sum(buckets._steps_before(epochs))
+        for position in range(steps * buckets.step_size):
+            counts[buckets.photo(position)] += 1
+        left_over = 3 * (buckets.step_size - 1)
+        assert 3 * epochs - left_over <= counts.sum() <= 3 * epochs
+        for person in (7, 20, 3):
+            of_person = counts[person == self.PEOPLE]
+            assert epochs - left_over <= of_person.sum() <= epochs
+            assert np.ptp(of_person) <= buckets.step_size
+
+    def test_samples_take_turns_so(self, uneven_faces):
+        drawn = samples(uneven_faces, balanced=True)
+        for epoch in range(6):
+            people = {drawn.faces.person[drawn.photo(4 * epoch + place)] for place in range(4)}
+            assert people == {f"0/person{number}" for number in range(4)}
+
+    def test_a_step_has_one_size_wherever_it_is_looked_up(self, buckets):
+        order = [buckets.photo(position) for position in range(240)]
+        for step in range(240 // buckets.step_size):
+            photos = order[step * buckets.step_size : (step + 1) * buckets.step_size]
+            assert len({buckets.size(photo) for photo in photos}) == 1
+        for position in np.random.default_rng(1).permutation(240).tolist():
+            assert buckets.photo(position) == order[position]
+
+
 class TestSamples:
     def test_sizes_are_read_from_the_first_bytes(self, uneven_faces, tmp_path):
         faces = PreparedFaces([str(uneven_faces)])
@@ -148,10 +182,13 @@ class TestSamples:
             read_photo_sizes(faces)
 
     @pytest.mark.parametrize("flip", [0.0, 1.0])
-    @pytest.mark.parametrize("zoom", [1.0, 1.2])
-    def test_landmarks_and_size_conditions_are_those_of_the_picture(self, uneven_faces, flip, zoom):
+    @pytest.mark.parametrize(("zoom", "pictures"), [(1.0, TWICE), (1.2, SIZES)])
+    def test_landmarks_and_size_conditions_are_those_of_the_picture(self, uneven_faces, flip, zoom, pictures):
         """Landmarks are where their spots are; SDXL's conditions are what the spots say of scale and corner."""
-        drawn = samples(uneven_faces, flip=flip, zoom=(zoom, zoom))
+        resolution = pictures[0][0]
+        drawn = samples(
+            uneven_faces, resolution=resolution, aspect_ratio_buckets=pictures, flip=flip, zoom=(zoom, zoom)
+        )
         seen = Counter()
         points = list(MARKED) if flip == 0 else [45, 36, 57]  # of the mirrored face, right is left
         for position in range(12):
@@ -159,7 +196,7 @@ class TestSamples:
             face = drawn.faces[index]
             _, height, width = sample["pixel_values"].shape
             seen[height, width] += 1
-            assert (height, width) == TWICE[index % 3]
+            assert (height, width) == pictures[index % 3]
             for name in ("noise", "encoder_noise", "start_noise"):
                 assert sample[name].shape == (4, height // 4, width // 4)
 
@@ -178,7 +215,24 @@ class TestSamples:
             sizes = sample["sizes"].tolist()
             assert sizes[:2] == [4 * photo_height, 4 * photo_width] and sizes[4:] == [height, width]
             assert sizes[2] == pytest.approx(top, abs=0.65) and sizes[3] == pytest.approx(left, abs=0.65)
-        assert seen == dict.fromkeys(TWICE, 4)
+        assert seen == dict.fromkeys(pictures, 4)
+
+    def test_no_picture_is_enlarged(self, uneven_faces):
+        """The zoom of a photo ends where its pixels do, those along which the size of its bucket is cut included."""
+        pictures, most = [(48, 48), (56, 40), (40, 56)], [50 / 48, 44 / 40, 52 / 40]
+        drawn = samples(uneven_faces, resolution=48, aspect_ratio_buckets=pictures, zoom=(1.0, 1.3))
+        scales = {number: [] for number in range(3)}
+        for position in range(60):
+            index, (height, width) = drawn.photo(position), PHOTOS[drawn.photo(position) % 3][::-1]
+            random = np.random.default_rng(position)
+            crop = _random_crop(drawn.faces[index], drawn.config, drawn._target_size(index), random)
+            assert crop.target_size == pictures[index % 3] and crop.height <= height and crop.width <= width
+            scales[index % 3] += crop.scale.tolist()
+        for number, found in scales.items():
+            assert max(found) <= 1
+            # but for rounding to a pixel of these small photos
+            assert min(found) == pytest.approx(1 / most[number], abs=0.02)
+            assert max(found) == pytest.approx(min(1.3 / most[number], 1), abs=0.03)
 
     def test_processes_and_forward_passes_share_a_step(self, uneven_faces):
         """However a step of 6 samples is divided, it has the same ones, of one size."""
@@ -226,13 +280,13 @@ LOSSES = {
 
 @pytest.mark.slow
 class TestRuns:
-    @pytest.mark.parametrize("mode", LOSSES)
-    def test_resume_is_exact(self, base, uneven_faces, tmp_path, mode):
+    @pytest.mark.parametrize(("mode", "balanced"), [("prediction", True), ("few_step", False)])
+    def test_resume_is_exact(self, base, uneven_faces, tmp_path, mode, balanced):
         """All losses on pictures of all sizes; a run that is stopped after half of its steps ends with the same bits."""
         changes = {
             "steps": 4, "checkpoint_every": 2, "identity_loss": LOSSES[mode],
             "loss": {"face_weight": 2.0, "align_semantic": 0.1, "align_layout": 0.1},
-            "dropout": {"text": 0, "identity": 0, "both": 0, "landmarks": 0},
+            "dropout": {"text": 0, "identity": 0, "both": 0, "landmarks": 0}, "data": {"balanced": balanced},
         }  # fmt: skip
         once = train(config(base, uneven_faces, tmp_path / "once", **changes))
         sizes = {once.samples.buckets.size(once.samples.photo(2 * step)) for step in range(4)}

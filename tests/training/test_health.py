@@ -195,8 +195,11 @@ class TestCosmetics:
         assert (first.width, first.height) == (4 * size, size) and second.step == 2
         assert {"gradient_norm", "samples_per_second", "data_waiting", "memory_gb"} <= set(events.Tags()["scalars"])
 
-    @pytest.mark.parametrize("broken", ["validation_sheet", "validation_losses", "init_trackers", "log", "log_images"])
-    def test_what_shows_a_run_does_not_end_it(self, validated, tmp_path, monkeypatch, broken):
+    @pytest.mark.parametrize(
+        "broken",
+        ["validation_sheet", "validation_losses", "validation_likeness", "init_trackers", "log", "log_images"],
+    )
+    def test_what_shows_a_run_does_not_end_it(self, validated, tmp_path, monkeypatch, caplog, broken):
         from accelerate import Accelerator
         from accelerate.tracking import TensorBoardTracker
 
@@ -209,8 +212,37 @@ class TestCosmetics:
             broken, trainer
         )
         monkeypatch.setattr(owner, broken, fail)
+        if broken == "validation_likeness":
+            validated.validation.judge = "some/judge"
+            monkeypatch.setattr(trainer, "load_judge", lambda name: name)
         done = train(validated)
         assert done.progress.step == 2 and len(checkpoints.checkpoint_folders(tmp_path)) == 2
+        assert "failed (ValueError: out of order); the run goes on" in caplog.text
+
+    def test_a_card_that_cannot_be_written_after_a_validation_does_not_end_the_run(
+        self, validated, tmp_path, monkeypatch, caplog
+    ):
+        """The one that is saved with the adapter can."""
+        write = Trainer._write_card
+
+        def fail(trainer, folder, results):
+            if folder == tmp_path / "adapter":
+                raise OSError(28, "No space left on device")
+            write(trainer, folder, results)
+
+        monkeypatch.setattr(Trainer, "_write_card", fail)
+        done = train(validated)
+        assert done.progress.step == 2 and len(checkpoints.checkpoint_folders(tmp_path)) == 2
+        assert (
+            "step 2: model card failed (OSError: [Errno 28] No space left on device); the run goes on" in caplog.text
+        )
+        assert "| steps | 2 |" in (tmp_path / "adapter/README.md").read_text()
+
+    def test_a_log_that_cannot_be_written_does_not_end_the_run(self, validated, tmp_path, caplog):
+        (tmp_path / "log.txt").mkdir()
+        done = train(validated)
+        assert done.progress.step == 2 and len(checkpoints.checkpoint_folders(tmp_path)) == 2
+        assert "step 2: log.txt failed (IsADirectoryError" in caplog.text
 
     def test_saving_comes_before_showing(self, validated, tmp_path, monkeypatch):
         from facesnap_diffusers.training import trainer

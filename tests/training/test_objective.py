@@ -21,7 +21,7 @@ class TestObjective:
     """The whole loss of a tiny pipeline in float64."""
 
     @staticmethod
-    def objective(prediction_type="v_prediction", **identity_loss):
+    def objective(prediction_type="v_prediction", loss=None, **identity_loss):
         base = tiny.sd_pipeline()
         base.scheduler.register_to_config(prediction_type=prediction_type)
         pipe = FaceSnapPipeline.from_pipe(base)
@@ -31,9 +31,9 @@ class TestObjective:
             if isinstance(component, nn.Module) and component is not pipe.landmark_predictor:
                 component.double().requires_grad_(False).eval()
         recognizer = FaceRecognizer(SmoothRecognizer().double(), size=32)
-        config = IdentityLossConfig(weight=1.0, reference="photo", min_snr=1e-6, **identity_loss)
+        config = IdentityLossConfig(**{"weight": 1.0, "reference": "photo", "min_snr": 1e-6, **identity_loss})
         parts = ["mixer", "ffrnet", "identity_attention"]
-        return Objective(pipe, parts, LossConfig(), config, recognizer)
+        return Objective(pipe, parts, loss or LossConfig(), config, recognizer)
 
     @staticmethod
     def batch(size=2):
@@ -219,3 +219,105 @@ class TestTarget:
         embeds = torch.randn(3, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
         objective.set_negatives(None, embeds, torch.arange(3))
         assert torch.allclose(objective._negatives[0], nn.functional.normalize(embeds, dim=-1))
+
+
+#: What the extra loss of these tests was last called with.
+GIVEN = {}
+
+
+def extra_loss(**given):
+    GIVEN.update(given)
+    sampled = given["sampled_latents"]
+    return given["latents"].new_zeros(()) if sampled is None else 0.5 * sampled.square().mean()
+
+
+class TestSamplesForTheExtraLoss:
+    @pytest.mark.parametrize("weight", [0.0, 1.0])
+    @pytest.mark.parametrize("mode", ["prediction", "few_step"])
+    def test_they_are_few_step_samples_and_gradients_flow(self, mode, weight):
+        loss = LossConfig(extra="test_objective:extra_loss", extra_samples=True)
+        sampling = {"mode": mode, "every": 3, "steps": 2, "gradient_steps": 2, "start_step": 1, "weight": weight}
+        objective, batch = TestObjective.objective(loss=loss, **sampling), TestObjective.batch()
+        assert objective.extras == ({"start_noise", "recognition_crop"} if weight else {"start_noise"})
+        assert objective.first_identity_step == 3
+        for step in (0, 1, 3):
+            losses = objective(batch, step)
+            taken = GIVEN["sampled_latents"]
+            assert (taken is None) == (step == 1)
+            due = weight > 0 and step > 0 and (mode == "prediction" or step == 3)
+            assert ("identity" in losses) == due
+            if step == 1:
+                assert losses["extra"] == 0
+                continue
+            expected = objective.sample(batch["start_noise"], objective.encode_conditions(batch))
+            assert torch.equal(taken, expected) and losses["extra"] == 0.5 * expected.square().mean()
+            parameters = [objective.parts.mixer.face_proj.weight, objective.parts.ffrnet.controlnet_mid_block.weight]
+            found = torch.autograd.grad(0.5 * taken.square().mean(), parameters)
+            wanted = torch.autograd.grad(0.5 * expected.square().mean(), parameters)
+            for gradient, other in zip(found, wanted):
+                assert gradient.abs().max() > 1e-6 and torch.equal(gradient, other)
+
+    def test_without_them_there_are_none(self):
+        loss = LossConfig(extra="test_objective:extra_loss")
+        objective = TestObjective.objective(loss=loss, mode="few_step", weight=0.0)
+        objective(TestObjective.batch(), 0)
+        assert GIVEN["sampled_latents"] is None and objective.extras == set()
+
+
+class TestSamplesOfTheirOwn:
+    """Resolution and prompt of the samples, against batches that were made so by hand."""
+
+    SAMPLING = {"mode": "few_step", "every": 1, "steps": 2, "gradient_steps": 2}
+
+    @staticmethod
+    def identity(objective, batch):
+        losses = objective(batch)
+        return losses["identity"], losses["mse"]
+
+    def test_resolution(self):
+        """Pictures of 16×16 pixels, samples of 8×8."""
+        objective, plain = (TestObjective.objective(**self.SAMPLING, **changes) for changes in ({"resolution": 8}, {}))
+        batch = TestObjective.batch()
+        small = {**batch, "noise": batch["noise"][..., :4, :4], "start_noise": batch["start_noise"][:, :, :4, :4]}
+        # centers of pixels: 0 to 15 become -0.25 to 7.25
+        small["landmarks"] = batch["landmarks"] / 2 - 0.25
+        small["detected"] = batch["detected"] / 2 - 0.25
+        with torch.no_grad():
+            found, mse = self.identity(objective, batch)
+            sampled = plain.sample(small["start_noise"], plain.encode_conditions(small))
+            expected = plain._identity_of_sample(sampled, small)[0]
+            large, same_mse = self.identity(plain, batch)
+        assert sampled.shape == (2, 4, 4, 4)
+        assert torch.allclose(found, expected, atol=1e-9) and abs(found - large) > 1e-3
+        assert mse == same_mse
+
+    def test_sizes_of_other_proportions(self):
+        """64 × 36 pixels at a resolution of 24: of 576 of them, in these proportions."""
+        objective = TestObjective.objective(**self.SAMPLING, resolution=24)
+        batch = TestObjective.batch(1)
+        batch |= {
+            "noise": torch.zeros(1, 4, 32, 18), "start_noise": torch.randn(1, 4, 32, 18),
+            "detected": torch.tensor([[[-0.5, -0.5], [35.5, 63.5]]]), "key_points": torch.tensor([[[17.5, 31.5]]]),
+            "sizes": torch.tensor([[400, 300, 10, 20, 64, 36]]),
+        }  # fmt: skip
+        small = objective.sampled_batch(batch)
+        assert small["start_noise"].shape == (1, 4, 16, 9)
+        assert small["detected"].tolist() == [[[-0.5, -0.5], [17.5, 31.5]]]
+        assert small["key_points"].tolist() == [[[8.5, 15.5]]]
+        assert small["sizes"].tolist() == [[400, 300, 5, 10, 32, 18]]
+        assert batch["detected"][0, 1].tolist() == [35.5, 63.5]
+
+    def test_prompt(self):
+        objective = TestObjective.objective(**self.SAMPLING, prompt="portrait, color")
+        plain, batch = TestObjective.objective(**self.SAMPLING), TestObjective.batch()
+        batch["without_text"] = torch.tensor([True, False])
+        told = {**batch, "caption": ["portrait, color"] * 2, "without_text": torch.tensor([False, False])}
+        with torch.no_grad():
+            (found, mse), (_, same_mse) = self.identity(objective, batch), self.identity(plain, batch)
+            (expected, _), (other, _) = self.identity(plain, told), self.identity(plain, batch)
+        assert torch.allclose(found, expected, atol=1e-12) and abs(found - other) > 1e-6
+        assert mse == same_mse
+
+    def test_nothing_is_changed_without_them(self):
+        objective, batch = TestObjective.objective(**self.SAMPLING), TestObjective.batch()
+        assert objective.sampled_batch(batch) is batch

@@ -12,6 +12,7 @@ import pytest
 import tiny_training
 import torch
 from safetensors.torch import load_file
+from test_samples import people_of_all_sizes  # noqa: F401
 from tiny_training import assert_same, train
 
 from facesnap_diffusers.training.trainer import Trainer
@@ -29,9 +30,12 @@ def checkpoint(folder):
 
 
 @pytest.mark.parametrize(
-    ("half", "changes"), [(10, {"gradient_accumulation": 2, "batch_size": 1}), (2, {"data": {"crops": 2}})]
+    ("half", "changes"),
+    [(10, {"gradient_accumulation": 2, "batch_size": 1}), (2, {"data": {"crops": 2}}), (2, "balanced")],
 )
-def test_resume_is_exact(base, faces, tmp_path, half, changes):
+def test_resume_is_exact(base, faces, people_of_all_sizes, tmp_path, half, changes):  # noqa: F811
+    if changes == "balanced":
+        changes = {"data": {"balanced": True, "shards": people_of_all_sizes}}
     changes = {"steps": 2 * half, "checkpoint_every": half, **changes}
     train(tiny_training.config(base, faces, tmp_path / "once", **changes))
 
@@ -72,12 +76,13 @@ def command(tmp_path_factory):
     return start
 
 
-def test_two_processes_equal_one_with_twice_the_batch(base, faces, tmp_path, command):
+def test_two_processes_equal_one_with_twice_the_batch(base, faces, people_of_all_sizes, tmp_path, command):  # noqa: F811
     changes = {
         "steps": 5,
         "checkpoint_every": 2,
         "optimizer": {"learning_rate": 1e-4, "warmup_steps": 0, "epsilon": 1e-4},
         "identity_loss": {"min_snr": 1e-3},
+        "data": {"balanced": True, "shards": people_of_all_sizes},
     }
     one = train(tiny_training.config(base, faces, tmp_path / "one", batch_size=4, **changes))
     config = tiny_training.config(base, faces, tmp_path / "two", batch_size=2, **changes)

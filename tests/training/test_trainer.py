@@ -98,6 +98,10 @@ class TestOptions:
                 "identity_loss": {"mode": "few_step", "every": 2, "steps": 3, "gradient_steps": 2},
                 "loss": {"extra": "test_trainer:extra_loss"},
             },
+            {
+                "identity_loss": {"weight": 0.0, "recognizer": None, "every": 2, "steps": 2},
+                "loss": {"extra": "test_trainer:extra_loss", "extra_samples": True},
+            },
             {"identity_loss": {"reference": "photo"}},
             {"identity_loss": {"reference": "target", "contrastive": 0.1, "negatives": 3}},
             {"identity_loss": {"weight": 0.0, "recognizer": None}},
@@ -189,9 +193,9 @@ def extra_loss(objective, batch, identity_tokens, text_embeds, latents, predicte
     assert identity_tokens.shape[0] == text_embeds.shape[0] == len(batch["caption"]) and step >= 0
     pictures = objective.decode_latents(torch.stack([latents, predicted_latents]).flatten(0, 1))
     assert len(pictures) == 2 * len(batch["caption"]) and torch.isfinite(pictures).all()
-    few_step = objective.identity_loss.mode == "few_step"
-    assert (sampled_latents is not None) == (few_step and step % objective.identity_loss.every == 0)
-    if few_step and sampled_latents is not None:
+    due = objective.takes_samples and step % objective.identity_loss.every == 0
+    assert (sampled_latents is not None) == due
+    if sampled_latents is not None:
         assert sampled_latents.requires_grad and sampled_latents.shape == latents.shape
     return 0 * identity_tokens.mean() + EXTRA
 

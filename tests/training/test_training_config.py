@@ -42,6 +42,12 @@ class TestConfig:
             ("steps.x=1", "not a section"),
             ("adapter.num_tokens=true", "adapter.num_tokens is True"),
             ("identity_loss.gradient_steps=9", "gradient_steps is more than steps"),
+            ("identity_loss.lora_file=lora.safetensors", "identity_loss: lora_file is given without lora"),
+            ("identity_loss.lora=owner/lora", "identity_loss.lora is of samples, and mode prediction takes none"),
+            ("identity_loss.resolution=16", "identity_loss.resolution is of samples"),
+            ("identity_loss.prompt=portrait", "identity_loss.prompt is of samples"),
+            ("identity_loss={mode: few_step, resolution: 64}", "resolution is more than data.resolution"),
+            ("loss.extra_samples=true", "loss: extra_samples is true without extra"),
             ("adapter.parts=[mixer]", "which parts does not contain"),
         ],
     )

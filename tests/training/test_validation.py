@@ -1,16 +1,23 @@
 """What a run is judged by: sampled pictures of the validation people, by an analyzer that took no part in training."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import tiny
 import tiny_training
+import torch
+from evaluation_fixtures import clip_folder  # noqa: F401
 from tiny_training import reset_accelerate, train
+from transformers import CLIPModel, CLIPProcessor
 
 from facesnap_diffusers import Face
 from facesnap_diffusers.errors import InputError
 from facesnap_diffusers.training import trainer as trainer_module
+from facesnap_diffusers.training import validation
 from facesnap_diffusers.training.trainer import Trainer
 from facesnap_diffusers.training.validation import load_judge, one_of_each_person, validation_likeness
 
@@ -28,8 +35,10 @@ class MeanColor:
         return [Face(image, box, points, image.mean(axis=(0, 1)) + 1, 1.0, self.encoder)]
 
 
-def judged(base, faces, folder, **changes):
-    validation = {"judge": "test_validation:MeanColor", "people": 3, "every": 2, "images": 0, "batches": 0}
+def judged(base, faces, folder, judge="test_validation:MeanColor", clip_model=None, **changes):
+    validation = {
+        "judge": judge, "clip_model": clip_model, "people": 3, "every": 2, "images": 0, "batches": 0
+    }  # fmt: skip
     return tiny_training.config(
         base, faces, folder, data={"validation": [str(faces)]}, validation=validation, **changes
     )
@@ -68,6 +77,56 @@ def test_likeness_is_of_sampled_pictures(base, faces, tmp_path, monkeypatch):
     assert found["faces_found"] == pytest.approx(2 / 3) and found["points"] == pytest.approx(np.mean(points), rel=1e-5)
     assert found["face_distance"] == pytest.approx((sum(distances) + 2) / 3, rel=1e-4)
     assert list(pictures) == [5 + position for position in positions[:3]]
+
+
+def test_clip_t_is_what_the_model_itself_says(base, faces, clip_folder, tmp_path, monkeypatch):  # noqa: F811
+    """The cosines that CLIP's own forward gives for the sampled pictures and the prompts that they were made for."""
+    run = Trainer(judged(base, faces, tmp_path, clip_model=clip_folder, judge=None))
+    samples, config = run.validation_samples, run.config.validation
+    pictures = []
+
+    def picture(*arguments):
+        pictures.append(sample_picture(*arguments))
+        return pictures[-1]
+
+    sample_picture = validation.sample_picture
+    monkeypatch.setattr(validation, "sample_picture", picture)
+    model, processor = CLIPModel.from_pretrained(clip_folder), CLIPProcessor.from_pretrained(clip_folder)
+    for prompt in (None, "a portrait"):
+        pictures.clear()
+        config = dataclasses.replace(config, prompt=prompt)
+        found = validation_likeness(run.objective, samples, config, None, 5, run.clip)
+        captions = [prompt or samples[position]["caption"] for position in one_of_each_person(samples, 3)]
+        images = [PIL.Image.fromarray(picture) for picture in pictures]
+        inputs = processor(text=captions, images=images, return_tensors="pt", padding=True, truncation=True)
+        with torch.no_grad():
+            cosines = model(**inputs).logits_per_image.diagonal() / model.logit_scale.exp()
+        assert len(images) == 3 and set(found) == {"clip_t"}
+        assert found["clip_t"] == pytest.approx(cosines.mean().item(), abs=1e-5) and abs(found["clip_t"]) > 1e-3
+
+
+def test_clip_t_stands_beside_what_the_judge_says(base, faces, clip_folder, tmp_path):  # noqa: F811
+    done = train(judged(base, faces, tmp_path, steps=2, clip_model=clip_folder))
+    names = {f"validation/{name}" for name in ("clip_t", "face_distance", "faces_found", "points")}
+    assert names <= done.results.keys()
+    card, log = ((tmp_path / name).read_text() for name in ("adapter/README.md", "log.txt"))
+    assert f"| validation/clip_t | {done.results['validation/clip_t']:.4f} |" in card and "validation/clip_t" in log
+    assert f"clip_model: {Path(clip_folder).name}" in card  # no folder of this machine
+
+
+def test_a_wrong_clip_model(base, faces, tmp_path):
+    with pytest.raises(InputError, match="validation.clip_model 'none/such' could not be loaded"):
+        Trainer(judged(base, faces, tmp_path, clip_model="none/such"))
+
+
+def test_people_on_both_sides_are_named(base, faces, tmp_path, caplog):
+    tiny_training.write_faces(tmp_path / "other", people=2)
+    Trainer(tiny_training.config(base, faces, tmp_path / "run", data={"validation": [str(tmp_path / "other")]}))
+    (record,) = [record for record in caplog.records if "data.validation" in record.message]
+    same = (
+        f"{tmp_path / 'other'}: person0 is {faces}: person0, {tmp_path / 'other'}: person1 is {faces}: person1; leave"
+    )
+    assert same in record.message and "\n" not in record.message
 
 
 def test_the_best_adapter_is_kept(base, faces, tmp_path, monkeypatch):

@@ -59,6 +59,8 @@ class FaceSnapConfig:
         base_family (`str`, *optional*): Family of the base model: `"sd1"`, `"sd2"`, `"sdxl"`, or `"custom-<width>"`.
         base_model (`str`, *optional*): The base model it was trained on.
         license (`str`, *optional*): License of its weights, for the model card.
+        identity_loss_recognizers (`list[str]`): The recognizers whose identity loss it was trained with: their names as
+            that of `face_encoder_id`, or else those of their files or functions. Saved only where there are some.
         ffrnet_config ([`FaceSnapConfig`], *optional*): Where FFRNet comes from another adapter than the identity
             attention: what that one is made for. FFRNet then takes identity tokens of its own, and everything above but
             `parts` and `recommended_scales` is about the identity attention.
@@ -80,6 +82,7 @@ class FaceSnapConfig:
     base_family: str | None = None
     base_model: str | None = None
     license: str | None = None
+    identity_loss_recognizers: list[str] = field(default_factory=list)
     ffrnet_config: FaceSnapConfig | None = None
     format_version: int = FORMAT_VERSION
 
@@ -125,13 +128,23 @@ class FaceSnapConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The plain values, from which [`from_dict`] makes the config again."""
-        return asdict(self)
+        values = asdict(self)
+        for config in (values, values["ffrnet_config"]):
+            if config is not None and not config["identity_loss_recognizers"]:
+                del config["identity_loss_recognizers"]
+        return values
 
     @property
     def face_encoder_ids(self) -> list[str]:
         """The face recognizers whose embeddings its mixers take; none where any analyzer will do."""
         configs = [self, *([] if self.ffrnet_config is None else [self.ffrnet_config])]
         return list(dict.fromkeys(config.face_encoder_id for config in configs if config.face_embed_dim is not None))
+
+    @property
+    def trained_with_face_encoder_ids(self) -> list[str]:
+        """The face recognizers that took part in its training, by their embeddings or by an identity loss."""
+        of_ffrnet = [] if self.ffrnet_config is None else self.ffrnet_config.identity_loss_recognizers
+        return list(dict.fromkeys([*self.face_encoder_ids, *self.identity_loss_recognizers, *of_ffrnet]))
 
     @property
     def shares_image_encoder(self) -> bool:

@@ -19,13 +19,19 @@ def evaluate(
             " ip_adapter_faceid_plus, images, reference or ground_truth. May be given several times."
         ),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Folder or Hub repo of the base model.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Folder or Hub repo of the base model; nano: the one in this package.")
+    ] = None,
     imports: Annotated[
         list[str] | None,
         typer.Option("--import", help="Module to import first, for bases with components of your own."),
     ] = None,
     face_encoder_id: Annotated[
-        list[str] | None, typer.Option(help="Recognizer that judges. The first one given fills the table.")
+        list[str] | None,
+        typer.Option(
+            help="Recognizer that judges likeness; may be given several times. The first one's faces and points count for all"
+            " else."
+        ),
     ] = None,
     clip_model_id: Annotated[str | None, typer.Option(help="CLIP model for CLIP metrics, or none.")] = None,
     diversity: Annotated[bool | None, typer.Option(help="LPIPS between images of one person and prompt.")] = None,

@@ -42,8 +42,8 @@ def info(
     from rich.table import Table
     from rich.text import Text
 
-    from ..adapter.public import NANO_ADAPTER
     from ..errors import InputError, as_integer
+    from ..nano.naming import resolve_nano
 
     if public:
         if adapter is not None or variant is not None:
@@ -67,8 +67,7 @@ def info(
         title, sizes, stored = f"fresh adapter for {family}", _fresh_sizes(family), "MB in half precision"
     else:
         title, stored = adapter, "MB as stored"
-        if adapter == "nano" and not Path(adapter).exists():
-            adapter = str(NANO_ADAPTER)
+        adapter = resolve_nano(adapter, "adapter")
         sizes = _stored_sizes(adapter, variant)
     sizes["all"] = tuple(sum(column) for column in zip(*sizes.values(), strict=True))
 

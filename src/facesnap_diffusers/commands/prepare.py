@@ -212,4 +212,9 @@ def _show(folder: str) -> int:
         f"{counts['people']:,} people{clustered} in {counts['shards']:,} shards; {counts['validation']:,} photos set aside for"
         " validation; each photo: manifest.jsonl and people.jsonl"
     )
+    if counts["not_clustered"]:
+        Console().print(
+            f"{counts['not_clustered']:,} photos have no label and were too many to compare with one another: each counts as a"
+            " person; give labels, or prepare parts of up to 100,000 into folders of their own"
+        )
     return int(counts["kept"])

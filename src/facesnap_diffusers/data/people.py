@@ -5,16 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from array import array
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
 from ..files import atomic_file
 from .prepared_face import TAR_BLOCK
-from .shards import PEOPLE, Membership, PhotoRecord, read_records, read_settings
+from .shards import PEOPLE, Membership, read_records, read_settings
 
 
 MOST_CLUSTERED = 100_000  # comparing all pairs of so many takes minutes; it grows with the square
@@ -43,7 +45,7 @@ def divide_people(folder: str | Path, same_person: float | None = None, validati
 
     1. Of the photos with one label, those far from the person's medoid (the photo nearest to all others) are left out.
     2. Photos without a label that are near one another become a person called `unlabeled-N`; this is left out where there
-       are more than 100,000 of them.
+       are more than 100,000 of them ([`can_be_clustered`]).
     3. A share of the people is set aside for validation, the same ones every time, with everybody who is near one of them:
        nobody is on both sides.
 
@@ -57,23 +59,81 @@ def divide_people(folder: str | Path, same_person: float | None = None, validati
     folder = Path(folder)
     encoder = read_settings(folder).face_encoder_id
     limit = same_person_distance(encoder) if same_person is None else same_person
-    keys, labels = [], []
-    for record in read_records(folder):
-        if record.kept:
-            keys.append(record.key or "")
-            labels.append(record.identity)
-    members = [Membership(key, person) for key, person in zip(keys, labels, strict=True)]
+    photos = _Photos.read(folder)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".embeddings-") as temporary:
         embeddings = None
-        if limit and members:
-            embeddings = _embeddings(folder, Path(temporary), len(members), unit=not encoder.startswith("dlib/"))
-            _doubt_labels(members, embeddings, limit)
-            _cluster_unlabeled(members, embeddings, limit)
-        _set_aside(members, embeddings, limit or 0.0, validation)
+        if limit and len(photos.person):
+            embeddings = _embeddings(folder, Path(temporary), len(photos.person), is_unit(encoder))
+            _doubt_labels(photos, embeddings, limit)
+            _cluster_unlabeled(photos, embeddings, limit)
+        _set_aside(photos, embeddings, limit or 0.0, validation)
+    names = list(photos.names)
     with atomic_file(folder / PEOPLE) as path, open(path, "w") as file:
-        for member in members:
-            values = {name: value for name, value in asdict(member).items() if value is not None}
+        kept = (record for record in read_records(folder) if record.kept)
+        for number, record in enumerate(kept):
+            member = Membership(
+                record.key or "",
+                names[photos.person[number]] if photos.person[number] >= 0 else None,
+                "validation" if photos.validation[number] else "train",
+                ANOTHER_PERSON if photos.left_out[number] else None,
+            )
+            values = {name: value for name, value in vars(member).items() if value is not None}
             file.write(json.dumps(values) + "\n")
+
+
+def can_be_clustered(unlabeled: int) -> bool:
+    """Whether so many photos without a label are compared with one another."""
+    return unlabeled <= MOST_CLUSTERED
+
+
+def is_unit(face_encoder_id: str) -> bool:
+    """Whether embeddings are compared as vectors of unit length: all but dlib's."""
+    return not face_encoder_id.startswith("dlib/")
+
+
+@dataclass
+class _Photos:
+    """
+    The kept photos of a folder by number, as arrays: there may be ten million. `names`: people, with their codes; of each
+    photo `person`, a code or -1, `key_hash` (see [`_hash`]) where it has no label, and what is found out.
+    """
+
+    names: dict[str, int]
+    person: np.ndarray
+    key_hash: np.ndarray
+    left_out: np.ndarray
+    validation: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path) -> _Photos:
+        names: dict[str, int] = {}
+        person, key_hash = array("i"), array("Q")
+        for record in read_records(folder):
+            if record.kept:
+                label = record.identity
+                person.append(-1 if label is None else names.setdefault(label, len(names)))
+                key_hash.append(0 if label is not None else _hash(f"\0{record.key or ''}"))
+        nothing = np.zeros((2, len(person)), bool)
+        return cls(names, np.array(person), np.array(key_hash), *nothing)
+
+
+class _Groups:
+    """The photos of each of `count` codes, by number; a negative code is no group."""
+
+    def __init__(self, codes: np.ndarray, count: int):
+        self._order = np.argsort(codes, kind="stable")
+        self._edges = np.searchsorted(codes[self._order], np.arange(count + 1))
+
+    def __len__(self) -> int:
+        return len(self._edges) - 1
+
+    def __getitem__(self, code: int) -> np.ndarray:
+        return self._order[self._edges[code] : self._edges[code + 1]]
+
+
+def _hash(name: str) -> int:
+    """64 bits, the same every time."""
+    return int.from_bytes(hashlib.blake2b(name.encode("utf-8", "surrogatepass")).digest()[:8], "big")
 
 
 def _embeddings(folder: Path, temporary: Path, count: int, unit: bool) -> np.ndarray:
@@ -83,9 +143,13 @@ def _embeddings(folder: Path, temporary: Path, count: int, unit: bool) -> np.nda
         if embeddings is None:
             shape = (count, len(embedding))
             embeddings = np.lib.format.open_memmap(temporary / "embeddings.npy", "w+", np.float32, shape)
-        embeddings[number] = embedding / max(float(np.linalg.norm(embedding)), 1e-12) if unit else embedding
+        embeddings[number] = unit_vector(embedding) if unit else embedding
     assert embeddings is not None
     return embeddings
+
+
+def unit_vector(embedding: np.ndarray) -> np.ndarray:
+    return np.asarray(embedding / max(float(np.linalg.norm(embedding)), 1e-12))
 
 
 def _read_embeddings(folder: Path) -> Iterator[np.ndarray]:
@@ -94,62 +158,67 @@ def _read_embeddings(folder: Path) -> Iterator[np.ndarray]:
         for record in read_records(folder):
             if not record.kept:
                 continue
-            if record.shard != shard:
+            name, start, end = record.place()
+            if name != shard:
                 if file is not None:
                     file.close()
-                shard = record.shard or ""
+                shard = name
                 file = open(folder / shard, "rb")  # noqa: SIM115  (closed below)
-            yield safetensors.numpy.load(_member(file, record, ".safetensors"))["embedding"]
+            yield read_embedding(file, start, end)
     finally:
         if file is not None:
             file.close()
 
 
-def _member(file, record: PhotoRecord, ending: str) -> bytes:  # type: ignore[no-untyped-def]
-    """One file of a photo in a shard, without reading the pictures before it; see [`PreparedFace.to_tar`]."""
-    _, start, end = record.place()
+def read_embedding(shard: Any, start: int, end: int) -> np.ndarray:
+    """The embedding `(dim,)` of the photo in these bytes of an open shard, without reading the pictures before it."""
+    return safetensors.numpy.load(_member(shard, start, end, ".safetensors"))["embedding"]
+
+
+def _member(file: Any, start: int, end: int, ending: str) -> bytes:
+    """One file of a photo in a shard; see [`PreparedFace.to_tar`]."""
     while start < end:
         file.seek(start)
         header = file.read(TAR_BLOCK)
         size = int(header[124:135], 8)
         if header[:100].rstrip(b"\0").endswith(ending.encode()):
-            return file.read(size)
+            data: bytes = file.read(size)
+            return data
         start += TAR_BLOCK + -(-size // TAR_BLOCK) * TAR_BLOCK
-    raise ValueError(f"{record.key} has no {ending}")
+    raise ValueError(f"the photo has no {ending}")
 
 
-def _groups(members: list[Membership]) -> dict[str, list[int]]:
-    """The photos of each person, by number."""
-    groups: dict[str, list[int]] = {}
-    for number, member in enumerate(members):
-        if member.person is not None and member.left_out is None:
-            groups.setdefault(member.person, []).append(number)
-    return groups
-
-
-def _medoid(embeddings: np.ndarray, photos: list[int]) -> int:
+def _medoid(embeddings: np.ndarray, photos: np.ndarray) -> int:
     """The photo with the smallest median distance to the others, of the first thousand."""
     chosen = photos[:MOST_FOR_MEDOID]
-    vectors = np.asarray(embeddings[chosen])
-    return chosen[int(np.median(_distances(vectors, vectors), axis=1).argmin())]
+    return int(chosen[medoid(np.asarray(embeddings[chosen]))])
 
 
-def _doubt_labels(members: list[Membership], embeddings: np.ndarray, limit: float) -> None:
-    for photos in _groups(members).values():
-        if len(photos) < 2:
-            continue
-        medoid = embeddings[_medoid(embeddings, photos)][None]
-        for photo, distance in zip(photos, _distances(np.asarray(embeddings[photos]), medoid)[:, 0], strict=True):
-            if distance > limit:
-                members[photo].left_out = ANOTHER_PERSON
+def medoid(vectors: np.ndarray) -> int:
+    """The place of the vector, of `(n, dim)`, with the smallest median distance to the others."""
+    return int(np.median(distances(vectors, vectors), axis=1).argmin())
 
 
-def _cluster_unlabeled(members: list[Membership], embeddings: np.ndarray, limit: float) -> None:
+def _distances_to_medoid(embeddings: np.ndarray, photos: np.ndarray) -> np.ndarray:
+    """`(photos,)`"""
+    center = embeddings[_medoid(embeddings, photos)][None]
+    blocks = (photos[first : first + _BLOCK] for first in range(0, len(photos), _BLOCK))
+    return np.concatenate([distances(np.asarray(embeddings[block]), center)[:, 0] for block in blocks])
+
+
+def _doubt_labels(photos: _Photos, embeddings: np.ndarray, limit: float) -> None:
+    groups = _Groups(photos.person, len(photos.names))
+    for numbers in map(groups.__getitem__, range(len(groups))):
+        if len(numbers) > 1:
+            photos.left_out[numbers] = _distances_to_medoid(embeddings, numbers) > limit
+
+
+def _cluster_unlabeled(photos: _Photos, embeddings: np.ndarray, limit: float) -> None:
     """Single linkage among those surely of one person; who is far from the medoid of a chain stays without a person."""
-    photos = [number for number, member in enumerate(members) if member.person is None]
-    if not 1 < len(photos) <= MOST_CLUSTERED:
+    unlabeled = np.flatnonzero(photos.person < 0)
+    if len(unlabeled) < 2 or not can_be_clustered(len(unlabeled)):
         return
-    root = list(range(len(photos)))
+    root = list(range(len(unlabeled)))
 
     def find(place: int) -> int:
         while root[place] != place:
@@ -157,57 +226,56 @@ def _cluster_unlabeled(members: list[Membership], embeddings: np.ndarray, limit:
             place = root[place]
         return place
 
-    vectors = np.asarray(embeddings[photos])
-    for first in range(0, len(photos), _BLOCK):
+    vectors = np.asarray(embeddings[unlabeled])
+    for first in range(0, len(unlabeled), _BLOCK):
         for second in range(0, first + 1, _BLOCK):
-            near = _distances(vectors[first : first + _BLOCK], vectors[second : second + _BLOCK]) <= SURE * limit
+            near = distances(vectors[first : first + _BLOCK], vectors[second : second + _BLOCK]) <= SURE * limit
             for a, b in np.argwhere(near):
                 a, b = find(first + int(a)), find(second + int(b))
                 root[max(a, b)] = min(a, b)
     clusters: dict[int, list[int]] = {}
-    for place, photo in enumerate(photos):
+    for place, photo in enumerate(unlabeled.tolist()):
         clusters.setdefault(find(place), []).append(photo)
     number = 0
     for cluster in clusters.values():
         if len(cluster) < 2:
             continue
-        medoid = embeddings[_medoid(embeddings, cluster)][None]
-        near = _distances(np.asarray(embeddings[cluster]), medoid)[:, 0] <= limit
-        for photo, belongs in zip(cluster, near, strict=True):
-            members[photo].person = f"unlabeled-{number:06d}" if belongs else None
+        numbers = np.array(cluster)
+        near = _distances_to_medoid(embeddings, numbers) <= limit
+        photos.person[numbers[near]] = photos.names.setdefault(f"unlabeled-{number:06d}", len(photos.names))
         number += 1
 
 
-def _set_aside(members: list[Membership], embeddings: np.ndarray | None, limit: float, share: float) -> None:
+def _set_aside(photos: _Photos, embeddings: np.ndarray | None, limit: float, share: float) -> None:
     """A photo without a person counts as one of its own."""
-    people: dict[str, list[int]] = {}
-    for number, member in enumerate(members):
-        if member.left_out is None:
-            people.setdefault(member.person or f"\0{member.key}", []).append(number)
+    alone = np.flatnonzero((photos.person < 0) & ~photos.left_out)
+    code = photos.person.copy()
+    code[alone] = len(photos.names) + np.arange(len(alone))
+    code[photos.left_out] = -1
+    groups = _Groups(code, len(photos.names) + len(alone))
+    people = np.unique(code[code >= 0])
     count = min(round(share * len(people)), MOST_VALIDATION_PEOPLE)
     if share > 0 and len(people) >= FEWEST_PEOPLE_TO_DIVIDE:
         count = max(count, 1)
     # by a hash of the name: photos that are added later leave who is set aside where they are
-    names = sorted(people, key=lambda name: hashlib.blake2b(name.encode("utf-8", "surrogatepass")).digest())
-    chosen = set(names[:count])
-    if embeddings is not None and chosen:
-        person = {photo: name for name, photos in people.items() for photo in photos}
-        newest = set(chosen)
-        while newest:
-            centers = np.stack([embeddings[_medoid(embeddings, people[name])] for name in sorted(newest)])
-            near: set[str] = set()
-            for first in range(0, len(members), _BLOCK):
-                block = np.asarray(embeddings[first : first + _BLOCK])
-                close = (_distances(block, centers) <= SURE * limit).any(axis=1)
-                near |= {person[first + int(place)] for place in np.flatnonzero(close) if first + int(place) in person}
-            newest = near - chosen
-            chosen |= newest
-    for name in chosen:
-        for photo in people[name]:
-            members[photo].split = "validation"
+    of_names = np.fromiter(map(_hash, photos.names), np.uint64, len(photos.names))
+    hashes = np.concatenate([of_names, photos.key_hash[alone]])
+    newest = people[np.argsort(hashes[people], kind="stable")[:count]]
+    chosen = np.zeros(len(groups), bool)
+    chosen[newest] = True
+    while embeddings is not None and len(newest):
+        centers = np.stack([embeddings[_medoid(embeddings, groups[person])] for person in newest])
+        near = np.zeros(len(groups), bool)
+        for first in range(0, len(code), _BLOCK):
+            block = np.asarray(embeddings[first : first + _BLOCK])
+            close = code[first : first + _BLOCK][(distances(block, centers) <= SURE * limit).any(axis=1)]
+            near[close[close >= 0]] = True
+        newest = np.flatnonzero(near & ~chosen)
+        chosen |= near
+    photos.validation[code >= 0] = chosen[code[code >= 0]]
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Euclidean distances of `(n, dim)` and `(m, dim)`, of shape `(n, m)`."""
     squares = np.square(a).sum(axis=1)[:, None] + np.square(b).sum(axis=1) - 2 * a @ b.T
     return np.sqrt(np.maximum(squares, 0))

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from ..errors import InputError, MissingDependencyError
 from ..faces.analyzers import FaceAnalyzer
 from .duplicates import DuplicateFinder
-from .people import divide_people
+from .people import can_be_clustered, divide_people
 from .photo_preparation import PhotoPreparer, mirrored_hash
 from .prepared_face import PreparedFace
 from .shard_settings import PrepareConfig
@@ -158,16 +158,18 @@ def _both_ways(phash: int | None) -> list[int]:
 def statistics(folder: str | Path) -> dict[str, Any]:
     """
     Counts of a prepared folder: `photos`, `kept`, `shards`, `reasons` with the photos left out for each; of the photos that
-    are used `people`, `clustered` (people found among photos without a label), and `validation` (photos set aside).
+    are used `people`, `clustered` (people found among photos without a label), `not_clustered` (photos without a label that
+    were too many to compare), and `validation` (photos set aside).
     """
     reasons: dict[str, int] = {}
     shards: set[str | None] = set()
     labels: set[str | None] = set()
-    photos = kept = 0
+    photos = kept = unlabeled = 0
     for record in read_records(folder):
         photos += 1
         if record.kept:
             kept += 1
+            unlabeled += record.identity is None
             shards.add(record.shard)
             labels.add(record.identity)
         else:
@@ -189,6 +191,7 @@ def statistics(folder: str | Path) -> dict[str, Any]:
         "kept": kept,
         "people": len(people),
         "clustered": len(people - labels),
+        "not_clustered": 0 if can_be_clustered(unlabeled) else unlabeled,
         "validation": validation,
         "shards": len(shards),
         "reasons": dict(sorted(reasons.items(), key=lambda item: -item[1])),

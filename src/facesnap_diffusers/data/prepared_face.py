@@ -237,13 +237,15 @@ def make_face(
     )
 
 
-def resize_points(points: np.ndarray, scale: float, corner: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+def resize_points(
+    points: np.ndarray, scale: float | np.ndarray, corner: tuple[float, float] = (0.0, 0.0)
+) -> np.ndarray:
     r"""
     Points of an image in the pixels of a part of it that is scaled.
 
     Args:
         points (`np.ndarray`): `(..., 2)`, x and y in pixels, the center of the top left one at (0, 0).
-        scale (`float`): Pixels of the result for each pixel of the image.
+        scale (`float` or `np.ndarray`): Pixels of the result for each pixel of the image; one, or one along x and one along y.
         corner (`tuple[float, float]`): The part's top left corner, x and y, as boxes of Pillow have it: the top left corner
             of the image, half a pixel from that pixel's center, is at (0, 0).
 

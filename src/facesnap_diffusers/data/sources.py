@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import posixpath
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,14 +115,26 @@ def _files(folder: Path) -> Iterator[tuple[Path, Path | None]]:
     Photos below a folder in order, each with the file of its caption, a directory at a time: millions of them need not be in
     memory.
     """
-    paths = sorted(folder.iterdir())
-    captions = {path.stem: path for path in paths if path.suffix.lower() == ".txt"}
-    for path in paths:
+    # names alone take less memory than paths
+    names = sorted(entry.name for entry in os.scandir(folder))
+    for name in names:
+        path = folder / name
         if path.is_dir():
-            if _is_folder_of_photos(path.name):
+            if _is_folder_of_photos(name):
                 yield from _files(path)
-        elif _may_be_photo(path.name):
-            yield path, captions.get(path.stem)
+        elif _may_be_photo(name):
+            caption = _caption(names, path.stem)
+            yield path, None if caption is None else folder / caption
+
+
+def _caption(names: list[str], stem: str) -> str | None:
+    """Of sorted names, the last one of a text file that is called `stem`."""
+    caption = None
+    for ending in (".TXT", ".Txt", ".txt"):
+        place = bisect_left(names, stem + ending)
+        if place < len(names) and names[place] == stem + ending:
+            caption = names[place]
+    return caption
 
 
 def _folder(folder: Path) -> Iterator[Item]:
@@ -251,13 +265,19 @@ def _data_set(name: str, columns: Columns, split: str) -> Iterator[Item]:
     else:
         rows = datasets.load_from_disk(name)
         rows = rows[split] if isinstance(rows, datasets.DatasetDict) else rows
-    if columns.image not in (rows.features or {}):
-        raise InputError(f"{name} has no column {columns.image!r}; it has {list(rows.features or {})}")
-    label = rows.features.get(columns.identity)
-    # undecoded: a damaged image must not end the run
-    rows = rows.cast_column(columns.image, datasets.Image(decode=False))
+    features = rows.features
+    if features is None:  # streamed tables, such as CSV, have their columns in their rows, and in them names of photos
+        features = dict.fromkeys(next(iter(rows), {}))
+    if columns.image not in features:
+        raise InputError(f"{name} has no column {columns.image!r}; it has {list(features)}")
+    label = features.get(columns.identity)
+    if rows.features is not None:
+        # undecoded: a damaged image must not end the run
+        rows = rows.cast_column(columns.image, datasets.Image(decode=False))
     for number, row in enumerate(rows):
         image, identity = row[columns.image] or {}, row.get(columns.identity)
+        if not isinstance(image, dict):
+            image = {"bytes": image} if isinstance(image, bytes) else {"path": str(image)}
         if isinstance(label, datasets.ClassLabel) and identity is not None:
             identity = label.int2str(identity)
         yield Item(

@@ -11,9 +11,9 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..clip import ClipEncoder
 from ..errors import InputError, MissingDependencyError, one_line
 from ..faces.photo import load_photo
-from .clip import ClipEncoder
 
 
 try:

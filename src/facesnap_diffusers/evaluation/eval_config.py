@@ -24,7 +24,7 @@ class EvalConfig:
         output (`str`): The folder that everything is written to. Images that are there already are not made again.
         methods (`list`): What makes the images: each a kind, or a dictionary of a `kind` and its settings.
         sampling ([`Sampling`]): Base model, size and steps, for all methods.
-        face_encoder_ids (`list[str]`): Recognizers that judge; the first one's points count, and it fills the table.
+        face_encoder_ids (`list[str]`): Recognizers that judge likeness; the first one's faces and points count for all else.
         clip_model_id (`str`, *optional*): Hub repo or folder of the CLIP model, `"none"` for no CLIP metrics; by default
             a ViT-L/14 where the benchmark's table has such metrics.
         diversity (`bool`): Whether to compute LPIPS between the images of a person and prompt.

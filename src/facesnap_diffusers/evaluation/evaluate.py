@@ -14,7 +14,8 @@ import PIL.Image
 import PIL.PngImagePlugin
 import torch
 
-from ..errors import InputError, NoFaceFoundError
+from ..clip import ClipEncoder
+from ..errors import InputError, NoFaceFoundError, one_line
 from ..faces.analyzers import FaceAnalyzer
 from ..files import atomic_file
 from ..preflight import check_device, make_output_folder
@@ -22,7 +23,6 @@ from ..settings import dump_settings
 from .benchmarks import load_benchmark
 from .benchmarks.base import Benchmark
 from .cases import Case, image_files, safe_id
-from .clip import ClipEncoder
 from .eval_config import EvalConfig
 from .features import FeatureStore, shared_analyzer
 from .methods import Method, TextToImage, make_method
@@ -36,6 +36,9 @@ logger = logging.getLogger(__name__)
 DEFAULT_CLIP_MODEL = "openai/clip-vit-large-patch14"
 FINGERPRINT = "facesnap"
 METHOD_FILE = "method.json"
+
+#: What only a method that is loaded knows of itself, kept in its file for runs that find all images there.
+LOADED = ("trained_with_face_encoder_ids", "scheduler")
 
 #: Wraps an iterable to show progress: the items, a description, and how many there are.
 Progress = Callable[[Iterable[Any], str, int], Iterable[Any]]
@@ -92,10 +95,12 @@ def evaluate(
     for method in methods:
         method.check(cases)
 
-    images = {}
+    images: dict[str, dict[str, Path]] = {}
+    loaded: dict[str, dict[str, Any]] = {}
     for method in methods:
         folder = output / safe_id(method.name)
         generate(method, cases, sampling, folder, config.batch_size, config.device, progress)
+        loaded[method.name] = _read_about(folder)
         images[method.name] = {case.id: folder / f"{case.id}.png" for case in cases}
     text_only = next((images[method.name] for method in methods if isinstance(method, TextToImage)), None)
 
@@ -124,9 +129,7 @@ def evaluate(
             metrics |= _set_scores(cases, images[method.name], paths, diversity, distance, config.device)
         results["methods"][method.name] = {
             "settings": method.settings(sampling),
-            "trained_with_face_encoder_id": json.loads((folder / METHOD_FILE).read_text())[
-                "trained_with_face_encoder_id"
-            ],
+            **loaded[method.name],
             "groups": summary,
         }
     write_report(results, benchmark, images, output, config.sheet_rows, scorer)
@@ -165,7 +168,7 @@ def generate(
     if not missing:
         return
     method.load(sampling, device)
-    about = {"settings": json.loads(settings), "trained_with_face_encoder_id": method.trained_with_face_encoder_id}
+    about = {"settings": json.loads(settings), **{name: getattr(method, name) for name in LOADED}}
     _write_text(folder / METHOD_FILE, json.dumps(about, indent=2) + "\n")
     batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
     for batch in progress(batches, f"{method.name}: images", len(batches)) if progress else batches:
@@ -177,6 +180,18 @@ def generate(
         for case, image in zip(batch, images, strict=True):
             _save(folder, case.id, image, fingerprints[case.id])
     method.unload()
+
+
+def _read_about(folder: Path) -> dict[str, Any]:
+    """What a method that was loaded once has said of itself."""
+    try:
+        about = json.loads((folder / METHOD_FILE).read_text())
+        return {name: about[name] for name in LOADED}
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder / METHOD_FILE} does not say what made the images ({one_line(error)}); name another output, or delete"
+            " that folder"
+        ) from None
 
 
 def _try(method: Method, case: Case) -> PIL.Image.Image | None:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from ..clip import ClipEncoder
 from ..errors import NoFaceFoundError
 from ..faces.analyzers import FaceAnalyzer, default_analyzer
 from ..faces.detection import find_face
 from ..faces.face import Face
 from ..faces.photo import load_photo
 from ..files import atomic_file
-from .clip import ClipEncoder
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from ..faces.photo import load_photo
 from ..files import atomic_file
 from .benchmarks.base import Benchmark, Column
 from .cases import Case
+from .judges import LIKENESS, TAUGHT, independent_first, metric_of, short_names
 from .scoring import Scorer
 
 
@@ -48,62 +50,108 @@ def write_report(
 
 
 def markdown(results: Mapping[str, Any], benchmark: Benchmark) -> str:
-    """A table with a row for each method, the best value of each column bold, and notes on how to read it."""
+    """
+    A table with a row for each method, the best value of each column bold, and notes on how to read it. Each recognizer has
+    its columns of likeness, those that took no part in training first. The number of images stands in a column's head, or
+    in its cells where the methods differ in it.
+    """
     methods = results["methods"]
-    columns = [
-        column
-        for column in benchmark.columns
-        if any(_value(method, column) is not None for method in methods.values())
-    ]
-    heads = [
-        "method",
-        *(f"{column.title}{ {'higher': ' ↑', 'lower': ' ↓'}.get(column.better, '') }" for column in columns),
-    ]
-    lines = ["| " + " | ".join(heads) + " |", "| --- |" + " ---: |" * len(columns)]
-    best = {column: _best(methods, column) for column in columns}
+    table = [[name.replace("|", "\\|") for name in ("method", *methods)]]
+    for column, judge in _columns(results, benchmark):
+        measured = {name: values for name, method in methods.items() if (values := _values(method, column))}
+        if measured:
+            table.append(_cells(methods, measured, column, judge))
+    head, *rows = ("| " + " | ".join(cells) + " |" for cells in zip(*table, strict=True))
+    rule = "| --- |" + " ---: |" * (len(table) - 1)
+    notes = [f"- {note}" for note in _notes(results, benchmark)]
+    return "\n".join([f"# {benchmark.name}", "", head, rule, *rows, "", *notes, ""])
+
+
+def _cells(methods: Mapping[str, Any], measured: Mapping[str, Any], column: Column, judge: str | None) -> list[str]:
+    """The head of a column, and its cell for each method."""
+    unit = 100 if column.statistic == "percent" else 1
+    numbers = {name: unit * values[_statistic(column)] for name, values in measured.items()}
+    best = _best(numbers.values(), column) if len(methods) > 1 else None
+    counts = {values["n"] for values in measured.values()}
+    head = column.title + {"higher": " ↑", "lower": " ↓"}.get(column.better, "")
+    is_same = len(counts) == 1
+    cells = [f"{head}, n={min(counts)}" if is_same else head]
     for name, method in methods.items():
-        cells = []
-        for column in columns:
-            value = _value(method, column)
-            text = "–" if value is None else f"{value:.{column.digits}f}"
-            is_best = len(methods) > 1 and value is not None and best[column] == round(value, column.digits)
-            cells.append(f"**{text}**" if is_best else text)
-        lines.append("| " + " | ".join([name.replace("|", "\\|"), *cells]) + " |")
-    return "\n".join(
-        [f"# {benchmark.name}", "", *lines, "", *(f"- {note}" for note in _notes(results, benchmark)), ""]
-    )
+        if name not in measured:
+            cells.append("–")
+            continue
+        cell = f"{numbers[name]:.{column.digits}f}"
+        if best == round(numbers[name], column.digits):
+            cell = f"**{cell}**"
+        if judge in method["trained_with_face_encoder_ids"]:
+            cell += TAUGHT
+        cells.append(cell if is_same else f"{cell} (n={measured[name]['n']})")
+    return cells
 
 
-def _value(method: Mapping[str, Any], column: Column) -> float | None:
-    metrics = method["groups"].get(column.group or "all", {})
-    values = metrics.get(column.metric)
-    if values is None:
-        return None
-    return 100 * values["mean"] if column.statistic == "percent" else values.get(column.statistic)
+def _columns(results: Mapping[str, Any], benchmark: Benchmark) -> list[tuple[Column, str | None]]:
+    """The columns of the table: those of likeness for each recognizer, with its id."""
+    encoder_ids, taught_by = results["face_encoder_ids"], _taught_by(results)
+    names = short_names(encoder_ids)
+    columns: list[tuple[Column, str | None]] = []
+    for column in benchmark.columns:
+        if column.metric not in LIKENESS:
+            columns.append((column, None))
+            continue
+        for judge in independent_first(encoder_ids, taught_by):
+            title = f"{column.title}, {names[judge]}" if len(encoder_ids) > 1 else column.title
+            title += TAUGHT if judge in taught_by else ""
+            metric = metric_of(column.metric, judge, encoder_ids)
+            columns.append((replace(column, title=title, metric=metric), judge))
+    return columns
 
 
-def _best(methods: Mapping[str, Any], column: Column) -> float | None:
-    values = [value for method in methods.values() if (value := _value(method, column)) is not None]
-    if not values or not column.better:
-        return None
-    return round(max(values) if column.better == "higher" else min(values), column.digits)
+def _taught_by(results: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The recognizers that took part in the training of methods, and of which."""
+    taught: dict[str, list[str]] = {}
+    for name, method in results["methods"].items():
+        for encoder_id in method["trained_with_face_encoder_ids"]:
+            taught.setdefault(encoder_id, []).append(name)
+    return taught
+
+
+def _values(method: Mapping[str, Any], column: Column) -> dict[str, Any] | None:
+    """The statistics of a column's metric and their `n`; `None` where a method has none."""
+    values: dict[str, Any] = method["groups"].get(column.group or "all", {}).get(column.metric, {})
+    return values if _statistic(column) in values else None
+
+
+def _statistic(column: Column) -> str:
+    return "mean" if column.statistic == "percent" else column.statistic
+
+
+def _best(numbers: Iterable[float], column: Column) -> float | None:
+    choose = {"higher": max, "lower": min}.get(column.better)
+    return None if choose is None else round(choose(numbers), column.digits)
 
 
 def _notes(results: Mapping[str, Any], benchmark: Benchmark) -> list[str]:
-    judge = results["face_encoder_ids"][0]
+    encoder_ids, taught_by = results["face_encoder_ids"], _taught_by(results)
+    names = short_names(encoder_ids)
+    clip = f", CLIP by {results['clip_model_id']}." if results["clip_model_id"] else "."
     notes = [
         *benchmark.notes,
         f"{results['cases']} images a method of {results['people']} people, retrieval among {results['gallery']};"
         f" seed {results['config']['seed']}.",
-        f"Faces by {judge}" + (f", CLIP by {results['clip_model_id']}." if results["clip_model_id"] else "."),
-        "Means over the images with a face; one without counts as a miss in retrieval.",
+        f"Faces by {encoder_ids[0]}{clip}",
+        "n is the number of images that a figure comes from. Likeness is measured on images with a face; one without counts as"
+        " a miss in retrieval.",
     ]
-    own = [name for name, method in results["methods"].items() if method["trained_with_face_encoder_id"] == judge]
-    if own:
-        notes.append(
-            f"{', '.join(own)}: made from embeddings of the recognizer that judges here, which flatters likeness; judge"
-            " with another one too."
-        )
+    if len(encoder_ids) > 1:
+        judges = " and ".join(f"{encoder_id} ({names[encoder_id]})" for encoder_id in encoder_ids)
+        notes.append(f"Likeness by {judges}, each with the faces that its own detector finds.")
+    taught = [encoder_id for encoder_id in encoder_ids if encoder_id in taught_by]
+    advice = "; judge with another one too" if len(taught) == len(encoder_ids) else ""
+    notes += [
+        f"{TAUGHT} {encoder_id} took part in the training of {', '.join(taught_by[encoder_id])}, by its embeddings or an"
+        f" identity loss, which flatters likeness{advice}."
+        for encoder_id in taught
+    ]
     if results["people_without_face"]:
         missing = ", ".join(results["people_without_face"])
         notes.append(f"Left out, because no face is found in their reference: {missing}.")

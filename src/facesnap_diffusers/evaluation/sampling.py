@@ -11,6 +11,7 @@ from pydantic import Field
 
 from ..base_models import import_modules
 from ..errors import InputError, one_line
+from ..nano.naming import resolve_nano
 from ..settings import strict_dataclass
 
 
@@ -23,7 +24,8 @@ class Sampling:
     How all methods of an evaluation sample.
 
     Attributes:
-        base (`str`, *optional*): Folder or Hub repo of the base model, in diffusers' format.
+        base (`str`, *optional*): Folder or Hub repo of the base model, in diffusers' format; `"nano"`: the one in this
+            package.
         height, width (`int`, *optional*): Of the images, in pixels; the base model's own by default.
         num_inference_steps (`int`): Denoising steps.
         guidance_scale (`float`): Weight of classifier-free guidance; 1 is without.
@@ -57,7 +59,7 @@ def load_base(sampling: Sampling) -> DiffusionPipeline:
     import_modules(sampling.imports, "sampling.imports")
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            sampling.base, dtype=getattr(torch, sampling.dtype), variant=sampling.variant
+            resolve_nano(sampling.base, "base"), dtype=getattr(torch, sampling.dtype), variant=sampling.variant
         )
     except (OSError, ValueError) as error:
         raise InputError(

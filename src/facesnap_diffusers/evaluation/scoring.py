@@ -14,6 +14,7 @@ from ..models.landmark_predictor import load_landmark_predictor
 from .benchmarks.base import Benchmark
 from .cases import Case
 from .features import Features, FeatureStore, FoundFace
+from .judges import metric_of
 from .metrics import (
     angle_errors,
     background_color,
@@ -41,7 +42,7 @@ class Scorer:
 
     Args:
         benchmark ([`Benchmark`]): The cases.
-        store ([`FeatureStore`]): Features of the images. Its first analyzer's faces count; further ones add similarities.
+        store ([`FeatureStore`]): Features of the images. Its first analyzer's faces count; further ones add likeness.
         progress (`Callable`): Wraps iterables, see [`evaluate`].
     """
 
@@ -114,9 +115,8 @@ class Scorer:
         ground_truth = self.store.get(case.ground_truth) if case.ground_truth is not None else None
 
         for encoder_id in self.encoder_ids:
-            suffix = "" if encoder_id == self.encoder_ids[0] else f"/{encoder_id}"
             values = self._likeness(case, encoder_id, features.faces.get(encoder_id), ground_truth)
-            row |= {name + suffix: value for name, value in values.items()}
+            row |= {metric_of(name, encoder_id, self.encoder_ids): value for name, value in values.items()}
         face = features.faces.get(self.encoder_ids[0])
         ground_truth_face = ground_truth.faces.get(self.encoder_ids[0]) if ground_truth else None
         if image is not None:

@@ -13,6 +13,7 @@ import PIL.Image
 from diffusers.training_utils import find_nearest_bucket
 
 from ..data.shards import PreparedFaces
+from .epochs import Epochs
 
 
 class AspectBuckets:
@@ -20,7 +21,7 @@ class AspectBuckets:
     Puts each photo into the bucket whose sides are most like the photo's, and orders the photos by their positions in the run.
     All samples of an optimizer step are from one bucket, however many processes and forward passes they are divided among.
 
-    A bucket's photos come in random order, each once before one of them comes again. In every epoch a bucket has the steps
+    A bucket's photos of an epoch come in random order, after those of the epoch before. In every epoch a bucket has the steps
     that its photos fill; those left over are the first ones of its first step in the next epoch. The steps of an epoch come
     in random order.
 
@@ -29,6 +30,7 @@ class AspectBuckets:
         sizes (list of `tuple[int, int]`): Height and width of each bucket's pictures, in pixels.
         step_size (`int`): Samples of a step, of all processes and forward passes together.
         seed (`int`): Of the order.
+        epochs ([`Epochs`], *optional*): Which photos come in which epoch; by default each in every one.
     """
 
     def __init__(
@@ -37,16 +39,17 @@ class AspectBuckets:
         sizes: Sequence[tuple[int, int]],
         step_size: int,
         seed: int = 0,
+        epochs: Epochs | None = None,
     ):
         self.sizes = list(sizes)
         self.step_size = step_size
         self.seed = seed
         bucket_of = [find_nearest_bucket(height, width, self.sizes) for width, height in photo_sizes]
+        self.epochs = epochs or Epochs(len(bucket_of))
         self._bucket_of = np.array(bucket_of, dtype=np.int64)  # (photos,)
-        self._photos = [np.flatnonzero(self._bucket_of == bucket) for bucket in range(len(self.sizes))]
-        self.counts = [len(photos) for photos in self._photos]
-        self._epoch_of_steps, self._steps = range(0), list[tuple[int, int]]()
-        self._orders: dict[int, tuple[int, np.ndarray]] = {}
+        self.counts = np.bincount(self._bucket_of, minlength=len(self.sizes)).tolist()
+        self._epoch, self._epoch_of_steps, self._steps = 0, range(0), list[tuple[int, int]]()
+        self._orders: dict[int, tuple[range, np.ndarray]] = {}
 
     def size(self, photo: int) -> tuple[int, int]:
         """Height and width of the picture that a photo becomes."""
@@ -58,27 +61,42 @@ class AspectBuckets:
         if step not in self._epoch_of_steps:
             self._find_epoch(step)
         bucket, number = self._steps[step - self._epoch_of_steps.start]
-        turn, place = divmod(number * self.step_size + place, self.counts[bucket])
-        if self._orders.get(bucket, (-1,))[0] != turn:
-            order = np.random.default_rng([self.seed, bucket, turn, 2]).permutation(self._photos[bucket])
-            self._orders[bucket] = turn, order
-        return int(self._orders[bucket][1][place])
+        place += number * self.step_size
+        if bucket not in self._orders or place not in self._orders[bucket][0]:
+            self._orders[bucket] = self._find_order(bucket, place)
+        places, order = self._orders[bucket]
+        return int(order[place - places.start])
+
+    def _find_order(self, bucket: int, place: int) -> tuple[range, np.ndarray]:
+        """The photos of a bucket in the epoch to which one of its places belongs, in order, and the places of that epoch."""
+        until_now = range(self._epoch + 1)
+        epoch = bisect_right(until_now, place, key=lambda epoch: self._photos_before(epoch)[bucket]) - 1
+        photos = self.epochs.photos(epoch)
+        photos = photos[self._bucket_of[photos] == bucket]
+        start = self._photos_before(epoch)[bucket]
+        order = np.random.default_rng([self.seed, bucket, epoch, 2]).permutation(photos)
+        return range(start, start + len(photos)), order
 
     def _find_epoch(self, step: int) -> None:
         """Finds the epoch of a step, and for each step of it the bucket and the step's number in that bucket."""
         # buckets keep back less than a step each, so that by this epoch the step has come
-        last = (step + len(self.counts)) * self.step_size // sum(self.counts) + 2
+        last = (step + len(self.counts)) * self.step_size // self.epochs.size + 2
         epoch = bisect_right(range(last), step, key=lambda epoch: sum(self._steps_before(epoch))) - 1
         first, end = self._steps_before(epoch), self._steps_before(epoch + 1)
         buckets = np.repeat(range(len(first)), np.subtract(end, first))
         buckets = np.random.default_rng([self.seed, epoch, 2]).permutation(buckets)
         numbers = [count(start) for start in first]
-        self._epoch_of_steps = range(sum(first), sum(end))
+        self._epoch, self._epoch_of_steps = epoch, range(sum(first), sum(end))
         self._steps = [(bucket, next(numbers[bucket])) for bucket in buckets.tolist()]
 
     def _steps_before(self, epoch: int) -> list[int]:
         """Steps of each bucket before an epoch."""
-        return [epoch * photos // self.step_size for photos in self.counts]
+        return [photos // self.step_size for photos in self._photos_before(epoch)]
+
+    def _photos_before(self, epoch: int) -> list[int]:
+        """Photos of each bucket before an epoch."""
+        photos = np.bincount(self._bucket_of, self.epochs.turns(epoch), len(self.sizes))
+        return [int(count) for count in photos]
 
 
 def read_photo_sizes(faces: PreparedFaces) -> list[tuple[int, int]]:

@@ -15,6 +15,8 @@ from ..adapter.config import CONFIG_NAME, IMAGE_ENCODER_FOLDER, FaceSnapConfig
 from ..adapter.hub import resolve_adapter_folder
 from ..errors import InputError, one_line
 from ..models.image_encoder import default_image_processor
+from ..nano.naming import resolve_nano
+from .recognizer import recognizer_name
 from .training_config import TrainingConfig
 from .warm_start import prepare_start, start_config, stored_start
 from .weight_storage import store_weights
@@ -45,11 +47,12 @@ def load_pipeline(config: TrainingConfig) -> Any:
     if not is_xl:
         options["safety_checker"] = None
     try:
-        if config.base.model.endswith(".safetensors"):
-            pipeline = pipeline_class.from_single_file(config.base.model, **options)
+        model = resolve_nano(config.base.model, "base")
+        if model.endswith(".safetensors"):
+            pipeline = pipeline_class.from_single_file(model, **options)
         else:
             pipeline = pipeline_class.from_pretrained(
-                config.base.model, revision=config.base.revision, variant=config.base.variant, **options
+                model, revision=config.base.revision, variant=config.base.variant, **options
             )
     except (OSError, ValueError) as error:
         raise InputError(
@@ -62,12 +65,12 @@ def load_pipeline(config: TrainingConfig) -> Any:
         if isinstance(component, torch.nn.Module):
             component.requires_grad_(False).eval()
 
-    start: str | Path | None = config.adapter.start_from
+    start = _start_from(config)
     if config.adapter.warm_start is not None:
         adapter = adapter_config(config)
         assert adapter is not None
         bundles = adapter.image_encoder_id == IMAGE_ENCODER_FOLDER and stored_start(config) is None
-        start = prepare_start(pipeline, config, adapter, _image_encoder(config) if bundles else {})
+        start = str(prepare_start(pipeline, config, adapter, _image_encoder(config) if bundles else {}))
     if start is not None:
         # in float32, for what is trained goes on with the bits that were saved
         pipeline.load_facesnap_adapter(start, dtype=torch.float32)
@@ -87,6 +90,7 @@ def load_pipeline(config: TrainingConfig) -> Any:
     for part in config.adapter.train:
         if getattr(pipeline, part).dtype != torch.float32:
             getattr(pipeline, part).to(torch.float32)
+    _note_recognizer(pipeline, config)
     if config.gradient_checkpointing:
         for name in ("unet", "ffrnet", "vae"):
             component = getattr(pipeline, name)
@@ -108,8 +112,9 @@ def base_dtype(config: TrainingConfig) -> torch.dtype:
 def adapter_config(config: TrainingConfig) -> FaceSnapConfig | None:
     """What the trained adapter is made for, before the base model is loaded. `None`: a checkpoint of another family."""
     adapter = config.adapter
-    if adapter.start_from is not None:
-        folder = resolve_adapter_folder(adapter.start_from)
+    start = _start_from(config)
+    if start is not None:
+        folder = resolve_adapter_folder(start)
         return FaceSnapConfig.load(folder) if (folder / CONFIG_NAME).is_file() else None
     is_public = "/" in config.base.model and not Path(config.base.model).exists()
     fresh = FaceSnapConfig(
@@ -133,13 +138,13 @@ def local_image_size(config: TrainingConfig, adapter: FaceSnapConfig) -> int | N
     encoder, or not in a local folder.
     """
     source = adapter.image_encoder_id
-    start = None
-    if config.adapter.start_from is not None:
-        start = resolve_adapter_folder(config.adapter.start_from)
+    start, folder = _start_from(config), None
+    if start is not None:
+        folder = resolve_adapter_folder(start)
     elif config.adapter.warm_start is not None:
-        start = stored_start(config)
-    if source == IMAGE_ENCODER_FOLDER and start is not None:
-        source = str(start / IMAGE_ENCODER_FOLDER)
+        folder = stored_start(config)
+    if source == IMAGE_ENCODER_FOLDER and folder is not None:
+        source = str(folder / IMAGE_ENCODER_FOLDER)
     elif source == IMAGE_ENCODER_FOLDER:
         source = config.adapter.image_encoder_id
     if source is None or not (Path(source) / "config.json").is_file():
@@ -148,6 +153,21 @@ def local_image_size(config: TrainingConfig, adapter: FaceSnapConfig) -> int | N
         return int(CLIPVisionConfig.from_pretrained(source).image_size)
     except (OSError, ValueError):
         return None  # what is wrong with it is said where it is loaded
+
+
+def _start_from(config: TrainingConfig) -> str | None:
+    """The folder or Hub repo of the adapter to continue with."""
+    name = config.adapter.start_from
+    return None if name is None else resolve_nano(name, "adapter")
+
+
+def _note_recognizer(pipeline: Any, config: TrainingConfig) -> None:
+    """The adapter's config names the recognizer of the identity loss, beside those of the adapter to continue with."""
+    loss, adapter = config.identity_loss, pipeline.facesnap_config
+    if loss.weight > 0 and loss.recognizer is not None:
+        names = [*adapter.identity_loss_recognizers, recognizer_name(loss.recognizer.network)]
+        noted = adapter.replace(identity_loss_recognizers=list(dict.fromkeys(names)))
+        pipeline.register_to_config(facesnap_config=noted.to_dict())
 
 
 def _start_adapter(pipeline: Any, config: TrainingConfig) -> None:

@@ -14,6 +14,10 @@ from ..settings import dump_settings
 from .training_config import AdapterConfig, IdentityLossConfig, TrainingConfig
 
 
+#: Settings whose text never is a path, whatever slashes it has and whatever lies in the folder of the run.
+_NO_PATHS = ("caption", "prompt", "license", "face_encoder_id", "judge")
+
+
 @dataclass
 class RunSummary:
     r"""
@@ -23,6 +27,7 @@ class RunSummary:
         step (`int`), skipped (`int`): Steps, and those of them that left the weights as they were.
         photos (`int`), people (`int`): Of the training shards; labeled people.
         processes (`int`), device (`str`), hours (`float`): What it ran on, and for how long.
+        sampler (`str`): Class of the scheduler that the validation pictures are made with.
         results (`dict[str, float]`): The last losses, and what the last validation measured.
     """
 
@@ -33,6 +38,7 @@ class RunSummary:
     processes: int
     device: str
     hours: float
+    sampler: str
     results: dict[str, float] = field(default_factory=dict)
 
 
@@ -53,9 +59,9 @@ def describe_training(config: TrainingConfig, adapter: FaceSnapConfig, run: RunS
         "precision": {"no": "float32"}.get(config.mixed_precision, config.mixed_precision),
         "trained parts": ", ".join(config.adapter.train),
         "started from": _started_from(config.adapter),
-        "identity loss": _identity_loss(config.identity_loss),
+        "identity loss": _identity_loss(config),
         "face encoder": adapter.face_encoder_id,
-        "validation pictures": f"the base's sampler, {config.validation.inference_steps} steps, guidance"
+        "validation pictures": f"{run.sampler}, {config.validation.inference_steps} steps, guidance"
         f" {config.validation.guidance_scale:g}, identity and landmarks at the pipeline's default scales",
     }
     table = "\n".join(f"| {name} | {value} |" for name, value in rows.items())
@@ -86,46 +92,72 @@ def device_name(device: torch.device) -> str:
 
 def _started_from(adapter: AdapterConfig) -> str:
     if adapter.start_from is not None:
-        return str(_shown(adapter.start_from))
+        return _shown(adapter.start_from)
     if adapter.warm_start is None:
         return "a fresh adapter"
     file = f" ({Path(adapter.warm_start_file).name})" if adapter.warm_start_file else ""
     return f"a fresh adapter with the weights of {_shown(adapter.warm_start)}{file}, whose tokens its mixer learned"
 
 
-def _identity_loss(config: IdentityLossConfig) -> str:
-    if config.weight == 0:
-        return "none"
-    where = "one-step predictions" if config.mode == "prediction" else f"samples of {config.steps} steps"
-    return f"λ = {config.weight:g} on {where}, against the reference's {config.reference}"
+def _identity_loss(config: TrainingConfig) -> str:
+    identity, loss = config.identity_loss, config.loss
+    parts = []
+    if identity.weight > 0:
+        against = {
+            "embedding": "the reference's stored embedding",
+            "photo": "the reference, another photo",
+            "target": "the target photo",
+        }
+        parts.append(f"λ = {identity.weight:g} on {_judged(identity)}, against {against[identity.reference]}")
+        if identity.contrastive > 0:
+            parts.append(
+                f"contrastive, weight {identity.contrastive:g}, with {identity.negatives:,} people and temperature"
+                f" {identity.temperature:g}"
+            )
+    if loss.align_semantic > 0 or loss.align_layout > 0:
+        weights = f"semantic {loss.align_semantic:g}, layout {loss.align_layout:g}"
+        parts.append(f"alignment: {weights}, at every {loss.align_every} steps")
+    return "; ".join(parts) or "none"
+
+
+def _judged(config: IdentityLossConfig) -> str:
+    """The pictures in which the identity loss looks for a face."""
+    if config.mode == "prediction":
+        return f"one-step predictions with a signal-to-noise ratio of at least {config.min_snr:g}"
+    lora = "" if config.lora is None else f" with {_shown(config.lora)}"
+    size = "" if config.resolution is None else f" of {config.resolution} px"
+    prompt = "" if config.prompt is None else f" to the prompt “{config.prompt}”"
+    return (
+        f"samples{size}{prompt} in {config.steps} steps{lora}, {config.gradient_steps} of them with a gradient, at every"
+        f" {config.every} steps"
+    )
 
 
 def _public(config: TrainingConfig) -> dict[str, Any]:
     """The config without the folders of the machine that it ran on, and without what an adapter to start from replaces."""
-    values = dump_settings(config)
-    values["output_dir"] = _shown(values["output_dir"])
-    values["base"]["model"] = _shown(values["base"]["model"])
-    for name in ("shards", "validation"):
-        values["data"][name] = [_shown(folder) for folder in values["data"][name]]
-    for name in ("start_from", "warm_start", "image_encoder_id"):
-        values["adapter"][name] = _shown(values["adapter"][name])
-    recognizer = values["identity_loss"]["recognizer"]
-    if recognizer is not None:
-        recognizer["network"] = _shown(recognizer["network"])
-        recognizer["center"] = _shown(recognizer["center"])
+    values = {name: value for name, value in dump_settings(config).items() if name not in ("hub", "data_statement")}
+    values = _without_folders(values)
     if config.adapter.start_from is not None:
         values["adapter"] = {name: values["adapter"][name] for name in ("start_from", "train")}
     if config.adapter.warm_start is not None:
         for name in ("face_encoder_id", "face_embed_dim", "normalized_embeds", "num_tokens"):
             del values["adapter"][name]
-    for name in ("hub", "data_statement"):
-        del values[name]
     return values
 
 
-def _shown(name: str | None) -> str | None:
-    """The last part of a local path; names of Hub repos and of functions as they are."""
-    if name is None:
-        return None
+def _without_folders(value: Any, name: str = "") -> Any:
+    """Nested settings with each text as [`_shown`] shows it, but for those that never are a path."""
+    if isinstance(value, dict):
+        return {key: _without_folders(item, key) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(item, name) for item in value]
+    return _shown(value) if isinstance(value, str) and name not in _NO_PATHS else value
+
+
+def _shown(name: str) -> str:
+    """The last part of a local path; addresses and names of Hub repos and functions as they are."""
+    is_function = ":" in name and "/" not in name
+    if is_function or "://" in name or name.startswith("hf:"):
+        return name
     is_local = Path(name).expanduser().exists() or name.startswith(("/", "~", ".")) or name.count("/") > 1
-    return Path(name).name if is_local and ":" not in name else name
+    return Path(name).name if is_local else name

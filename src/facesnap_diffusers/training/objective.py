@@ -18,6 +18,7 @@ from ..models.attention import IdentityAttention
 from .alignment import alignment_losses, recorded_text_attention
 from .losses import NoiseSchedule, at_least_single, contrastive_loss, face_weights, identity_distance
 from .recognizer import FaceRecognizer
+from .sampling_lora import unet_with_lora
 from .training_config import IdentityLossConfig, LossConfig
 
 
@@ -56,8 +57,11 @@ class Objective(nn.Module):
         self.parts.requires_grad_(True)
         self.loss = loss
         self.identity_loss = identity_loss
+        sampling_unet = pipeline.unet
+        if identity_loss.lora is not None and self.takes_samples:
+            sampling_unet = unet_with_lora(pipeline, identity_loss.lora, identity_loss.lora_file)
         # in a tuple, the base does not become a part of this module
-        self._frozen = (pipeline, recognizer)
+        self._frozen = (pipeline, recognizer, sampling_unet)
         self.noise_schedule = NoiseSchedule(pipeline.scheduler)
         self.num_tokens = pipeline.mixer.num_tokens
         self._negatives: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -72,18 +76,27 @@ class Objective(nn.Module):
         return self._frozen[1]
 
     @property
+    def sampling_unet(self) -> Any:
+        """The UNet that takes the samples: the base's, or one with the same weights and `identity_loss.lora`."""
+        return self._frozen[2]
+
+    @property
+    def takes_samples(self) -> bool:
+        """Whether there are steps with samples of a few steps, for the identity loss or the extra one."""
+        config = self.identity_loss
+        return self.loss.extra_samples or (config.weight > 0 and config.mode == "few_step")
+
+    @property
     def extras(self) -> set[str]:
         """What its samples must hold besides, of the extras of [`TrainingSamples`]."""
         config = self.identity_loss
-        extras: set[str] = set()
+        extras = {"start_noise"} if self.takes_samples else set()
         if config.weight == 0:
             return extras
         if config.reference != "embedding":
             extras.add("recognition_crop" if config.reference == "photo" else "target_recognition_crop")
         if config.contrastive > 0:
             extras.add("person")
-        if config.mode == "few_step":
-            extras.add("start_noise")
         return extras
 
     @torch.no_grad()
@@ -117,9 +130,9 @@ class Objective(nn.Module):
 
     @property
     def first_identity_step(self) -> int:
-        """The first step of a run that computes the identity loss."""
+        """The first step of a run that computes the identity loss, with samples where there are steps with some."""
         config = self.identity_loss
-        if config.mode == "prediction":
+        if not self.takes_samples:
             return config.start_step
         return math.ceil(config.start_step / config.every) * config.every
 
@@ -162,13 +175,19 @@ class Objective(nn.Module):
             total = total + self.loss.align_every * aligned
             losses["align_semantic"], losses["align_layout"] = semantic.detach(), layout.detach()
         sampled = None
+        if self._samples_due(step):
+            sampled_batch = self.sampled_batch(batch)
+            of_samples = conditions
+            if sampled_batch is not batch:
+                of_samples = self.encode_conditions(sampled_batch, conditions["identity_tokens"])
+            sampled = self.sample(sampled_batch["start_noise"], of_samples)
         if self._identity_due(step):
             if self.identity_loss.mode == "prediction":
                 identity, share, contrastive = self._identity_of_prediction(noisy, predicted, timesteps, batch)
                 weight = self.identity_loss.weight
             else:
-                sampled = self.sample(batch["start_noise"], conditions)
-                identity, share, contrastive = self._identity_of_sample(sampled, batch)
+                assert sampled is not None
+                identity, share, contrastive = self._identity_of_sample(sampled, sampled_batch)
                 weight = self.identity_loss.weight * self.identity_loss.every
             total = total + weight * identity
             losses["identity"], losses["identity_share"] = identity.detach(), share
@@ -225,16 +244,16 @@ class Objective(nn.Module):
         with torch.autocast(latents.device.type, enabled=False):
             return at_least_single(vae.decode(latents.to(vae.dtype)).sample) / 2 + 0.5
 
-    def encode_conditions(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Text, identity tokens and landmark pictures of a batch."""
+    def encode_conditions(self, batch: dict[str, Any], identity_tokens: torch.Tensor | None = None) -> dict[str, Any]:
+        """Text, identity tokens (the given ones, if any) and landmark pictures of a batch."""
         conditioner = self.conditioner
         text_embeds, pooled = self._encode_text(batch["caption"], batch["without_text"])
-        states = conditioner.image_states(batch["clip_crop"]) if "clip_crop" in batch else None
+        if identity_tokens is None:
+            states = conditioner.image_states(batch["clip_crop"]) if "clip_crop" in batch else None
+            identity_tokens = conditioner.mix(batch["face_embeds"], states, batch["without_identity"])
         conditions = {
             "text_embeds": text_embeds,  # (batch, text tokens, width)
-            "identity_tokens": conditioner.mix(  # (batch, identity tokens, width)
-                batch["face_embeds"], states, batch["without_identity"]
-            ),
+            "identity_tokens": identity_tokens,  # (batch, identity tokens, width)
             "landmark_picture": conditioner.landmark_picture(  # (batch, 3, 8 · height, 8 · width)
                 self.drawn_points(batch), *self._image_size(batch)
             ),
@@ -245,9 +264,11 @@ class Objective(nn.Module):
             conditions["added"] = {"text_embeds": pooled, "time_ids": batch["sizes"].to(pooled.dtype)}
         return conditions
 
-    def predict(self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, Any]) -> torch.Tensor:
-        """What the base model with the adapter predicts, in float32 at least."""
-        unet, ffrnet = self.pipeline.unet, self.pipeline.ffrnet
+    def predict(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, conditions: dict[str, Any], unet: Any = None
+    ) -> torch.Tensor:
+        """What the base model with the adapter predicts, in float32 at least; with `unet` in place of the base's, if given."""
+        unet, ffrnet = self.pipeline.unet if unet is None else unet, self.pipeline.ffrnet
         tokens = conditions["identity_tokens"]
         sample = noisy.to(unet.dtype)
         added = conditions["added"]
@@ -313,12 +334,41 @@ class Objective(nn.Module):
         for number, timestep in enumerate(timesteps):
             now = timestep.expand(count)
             with torch.set_grad_enabled(torch.is_grad_enabled() and config.steps - number <= config.gradient_steps):
-                predicted = self.predict(noisy, now, conditions)
+                predicted = self.predict(noisy, now, conditions, self.sampling_unet)
                 clean = self.noise_schedule.clean(noisy, predicted, now)
                 if number + 1 < len(timesteps):
                     noise = self.noise_schedule.noise(noisy, predicted, now)
                     noisy = self.noise_schedule.add_noise(clean, noise, timesteps[number + 1].expand(count))
         return clean
+
+    def sampled_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """
+        A batch as its samples show it: with `identity_loss.prompt` as caption; in `identity_loss.resolution`, to which the
+        points and SDXL's sizes are scaled, and `noise` and `start_noise` are cut. Photo and latents stay as they are.
+        """
+        config = self.identity_loss
+        if config.prompt is not None:
+            prompts = [config.prompt] * len(batch["caption"])
+            batch = {**batch, "caption": prompts, "without_text": torch.zeros_like(batch["without_text"])}
+        if config.resolution is None:
+            return batch
+        before = self._image_size(batch)
+        scale = min(1.0, config.resolution / math.sqrt(math.prod(before)))
+        height, width = (max(1, round(side * scale)) for side in batch["start_noise"].shape[-2:])
+        # a part of independent noise is as good as noise of its own
+        noise = batch["start_noise"][..., :height, :width]
+        batch = {**batch, "noise": noise, "start_noise": noise}
+        after = self._image_size(batch)
+        scales = [after[axis] / before[axis] for axis in range(2)]
+        for name in ("landmarks", "key_points", "detected"):
+            if name in batch:  # (batch, points, 2), the center of the top left pixel at (0, 0)
+                points = batch[name]
+                batch[name] = (points + 0.5) * points.new_tensor([scales[1], scales[0]]) - 0.5
+        if "sizes" in batch:  # (batch, 6): of the file; the crop's corner; of the picture
+            sizes = batch["sizes"]
+            corner = (sizes[:, 2:4] * sizes.new_tensor(scales, dtype=torch.float64)).round().to(sizes.dtype)
+            batch["sizes"] = torch.cat([sizes[:, :2], corner, sizes.new_tensor(after).expand(len(sizes), 2)], dim=1)
+        return batch
 
     def _image_size(self, batch: dict[str, Any]) -> tuple[int, int]:
         height, width = batch["noise"].shape[-2:]
@@ -329,6 +379,12 @@ class Objective(nn.Module):
         if config.weight == 0 or step < config.start_step:
             return False
         return config.mode == "prediction" or step % config.every == 0
+
+    def _samples_due(self, step: int) -> bool:
+        config = self.identity_loss
+        if self.loss.extra_samples and step % config.every == 0:
+            return True
+        return config.mode == "few_step" and self._identity_due(step)
 
     def _identity_of_prediction(
         self, noisy: torch.Tensor, predicted: torch.Tensor, timesteps: torch.Tensor, batch: dict[str, Any]

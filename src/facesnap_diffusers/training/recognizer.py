@@ -14,8 +14,13 @@ from torch import nn
 from ..data.recognition_crop import align_faces
 from ..data.shard_settings import RECOGNITION_CROP_SIZES
 from ..errors import InputError, MissingDependencyError, one_line
+from ..faces.analyzers import DlibFaceAnalyzer
+from ..faces.analyzers.insightface import MODEL_PACKS
 from .onnx_network import load_onnx_network
 from .training_config import RecognizerConfig
+
+
+DLIB_NETWORK = "facesnap_diffusers.training.dlib_network:load_dlib_network"
 
 
 class FaceRecognizer(nn.Module):
@@ -120,6 +125,26 @@ def load_network(name: str) -> nn.Module:
         raise
     except Exception as error:  # onnx and torch raise many kinds for damaged and unknown content
         raise InputError(f"recognizer {name!r} could not be loaded ({one_line(error)}); use another file") from error
+
+
+def recognizer_name(network: str) -> str:
+    r"""
+    The name under which an adapter's config keeps the recognizer of its identity loss.
+
+    Args:
+        network (`str`): As [`load_network`] takes it.
+
+    Returns:
+        `str`: The id of the face encoder that has this network, which its function or the name of its file says; or else
+        the name of the file, or the function.
+    """
+    if network == DLIB_NETWORK:
+        return DlibFaceAnalyzer.encoder
+    path = Path(network).expanduser()
+    if not path.is_file() and ":" in network:
+        return network
+    encoder = f"insightface/{path.stem}"
+    return encoder if encoder in MODEL_PACKS else path.name
 
 
 def _from_function(name: str, module: str, function: str) -> nn.Module:

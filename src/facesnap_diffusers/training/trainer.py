@@ -29,6 +29,8 @@ from tqdm.auto import tqdm
 
 from ..adapter.config import FaceSnapConfig
 from ..adapter.model_card import write_model_card
+from ..clip import ClipEncoder
+from ..data.both_sides import people_on_both_sides
 from ..data.folder_lock import FolderLock
 from ..data.shards import PreparedFaces, read_settings
 from ..errors import AdapterError, TrainingError, one_line
@@ -54,6 +56,7 @@ from .optimizers import create_optimizer
 from .publishing import check_repo, push
 from .recognizer import load_recognizer
 from .samples import ResumableBatchSampler, TrainingSamples, collate
+from .sampling_lora import check_lora
 from .shard_check import check_clip_crops, check_key_points, check_shards
 from .training_config import DropoutConfig, TrainingConfig
 from .validation import load_judge, to_device, validation_likeness, validation_losses, validation_sheet
@@ -103,6 +106,12 @@ class Trainer:
         check_sharding(self.accelerator.state)
         if config.hub.push and self.accelerator.is_main_process:
             check_repo(config.hub)
+        self.clip = None
+        if config.validation.clip_model is not None and config.data.validation and self.accelerator.is_main_process:
+            device = self.accelerator.device
+            self.clip = ClipEncoder(config.validation.clip_model, device, "validation.clip_model")
+        if config.identity_loss.lora is not None and (config.identity_loss.weight > 0 or config.loss.extra_samples):
+            check_lora(config.identity_loss.lora)
         if config.allow_tf32 and torch.cuda.is_available():
             torch.backends.cuda.matmul.allow_tf32 = True
         set_seed(config.seed)
@@ -112,6 +121,9 @@ class Trainer:
         if adapter is not None:
             self._check_shards(adapter, image_size)
         self.faces = PreparedFaces(config.data.shards, "train")
+        validation_faces = PreparedFaces(config.data.validation, "validation") if config.data.validation else None
+        if validation_faces is not None and self.accelerator.is_main_process:
+            self._warn_of_people_on_both_sides(validation_faces)
         self.pipeline = load_pipeline(config).to(self.accelerator.device)
         encoder = self.pipeline.face_image_encoder
         if adapter is None:
@@ -124,6 +136,8 @@ class Trainer:
         if config.identity_loss.weight > 0 and config.identity_loss.recognizer is not None:
             recognizer = load_recognizer(config.identity_loss.recognizer).to(self.accelerator.device)
         self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recognizer)
+        if config.base.compile and self.objective.sampling_unet is not self.pipeline.unet:
+            self.objective.sampling_unet.compile_repeated_blocks()
         self.samples = self._samples(
             self.faces,
             config.dropout,
@@ -140,8 +154,7 @@ class Trainer:
             self.samples.latents = CropLatents(self.folder / "latents", count, self._latent_settings())
         self.judge = load_judge(config.validation.judge) if config.validation.judge else None
         self.validation_samples = None
-        if config.data.validation:
-            validation_faces = PreparedFaces(config.data.validation, "validation")
+        if validation_faces is not None:
             no_dropout = DropoutConfig(text=0, identity=0, both=0, landmarks=0)
             # validation images have the reference's recognition crop beside them
             extras = self.objective.extras | ({"recognition_crop"} if config.validation.images else set())
@@ -253,7 +266,7 @@ class Trainer:
                     results.update(measured)
                     if finite:
                         self._keep_best({**results, **measured} if measured else {})
-                    self._write_card(self.folder / "adapter", results)
+                    self._renew_card(results)
         bar.close()
         if self.stop:
             logger.warning("stopped at step %d; start again to continue", self.progress.step)
@@ -382,6 +395,17 @@ class Trainer:
             step_size=step_size,
         )
 
+    def _warn_of_people_on_both_sides(self, validation: PreparedFaces) -> None:
+        both = people_on_both_sides(self.faces, validation)
+        if not both:
+            return
+        names = [f"{here} is {there}" if here != there else here for here, there in both[:3]]
+        logger.warning(
+            "data.validation has people who are trained on, so that it says little of others: %s%s; leave them out of one side",
+            ", ".join(names),
+            f" and {len(both) - 3} more" if len(both) > 3 else "",
+        )
+
     def _warn_of_rare_sizes(self) -> None:
         buckets = self.samples.buckets
         if buckets is None or not self.accelerator.is_main_process:
@@ -477,9 +501,10 @@ class Trainer:
         return {}
 
     def _validation_likeness(self, samples: TrainingSamples, step: int) -> dict[str, float]:
-        if self.judge is None:
+        if self.judge is None and self.clip is None:
             return {}
-        return validation_likeness(self.objective, samples, self.config.validation, self.judge, self.config.seed)
+        config = self.config
+        return validation_likeness(self.objective, samples, config.validation, self.judge, config.seed, self.clip)
 
     def _keep_best(self, results: dict[str, float]) -> None:
         """The adapter whose sampled pictures have been most like their people, with a card of its own."""
@@ -506,8 +531,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             try:
                 with atomic_folder(self.folder / name) as folder, self._averaged():
-                    self._write_card(folder, results)
                     self.pipeline.save_facesnap_adapter(folder)
+                    self._write_card(folder, results)
             except (OSError, RuntimeError, SafetensorError, AdapterError) as error:
                 raise TrainingError(
                     f"the adapter cannot be written to {self.folder / name} ({one_line(error)}); make room and start again:"
@@ -527,11 +552,20 @@ class Trainer:
             processes=self.accelerator.num_processes,
             device=device_name(self.accelerator.device),
             hours=self._seconds() / 3600,
+            sampler=type(self.pipeline.scheduler).__name__,
             results=results,
         )
-        section = describe_training(self.config, self.pipeline.facesnap_config, run)
+        adapter = FaceSnapConfig.load(folder)  # as it is saved: without local paths
+        section = describe_training(self.config, adapter, run)
         with atomic_file(folder / "README.md") as temporary:
-            write_model_card(temporary, self.pipeline.facesnap_config, name, training=section)
+            write_model_card(temporary, adapter, name, training=section)
+
+    def _renew_card(self, results: dict[str, float]) -> None:
+        """The card of the adapter with what has just been measured; an adapter without it is whole all the same."""
+        try:
+            self._write_card(self.folder / "adapter", results)
+        except (OSError, AdapterError) as error:
+            self._report("model card", error)
 
     def _seconds(self) -> float:
         """Time spent on the run so far, with what came before it was stopped."""
@@ -563,8 +597,11 @@ class Trainer:
     def _log(self, values: dict[str, float], step: int) -> None:
         if self.accelerator.is_main_process and values:
             line = ", ".join(f"{name} {value:.5g}" for name, value in values.items())
-            with open(self.folder / "log.txt", "a") as file:
-                file.write(f"step {step}: {line}\n")
+            try:
+                with open(self.folder / "log.txt", "a") as file:
+                    file.write(f"step {step}: {line}\n")
+            except OSError as error:
+                self._report("log.txt", error)
         try:
             self.accelerator.log(values, step=step)
         except Exception as error:

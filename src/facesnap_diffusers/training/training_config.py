@@ -31,7 +31,8 @@ class BaseConfig:
     The frozen base model.
 
     Attributes:
-        model (`str`): Hub repo, folder, or single `.safetensors` file of a Stable Diffusion model.
+        model (`str`): Hub repo, folder, or single `.safetensors` file of a Stable Diffusion model; `"nano"`: the one in this
+            package.
         family (`str`): `"sd"` (1.x, 2.x and their like) or `"sdxl"`.
         revision (`str`, *optional*), variant (`str`, *optional*): As in `DiffusionPipeline.from_pretrained`.
         dtype (`str`, *optional*): Of its weights; that of `mixed_precision` by default. The VAE of SDXL stays in
@@ -66,8 +67,8 @@ class AdapterConfig:
     The adapter that is trained.
 
     Attributes:
-        start_from (`str`, *optional*): Adapter folder or Hub repo to continue with. A fresh one by default, which the
-            settings below describe.
+        start_from (`str`, *optional*): Adapter folder or Hub repo to continue with, or `"nano"` for the one in this package.
+            A fresh one by default, which the settings below describe.
         warm_start (`str`, *optional*): Folder, file or Hub repo of an adapter of another kind (InstantID, IP-Adapter FaceID
             and its variants) that a fresh adapter starts from; see [`prepare_start`]. `face_encoder_id`, `face_embed_dim`,
             `normalized_embeds` and `num_tokens` are then that adapter's, and so are `image_encoder_id` and `image_crop`
@@ -126,12 +127,15 @@ class DataConfig:
     Attributes:
         shards (`list[str]`): Folders that `facesnap prepare` wrote.
         validation (`list[str]`): The same, of people that are in no training shard.
+        balanced (`bool`): An epoch has one photo of each person, the next one every time, so that somebody with a thousand
+            photos counts as much as somebody with two; a photo without a label counts as a person. By default it has each
+            photo once. People with a single photo, who are their own reference, then come more often.
         resolution (`int`): Side of the training images, in pixels.
         aspect_ratio_buckets (`list[tuple[int, int]]`, *optional*): Heights and widths of training images of about `resolution`²
             pixels. Each photo becomes an image of the size that is most like it in proportion, and all images of a step have
             one size; see [`AspectBuckets`]. By default all are square.
         zoom (`tuple[float, float]`): The target is cropped from the photo scaled to cover the image, times a number
-            from this range.
+            from this range, as far as the photo has the pixels: it is not enlarged to zoom in.
         flip (`float`): Share of targets that are mirrored.
         crops (`int`, *optional*): Number of crops of each photo. Their latents are computed once, before the
             first step, and kept in `output_dir/latents` (in float16, drawn once where the VAE has a distribution): steps
@@ -146,6 +150,7 @@ class DataConfig:
 
     shards: Annotated[list[str], Field(min_length=1)]
     validation: list[str] = field(default_factory=list)
+    balanced: bool = False
     resolution: Side = 512
     aspect_ratio_buckets: Annotated[list[tuple[Side, Side]], Field(min_length=1)] | None = None
     zoom: tuple[Annotated[float, Field(ge=1)], Annotated[float, Field(ge=1)]] = (1.0, 1.3)
@@ -203,8 +208,10 @@ class LossConfig:
             `objective` (the [`Objective`], which decodes latents and knows the noise schedule), `batch`,
             `identity_tokens` and `text_embeds` (both `(batch, tokens, width)`), `latents` and `predicted_latents` (the
             clean ones, and those implied by the prediction), `sampled_latents` (those that a few steps make of
-            `batch["start_noise"]`; `None` where the identity loss takes no such sample) and `step`; it returns a
-            scalar that is added.
+            `batch["start_noise"]`, of the batch as [`Objective.sampled_batch`] has it; `None` where no samples are taken)
+            and `step`; it returns a scalar that is added.
+        extra_samples (`bool`): `extra` gets samples at every `identity_loss.every` steps, whether the identity loss takes
+            some or not; all that `identity_loss` says of samples holds for them.
         align_semantic (`float`), align_layout (`float`): Weights of PuLID's alignment losses, which keep the prompt's say where
             the identity loss drives it out; see [`alignment_losses`].
         align_every (`int`): At every so many steps, with that many times the weights: they cost a forward pass of the UNet
@@ -214,9 +221,14 @@ class LossConfig:
     min_snr_gamma: Positive | None = 5.0
     face_weight: Positive = 1.0
     extra: str | None = None
+    extra_samples: bool = False
     align_semantic: NotNegative = 0.0
     align_layout: NotNegative = 0.0
     align_every: Count = 4
+
+    def __post_init__(self) -> None:
+        if self.extra_samples and self.extra is None:
+            raise InputError("extra_samples is true without extra; name a function there, or leave extra_samples out")
 
 
 @strict_dataclass()
@@ -266,6 +278,12 @@ class IdentityLossConfig:
         every (`int`): `"few_step"`: at every so many steps, with `every` times the weight.
         steps (`int`), gradient_steps (`int`): `"few_step"`: sampling steps (DDIM), and through how many of them, the
             last ones, the gradient goes.
+        lora (`str`, *optional*): `"few_step"`: folder, file or Hub repo of a LoRA that makes the base good in `steps` steps
+            of DDIM without guidance, as those of SDXL-Lightning and Hyper-SD do. Only the samples see it. Needs peft.
+        lora_file (`str`, *optional*): Its file there, as `weight_name` of `load_lora_weights`.
+        resolution (`int`, *optional*): `"few_step"`: side of the samples in pixels, at most `data.resolution`, which is the
+            default. Samples of other proportions have about as many pixels.
+        prompt (`str`, *optional*): `"few_step"`: of all samples, in place of their captions.
         start_step (`int`): The first step with this loss.
     """
 
@@ -280,11 +298,17 @@ class IdentityLossConfig:
     every: Count = 4
     steps: Count = 4
     gradient_steps: Count = 1
+    lora: str | None = None
+    lora_file: str | None = None
+    resolution: Side | None = None
+    prompt: str | None = None
     start_step: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
         if self.gradient_steps > self.steps:
             raise InputError("gradient_steps is more than steps; lower it")
+        if self.lora_file is not None and self.lora is None:
+            raise InputError("lora_file is given without lora; name its folder or repo there")
 
 
 @strict_dataclass()
@@ -323,7 +347,9 @@ class ValidationConfig:
             `dlib/face_recognition_resnet_model_v1`, or `package.module:function` of a function that returns a
             [`FaceAnalyzer`]. Choose one that took no part in training: a model that is trained to please a recognizer
             pleases it more than others.
-        people (`int`): People of whom the judge sees one image each.
+        clip_model (`str`, *optional*): Folder or Hub repo of a `CLIPModel`, which says how much sampled images look like
+            their prompts (CLIP-T); e.g. `openai/clip-vit-large-patch14`.
+        people (`int`): People of whom judge and CLIP model see one image each.
         inference_steps (`int`), guidance_scale (`float`): Of the images.
         prompt (`str`, *optional*): Of the images; their captions by default.
     """
@@ -332,6 +358,7 @@ class ValidationConfig:
     batches: Annotated[int, Field(ge=0)] = 4
     images: Annotated[int, Field(ge=0)] = 4
     judge: str | None = None
+    clip_model: str | None = None
     people: Count = 16
     inference_steps: Count = 20
     guidance_scale: NotNegative = 5.0
@@ -409,6 +436,15 @@ class TrainingConfig:
             )
         if self.identity_loss.weight > 0 and self.identity_loss.recognizer is None:
             raise InputError("identity_loss.weight is not 0; name identity_loss.recognizer.network, or set it to 0")
+        loss = self.identity_loss
+        unused = [name for name in ("lora", "resolution", "prompt") if getattr(loss, name) is not None]
+        if unused and loss.mode == "prediction" and not self.loss.extra_samples:
+            raise InputError(
+                f"identity_loss.{unused[0]} is of samples, and mode prediction takes none; set identity_loss.mode to few_step,"
+                " or leave it out"
+            )
+        if loss.resolution is not None and loss.resolution > self.data.resolution:
+            raise InputError("identity_loss.resolution is more than data.resolution; lower it")
         if self.hub.push and self.hub.repo_id is None:
             raise InputError("hub.push is set without hub.repo_id; name the repo, as owner/name")
         if self.hub.push and not (self.data_statement or "").strip():

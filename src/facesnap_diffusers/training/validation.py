@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 import torch
 
+from ..clip import ClipEncoder
 from ..errors import InputError, one_line
 from ..faces.analyzers import FaceAnalyzer, default_analyzer
 from ..faces.face import Face
@@ -72,9 +73,9 @@ def sample_picture(objective: Objective, batch: dict[str, Any], config: Validati
     """The picture that the pipeline makes for a batch of one, `(height, width, 3)`, `uint8`."""
     height, width = batch["pixel_values"].shape[-2:]
     output = objective.pipeline(
-        config.prompt or batch["caption"][0],
+        _prompt(batch, config),
         identity=_identity(objective, batch),
-        landmarks=objective.drawn_points(batch),
+        landmarks=objective.drawn_points(batch) if objective.pipeline.ffrnet is not None else None,
         height=height,
         width=width,
         num_inference_steps=config.inference_steps,
@@ -86,23 +87,36 @@ def sample_picture(objective: Objective, batch: dict[str, Any], config: Validati
 
 
 def validation_likeness(
-    objective: Objective, samples: TrainingSamples, config: ValidationConfig, judge: FaceAnalyzer, seed: int
+    objective: Objective,
+    samples: TrainingSamples,
+    config: ValidationConfig,
+    judge: FaceAnalyzer | None,
+    seed: int,
+    clip: ClipEncoder | None = None,
 ) -> dict[str, float]:
     r"""
-    What a second recognizer finds in sampled pictures, one of each of `config.people` people.
+    What a second recognizer and a CLIP model find in sampled pictures, one of each of `config.people` people.
 
     Returns:
         `dict[str, float]`: `face_distance`: mean distance of its embeddings of picture and target photo, of unit length
         except dlib's; a picture without a face counts as [`NO_FACE`]. `faces_found`: share of pictures with a face.
         `points`: mean distance of its landmarks from those asked for, divided by the distance of the outer eye corners.
+        `clip_t`: mean cosine of CLIP's embeddings of picture and prompt.
     """
-    distances, points, faces_found = [], [], 0
+    distances, points, similarities, faces_found = [], [], [], 0
     for position in one_of_each_person(samples, config.people):
         batch = collate([samples[position]])
-        target_face = _largest(judge.analyze(_to_uint8(batch["pixel_values"][0] / 2 + 0.5)))
-        if target_face is None:
+        target_face = None
+        if judge is not None:
+            target_face = _largest(judge.analyze(_to_uint8(batch["pixel_values"][0] / 2 + 0.5)))
+        if target_face is None and clip is None:
+            continue
+        picture = sample_picture(objective, batch, config, seed + position)
+        if clip is not None:
+            similarities.append(_clip_t(clip, picture, _prompt(batch, config)))
+        if judge is None or target_face is None:
             continue  # the judge cannot say anything of this photo
-        face = _largest(judge.analyze(sample_picture(objective, batch, config, seed + position)))
+        face = _largest(judge.analyze(picture))
         if face is None:
             distances.append(NO_FACE)
             continue
@@ -111,10 +125,9 @@ def validation_likeness(
         wanted = batch["landmarks"][0, :68].numpy()
         error = np.linalg.norm(face.landmarks[:68, :2] - wanted, axis=1).mean()
         points.append(float(error / np.linalg.norm(wanted[45] - wanted[36])))
-    if not distances:
-        return {}
-    values = {"face_distance": float(np.mean(distances)), "faces_found": faces_found / len(distances)}
-    return {**values, "points": float(np.mean(points))} if points else values
+    values = {"face_distance": distances, "points": points, "clip_t": similarities}
+    found = {name: float(np.mean(numbers)) for name, numbers in values.items() if numbers}
+    return {**found, "faces_found": faces_found / len(distances)} if distances else found
 
 
 def one_of_each_person(samples: TrainingSamples, most: int) -> list[int]:
@@ -145,6 +158,15 @@ def load_judge(name: str, normalize: bool = True) -> FaceAnalyzer:
     if not isinstance(judge, FaceAnalyzer):
         raise InputError(f"validation.judge {name!r} returned {type(judge).__name__}; it must return a FaceAnalyzer")
     return judge
+
+
+def _prompt(batch: dict[str, Any], config: ValidationConfig) -> str:
+    return str(config.prompt or batch["caption"][0])
+
+
+def _clip_t(clip: ClipEncoder, picture: np.ndarray, prompt: str) -> float:
+    with torch.autocast(clip.model.device.type, enabled=False):  # of the run: CLIP is as exact as in an evaluation
+        return float(clip.encode_images([picture])[0] @ clip.encode_prompts([prompt])[0])
 
 
 def _largest(faces: list[Face]) -> Face | None:

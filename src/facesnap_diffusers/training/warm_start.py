@@ -32,6 +32,7 @@ from ..files import atomic_folder
 from ..interop.loading import is_third_party, load_third_party
 from ..models.ffrnet import FFRNet, RankLoss
 from ..models.mixer import FacialAttributeMixer
+from ..nano.naming import resolve_nano
 from ..settings import dump_settings
 from .health import kept_random_state
 from .shard_check import check_shards
@@ -398,13 +399,15 @@ def _check_face_encoder(config: TrainingConfig, unet: UNet2DConditionModel) -> N
 
 
 def _unet_without_weights(config: TrainingConfig) -> UNet2DConditionModel:
-    model = config.base.model
+    model = resolve_nano(config.base.model, "base")
     if model.endswith(".safetensors"):  # says nothing of its sizes; where they are others, loading the adapter says so
         return empty_unet({"sd": "sd1"}.get(config.base.family, config.base.family))
     try:
         return unet_without_weights(model)
     except (OSError, ValueError) as error:
-        raise InputError(f"base.model {model!r} could not be loaded ({one_line(error)}); correct it") from error
+        raise InputError(
+            f"base.model {config.base.model!r} could not be loaded ({one_line(error)}); correct it"
+        ) from error
 
 
 def _settings(config: TrainingConfig) -> dict[str, Any]:

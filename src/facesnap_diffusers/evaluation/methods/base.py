@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import PIL.Image
 
+from ...nano.naming import NANO_PARTS, resolve_nano
 from ...settings import strict_dataclass
 from ..cases import Case, file_digest
 from ..sampling import Sampling
@@ -35,8 +36,13 @@ class Method(ABC):
         self.name = self.name or self.kind
 
     @property
-    def trained_with_face_encoder_id(self) -> str | None:
-        """Id of the face encoder that tells the method who a person is, once it is loaded."""
+    def trained_with_face_encoder_ids(self) -> list[str]:
+        """The face recognizers whose embeddings or identity loss the method was trained with, once it is loaded."""
+        return []
+
+    @property
+    def scheduler(self) -> str | None:
+        """The class of the scheduler that samples the images, once it is loaded."""
         return None
 
     def check(self, cases: Sequence[Case]) -> None:  # noqa: B027 (not every method needs it)
@@ -60,7 +66,9 @@ class Method(ABC):
     def settings(self, sampling: Sampling) -> dict[str, Any]:
         """Everything that the images depend on besides the case; of local files and folders, their content."""
         values = {"kind": self.kind, **dataclasses.asdict(self), **dataclasses.asdict(sampling)}
-        local = {name: Path(values[name]) for name in self.sources if values[name] is not None}
+        sources = {name: values[name] for name in self.sources if values[name] is not None}
+        sources |= {part: resolve_nano(sources[part], part) for part in NANO_PARTS if part in sources}
+        local = {name: Path(source) for name, source in sources.items()}
         return values | {f"digest of {name}": _content_digest(path) for name, path in local.items() if path.exists()}
 
     def fingerprint(self, case: Case) -> str:

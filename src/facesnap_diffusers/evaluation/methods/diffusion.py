@@ -48,6 +48,10 @@ class DiffusionMethod(Method):
             torch.cuda.empty_cache()
 
     @property
+    def scheduler(self) -> str | None:
+        return type(self.pipe.scheduler).__name__
+
+    @property
     def size(self) -> tuple[int, int]:
         """Height and width of the images, in pixels."""
         sample_size = self.pipe.unet.config.sample_size

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from ...base_models import is_sdxl
 from ...faces.detection import find_face
 from ...identity import FaceIdentity
+from ...nano.naming import resolve_nano
 from ...pipelines.facesnap import FaceSnapPipeline
 from ...pipelines.facesnap_xl import FaceSnapXLPipeline
 from ...settings import strict_dataclass
@@ -28,7 +29,8 @@ class FaceSnap(DiffusionMethod):
     A FaceSnap adapter on the base model.
 
     Attributes:
-        adapter (`str`, *optional*): Folder or Hub repo; the default one of the base's family otherwise.
+        adapter (`str`, *optional*): Folder or Hub repo, or `"nano"` for the one in this package; the default one of the
+            base's family otherwise.
         adapter_variant (`str`, *optional*): Of its weights.
         identity_scale, landmark_scale (`float`): See [`set_facesnap_scale`]; 0 switches a part off.
         schedule (`str`): `"exact"` or `"fast"`; see [`set_facesnap_schedule`].
@@ -51,7 +53,8 @@ class FaceSnap(DiffusionMethod):
     def build(self, base: DiffusionPipeline) -> DiffusionPipeline:
         pipe = (FaceSnapXLPipeline if is_sdxl(base.unet) else FaceSnapPipeline).from_pipe(base)
         if self.adapter is not None or pipe.facesnap_config is None:
-            pipe.load_facesnap_adapter(self.adapter, variant=self.adapter_variant)
+            adapter = None if self.adapter is None else resolve_nano(self.adapter, "adapter")
+            pipe.load_facesnap_adapter(adapter, variant=self.adapter_variant)
         pipe.set_facesnap_scale(identity_scale=self.identity_scale, landmark_scale=self.landmark_scale)
         pipe.set_facesnap_schedule(self.schedule)
         config = pipe.facesnap_config
@@ -59,12 +62,13 @@ class FaceSnap(DiffusionMethod):
         return pipe
 
     @property
-    def trained_with_face_encoder_id(self) -> str | None:
-        config = self.pipe.facesnap_config
-        return None if config.face_embed_dim is None else config.face_encoder_id
+    def trained_with_face_encoder_ids(self) -> list[str]:
+        return self.pipe.facesnap_config.trained_with_face_encoder_ids
 
     def generate(self, cases: Sequence[Case]) -> list[PIL.Image.Image]:
         identities = [self.person(case) for case in cases]
+        if self.pipe.ffrnet is None:  # nothing follows landmarks
+            return self.sample(cases, identity=identities)
         if self.landmarks == "driving":
             points = torch.from_numpy(np.stack([driving_landmarks(case) for case in cases]))  # (batch, 72, 2)
         else:

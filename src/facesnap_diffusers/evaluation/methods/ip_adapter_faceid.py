@@ -78,8 +78,8 @@ class IPAdapterFaceID(DiffusionMethod):
         return pipe
 
     @property
-    def trained_with_face_encoder_id(self) -> str | None:
-        return self.face_encoder_id
+    def trained_with_face_encoder_ids(self) -> list[str]:
+        return [self.face_encoder_id]
 
     def add_image_encoder(self, pipe: DiffusionPipeline) -> None:
         """FaceID uses the embedding only."""

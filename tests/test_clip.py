@@ -4,12 +4,13 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from evaluation_fixtures import clip_folder  # noqa: F401
 
+from facesnap_diffusers.clip import ClipEncoder
 from facesnap_diffusers.evaluation import metrics
-from facesnap_diffusers.evaluation.clip import ClipEncoder
 
 
-def test_clip_is_what_the_model_itself_says(clip_folder):
+def test_clip_is_what_the_model_itself_says(clip_folder):  # noqa: F811
     """CLIP's own forward gives all cosines of images and prompts, times its scale."""
     encoder = ClipEncoder(clip_folder)
     rng = np.random.default_rng(2)

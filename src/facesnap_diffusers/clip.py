@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPModel, CLIPProcessor
 
-from ..errors import InputError, one_line
+from .errors import InputError, one_line
 
 
 class ClipEncoder:
@@ -19,21 +19,27 @@ class ClipEncoder:
 
     Args:
         model_id (`str`): Hub repo or folder of a `CLIPModel` with its processor.
-        device (`str`): Where it runs.
+        device (`str` or `torch.device`): Where it runs.
+        setting (`str`): What messages call the setting that names it.
 
     Raises:
         InputError: The model cannot be loaded.
     """
 
-    def __init__(self, model_id: str = "openai/clip-vit-large-patch14", device: str = "cpu"):
+    def __init__(
+        self,
+        model_id: str = "openai/clip-vit-large-patch14",
+        device: str | torch.device = "cpu",
+        setting: str = "clip_model_id",
+    ):
         self.model_id = str(model_id)
         try:
             self.model = CLIPModel.from_pretrained(model_id).eval().requires_grad_(False).to(device)
             self.processor = CLIPProcessor.from_pretrained(model_id)
         except (OSError, ValueError) as error:
             raise InputError(
-                f"clip_model_id {self.model_id!r} could not be loaded ({one_line(error)}); name a folder or Hub repo of a"
-                " CLIPModel, or leave CLIP metrics out with clip_model_id: none"
+                f"{setting} {self.model_id!r} could not be loaded ({one_line(error)}); name a folder or Hub repo of a"
+                " CLIPModel, or leave CLIP out"
             ) from None
 
     @torch.no_grad()
