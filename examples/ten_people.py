@@ -1,4 +1,4 @@
-"""Ten people on a laptop: from photos to a repo for the Hub, in a quarter of an hour of two cores.
+"""Ten people on a laptop: from photos to a repo for the Hub, in minutes on two cores.
 
     pip install "facesnap-diffusers[train,eval]" openpeople
     python ten_people.py
