@@ -24,5 +24,6 @@ def test_from_photos_to_a_repo(tmp_path):
     assert "| after |" in (tmp_path / "results/results.md").read_text()
     card = (tmp_path / "run/adapter/README.md").read_text()
     assert "model-index" in card and str(tmp_path) not in card
+    assert "load_nano_pipeline()" in card and "a-base-model" not in card
     assert (tmp_path / "P001.png").is_file()
     load_nano_pipeline().load_facesnap_adapter(tmp_path / "run/adapter")

@@ -13,6 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..errors import InputError, one_line
 from .config import FaceSnapConfig
+from .public import NANO_FAMILY
 
 
 _CARD = """---
@@ -34,16 +35,7 @@ pip install {install}
 {snippet}
 ```
 
-{analyzer}As a custom pipeline, where this repo has a `pipeline.py`:
-
-```py
-from diffusers import DiffusionPipeline
-
-pipe = DiffusionPipeline.from_pretrained({base_model}, custom_pipeline={repo_id}, trust_remote_code=True)
-pipe.load_facesnap_adapter({repo_id})
-```
-
-| | |
+{analyzer}{custom_pipeline}| | |
 |---|---|
 | parts | {parts} |
 | scales | {scales} |
@@ -74,6 +66,24 @@ _SNIPPET_WITH_BASE = """from facesnap_diffusers import AutoFaceSnapPipeline
 pipe = AutoFaceSnapPipeline.from_pretrained({base_model})
 pipe.load_facesnap_adapter({repo_id})
 image = pipe("portrait of a person as an astronaut", face_image="photo.jpg").images[0]"""
+
+_SNIPPET_ON_NANO = """from facesnap_diffusers import load_nano_pipeline
+
+pipe = load_nano_pipeline()
+pipe.load_facesnap_adapter({repo_id})
+call = {{"num_inference_steps": 4, "guidance_scale": 1.0}}
+image = pipe("a photo of a person, smiling", face_image="photo.jpg", **call).images[0]"""
+
+_CUSTOM_PIPELINE = """As a custom pipeline, where this repo has a `pipeline.py`:
+
+```py
+from diffusers import DiffusionPipeline
+
+pipe = DiffusionPipeline.from_pretrained({base_model}, custom_pipeline={repo_id}, trust_remote_code=True)
+pipe.load_facesnap_adapter({repo_id})
+```
+
+"""
 
 _PICTURES_HEADING = "## Pictures"
 
@@ -131,6 +141,8 @@ def write_model_card(
     encoders = config.face_encoder_ids or [config.face_encoder_id]
     is_insightface = any(encoder.startswith("insightface/") for encoder in encoders)
     is_dlib = any(encoder.startswith("dlib/") for encoder in encoders)
+    on_nano = config.base_model is None and config.base_family == NANO_FAMILY
+    snippet = _SNIPPET if config.base_model else _SNIPPET_ON_NANO if on_nano else _SNIPPET_WITH_BASE
     # JSON's strings are Python's, with whatever a name holds escaped
     names = {
         "base_model": json.dumps(config.base_model or "a-base-model-of-this-family"),
@@ -143,11 +155,11 @@ def write_model_card(
             base=f" ({as_text(config.base_model)})" if config.base_model else "",
             pictures=_section(_PICTURES_HEADING, pictures),
             install='"facesnap-diffusers[dlib]"' if is_dlib else "facesnap-diffusers",
-            snippet=(_SNIPPET if config.base_model else _SNIPPET_WITH_BASE).format(**names),
+            snippet=snippet.format(**names),
+            custom_pipeline="" if on_nano else _CUSTOM_PIPELINE.format(**names),
             analyzer=""
             if is_insightface or is_dlib
             else _OWN_RECOGNIZER.format(face_encoder=as_text(config.face_encoder_id)),
-            **names,
             parts=", ".join(config.parts),
             scales=", ".join(f"{name.removesuffix('_scale')} {value:g}" for name, value in config.scales.items()),
             num_tokens=config.num_tokens
