@@ -60,8 +60,8 @@ test-fast: $(VENV)/installed
 	$(BIN)/python $(PYTEST) -m "not slow"
 
 # All made-up and damaged inputs, with the numbers of those that were refused and taken: see tests/input_counts.py.
-INPUTS := tests/adapter/test_damage.py tests/data/test_shard_damage.py tests/faces/test_photo_damage.py \
-	tests/faces/test_properties.py tests/pipelines/test_properties.py
+INPUTS := tests/adapter/test_damage.py tests/adapter/test_weights.py tests/data/test_shard_damage.py \
+	tests/faces/test_photo_damage.py tests/faces/test_properties.py tests/pipelines/test_properties.py
 test-inputs: export FACESNAP_ALL_INPUTS = 1
 test-inputs: $(VENV)/installed
 	$(BIN)/python $(PYTEST) -m slow $(INPUTS)
