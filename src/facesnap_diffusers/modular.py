@@ -46,7 +46,7 @@ from .models.mixer import FacialAttributeMixer
 from .pipelines.call_copy import components_of_call, restored_after_call
 from .pipelines.control import RoutedControlNet
 from .pipelines.mixin import FaceTokens, append_tokens
-from .steering import Steering
+from .steering import Steering, check_followed
 
 
 def load_facesnap_adapter(components: StableDiffusionXLModularPipeline, *args: Any, **kwargs: Any) -> None:
@@ -153,6 +153,8 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
         if block_state.control_image is not None:
             raise InputError("control_image= is for further ControlNets, which go with FaceSnapXLPipeline only")
         conditioner = conditioner_of(components, "identity=", getattr(components, "face_analyzer", None))
+        of_landmarks = [] if block_state.landmark_scale is None else ["landmark_scale"]
+        check_followed(components.ffrnet, [*steering.given, *of_landmarks])
         identities = conditioner.identities(block_state.face_image, block_state.identity, block_state.face_index)
         prompts = len(block_state.prompt_embeds)
         if prompts % len(identities):

@@ -218,6 +218,8 @@ class PortraitMaker:
         """Where the face goes: the nano model knows portraits only, and photos seldom have their frame."""
         if request.face_box is not None or self.settings.base is not None or request.pose_image is not None:
             return request.face_box
+        if self.load().ffrnet is None:
+            return None
         from .nano.portrait_box import portrait_box
 
         pose = _pose(request)

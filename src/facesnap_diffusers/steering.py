@@ -206,6 +206,15 @@ def as_expressions(value: Any) -> list[Expression]:
     return [Expression.of(item) for item in as_list(value, "expression")]
 
 
+def check_followed(ffrnet: Any, given: Sequence[str]) -> None:
+    """Raises [`InputError`] for arguments that steer the face, by their names, where no FFRNet follows landmarks."""
+    if given and ffrnet is None:
+        raise InputError(
+            f"{given[0]}= has no effect: this adapter has no FFRNet, which follows landmarks; leave it out, or load the"
+            " adapter with landmarks_from= of one that has"
+        )
+
+
 def as_boxes(value: Any) -> list[torch.Tensor]:
     """One face box or a list of them as a list of tensors of shape `(4,)`."""
     if value is None:

@@ -385,3 +385,40 @@ def test_a_pose_photo_steers(open_page, portraits):
     page.click("#generate")
     page.wait_for_function("document.querySelectorAll('#gallery button').length === 3")
     assert np.array_equal(pixels(page, PICTURE), first)
+
+
+def test_waiting_ends(open_page):
+    page = open_page()
+    assert page.locator("#stop").is_disabled()
+    page.click(SAMPLE.format(0))
+    page.wait_for_selector(PREVIEW)
+    page.fill("#prompt textarea", " ")
+    page.click("#generate")
+    page.wait_for_selector("#prompt .info-text")
+    page.wait_for_function("!document.querySelector('#generate').disabled && document.querySelector('#stop').disabled")
+    page.fill("#prompt textarea", "a man")
+    make_picture(page)
+    page.wait_for_function("!document.querySelector('#generate').disabled && document.querySelector('#stop').disabled")
+    assert not page.locator("#message").inner_text().strip()
+
+    page.fill("#prompt textarea", " ")
+    page.click("#generate")
+    page.wait_for_selector("#prompt .info-text")
+    page.click("#gallery button[data-index='0']")
+    page.wait_for_function("document.querySelector('#prompt textarea').value === 'a man'")
+    page.wait_for_selector("#prompt .info-text", state="hidden")
+
+
+def test_boxes_that_overlap_are_said_at_once(open_page):
+    page = open_page()
+    page.click(SAMPLE.format(0))
+    page.wait_for_selector(PREVIEW)
+    page.click("text=Place the face: drag the box")  # off, and on again with the second person
+    page.click("#second label")
+    page.click(SAMPLE.format(1).replace("photos-1", "photos-2"))
+    second = page.locator("#boxes .fs-box").nth(1)
+    second.wait_for(state="visible")
+    second.focus()
+    for _ in range(60):
+        page.keyboard.press("ArrowLeft")
+    assert "overlap" in page.wait_for_selector("#preview-message .fs-error").inner_text()

@@ -138,3 +138,24 @@ def test_a_wrong_field_of_a_person_is_named(change, expected):
         picture_settings(FIELDS, [PERSON, {**PERSON, **change}], [SentPhotos(), SentPhotos()])
     assert "\n" not in str(caught.value)
     assert f"{caught.value.key}.".startswith(f"people.1.{next(iter(change))}.")
+
+
+@pytest.mark.parametrize(
+    ("change", "box", "key"),
+    [
+        ({"yaw": 200}, FIELDS["boxes"][0], "people.0.pose"),
+        ({"expression": "own sliders", "weights": {"jawOpen": 5}}, FIELDS["boxes"][0], "people.0.expression"),
+        ({}, [0.6, 0.2, 0.4, 0.8], "people.0.face_box"),
+    ],
+)
+def test_a_value_out_of_range_has_its_key(change, box, key):
+    with pytest.raises(InputError) as caught:
+        picture_settings({**FIELDS, "boxes": [box]}, [{**PERSON, **change}], [SentPhotos()])
+    assert caught.value.key == key
+
+
+def test_boxes_that_overlap():
+    boxes = [[0.1, 0.1, 0.5, 0.6], [0.4, 0.2, 0.9, 0.8]]
+    with pytest.raises(InputError, match="overlap") as caught:
+        picture_settings({**FIELDS, "boxes": boxes}, [PERSON, PERSON], [SentPhotos(), SentPhotos()])
+    assert caught.value.key == "boxes"

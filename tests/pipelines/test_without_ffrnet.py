@@ -1,5 +1,7 @@
 """Adapters without FFRNet: what steers the face is refused, for nothing would follow it."""
 
+from dataclasses import replace
+
 import pytest
 import tiny
 import torch
@@ -26,6 +28,7 @@ def pipe():
         {"face_box": LEFT},
         {"pose_image": tiny.picture()},
         {"landmarks": tiny.face_points()},
+        {"landmark_scale": 0.3},
     ],
     ids=lambda steering: next(iter(steering)),
 )
@@ -49,6 +52,8 @@ def test_redrawing_needs_no_landmarks(pipe):
     call = {"num_inference_steps": 2, "generator": tiny.seeded()}
     redrawn = redraw_faces(pipe, image, "a cat", people=people, size=128, **call)
     assert redrawn.size == image.size and redrawn.tobytes() != image.tobytes()
+    with pytest.raises(InputError, match="pose= has no effect"):
+        redraw_faces(pipe, image, "a cat", people=[replace(people[0], pose=HeadPose(yaw=20))], size=128, **call)
 
 
 def test_the_photo_still_counts(pipe):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import gradio as gr
 
 from ..errors import FaceSnapError, InputError, one_line
 from .form import (
+    AS_IN_PHOTO,
     EXPRESSION_CHOICES,
     EXPRESSION_GROUPS,
     GALLERY_SIZE,
@@ -57,6 +59,8 @@ ABOUT_NANO = (
 )
 
 WAITING = '<p class="fs-hint" role="status">Waiting for its turn.</p>'
+
+BUSY = "too many visitors are waiting, or the server was interrupted; try again soon"
 
 #: Events that only refresh the preview: answered at once, the last one counts.
 LIVE: dict[str, Any] = {
@@ -219,9 +223,11 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                     )
                     steps = gr.Slider(1, 60, defaults.steps, step=1, label="Steps")
                     guidance_scale = gr.Slider(1, 15, defaults.guidance_scale, step=0.5, label="Guidance scale")
+                    landmark_scale.visible = steers
                     schedule = gr.Radio(
                         ["exact", "fast"],
                         value="exact",
+                        visible=steers,
                         label="Schedule: fast takes less time in more than eight steps",
                     )
                     width = gr.Slider(64, max(1536, size), size, step=64, label="Width in pixels")
@@ -349,9 +355,9 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
             api_visibility="private",
         ).then(
             # sliders would replace what the photo says
-            lambda used: (not used, "as in the photo" if used else "neutral"),
+            lambda used: (not used, AS_IN_PHOTO if used else "neutral", {}),
             uses_pose_photo,
-            [first.steers_pose, first.expression],
+            [first.steers_pose, first.expression, first.weights],
             **LIVE,
         ).then(refresh, **shows, **LIVE)
         uses_pose_photo.input(refresh, **shows, **LIVE)
@@ -364,13 +370,16 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         has_second.input(
             lambda second: (
                 gr.update(visible=bool(second)),
+                True,
                 gr.update(value=boxes_for(2 if second else 1, defaults.face_box), visible=bool(steers or second)),
                 min(2 * size, 1536) if second and studio.base is None else size,
             ),
             has_second,
-            [second_group, boxes, width],
+            [second_group, places_faces, boxes, width],
             **LIVE,
         ).then(refresh, **shows, **LIVE)
+
+        idle: dict[Any, Any] = {generate: gr.update(interactive=True), stop: gr.update(interactive=False)}
 
         def without_marks(keys: list[str]) -> dict[Any, Any]:
             """The fields with these keys show no error any more."""
@@ -379,7 +388,7 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
         def report(error: BaseException) -> dict[Any, Any]:
             """Shows an error below the button, and at its field, if it has one."""
             text = describe(error)
-            updates: dict[Any, Any] = {message: error_html(text), stop: gr.update(interactive=False)}
+            updates: dict[Any, Any] = {message: error_html(text), **idle}
             key = next((key for key in places if f"{getattr(error, 'key', '')}.".startswith(f"{key}.")), None)
             if key is not None:
                 updates |= {places[key]: mark(places[key], text), marked: [key]}
@@ -439,29 +448,35 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                         made: pictures,
                         gallery: gallery_html(pictures),
                         code: text,
-                        stop: gr.update(interactive=False),
+                        **idle,
                     }
 
         sections = [section for section in map(section_of, places.values()) if section is not None]
-        making = generate.click(lambda: (WAITING, gr.update(interactive=True)), None, [message, stop], **LIVE).then(
+        making = generate.click(
+            lambda: (WAITING, gr.update(interactive=False), gr.update(interactive=True)),
+            None,
+            [message, generate, stop],
+            **LIVE,
+        ).then(
             make,
             {*steering_inputs, first.photos, second.photos, pose_photo, start, new_seed, made, marked},
-            list({message, stop, result, seed, made, gallery, code, marked, *places.values(), *sections}),
+            list({message, *idle, result, seed, made, gallery, code, marked, *places.values(), *sections}),
             concurrency_limit=pictures_at_once,
             concurrency_id="pictures",
             show_progress="hidden",
             api_visibility="private",
         )
+        making.failure(lambda: {message: error_html(BUSY), **idle}, None, [message, *idle], **LIVE)
         stop.click(
-            lambda: (empty_html("Stopped."), "", gr.update(interactive=False)),
+            lambda: {result: empty_html("Stopped."), message: "", **idle},
             None,
-            [result, message, stop],
+            [result, message, *idle],
             cancels=[making],
             queue=False,
             api_visibility="private",
         )
 
-        def bring_back(event: gr.EventData, pictures: list[Made]) -> dict[Any, Any]:
+        def bring_back(event: gr.EventData, pictures: list[Made], keys: list[str]) -> dict[Any, Any]:
             """All fields as they were for a picture of the gallery."""
             sent = event._data
             index = sent.get("index") if isinstance(sent, dict) else None
@@ -469,11 +484,14 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 return {message: error_html("this picture's settings are no longer kept; make another picture")}
             item = pictures[index]
             fields, persons = field_values(item.settings)
-            updates: dict[Any, Any] = {field: fields[name] for name, field in whole.items()}
+            updates: dict[Any, Any] = dict.fromkeys([first.message, second.message, pose_message], "")
+            updates |= {field: fields[name] for name, field in whole.items()}
             updates[has_second] = fields["second"]
             updates[second_group] = gr.update(visible=fields["second"])
             updates[uses_pose_photo] = persons[0]["uses_pose_photo"]
             updates[new_seed] = False
+            if not steers:
+                updates[places_faces] = True  # which is not shown, and counts for two people
             shown = fields["boxes"] or boxes_for(len(persons), defaults.face_box)
             updates[boxes] = gr.update(value=shown, visible=fields["places_faces"] and (steers or len(persons) > 1))
             updates[result] = picture_html(item.picture, item.settings.prompt, item.settings.seed)
@@ -488,13 +506,18 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                 updates[pose_face] = item.pose
             if item.start is not None:
                 updates[start] = item.start
+            for place, unmarked in without_marks(keys).items():
+                has_value = place in updates and isinstance(unmarked, dict)
+                updates[place] = {**unmarked, "value": updates[place]} if has_value else unmarked
             return updates
 
         restored: set[Any] = {*whole.values(), has_second, second_group, uses_pose_photo, new_seed, code, message}
         restored |= {pose_photo, pose_face, start, result}
         for person in people:
             restored |= {*person.steering().values(), person.photos, person.identity}
-        gallery.pick(bring_back, made, list(restored), **LIVE).then(refresh, **shows, **LIVE)
+        gallery.pick(bring_back, [made, marked], list(restored | {marked, *places.values()}), **LIVE).then(
+            refresh, **shows, **LIVE
+        )
     page.queue(max_size=queue_size)
     return page
 
@@ -533,7 +556,8 @@ def guarded(work: Callable[[], Any]) -> tuple[Any, str]:
 def describe(error: BaseException) -> str:
     """An error in one line for the page."""
     if isinstance(error, FaceSnapError):
-        return str(error).removeprefix("settings: ")  # as `read_settings` calls all of them
+        # where the settings are in the whole says nothing to a visitor
+        return re.sub(r"^settings: (people\.\d+: )?", "", str(error))
     return f"that did not work ({type(error).__name__}: {one_line(error)}); change the settings or load the page again"
 
 

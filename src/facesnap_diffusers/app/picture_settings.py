@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
@@ -9,7 +10,9 @@ from pydantic import Field
 
 from ..errors import InputError
 from ..faces.expression import Expression
+from ..faces.placing import check_face_box
 from ..faces.pose import HeadPose
+from ..pipelines.people import boxes_overlap
 from ..settings import parse_settings, strict_dataclass
 
 
@@ -47,12 +50,20 @@ class PersonSettings:
 
     def steering(self) -> dict[str, Any]:
         """The keyword arguments of a call, and of a `Person`, that steer."""
-        values: dict[str, Any] = {
-            "pose": None if self.pose is None else HeadPose(*self.pose),
-            "expression": None if self.expression is None else Expression(self.expression),
-            "face_box": self.face_box,
+        check: dict[str, Callable[[], Any]] = {
+            "pose": lambda: HeadPose(*self.pose),  # type: ignore[misc]
+            "expression": lambda: Expression(self.expression),  # type: ignore[arg-type]
+            "face_box": lambda: check_face_box(self.face_box),
         }
-        return {name: value for name, value in values.items() if value is not None}
+        values = {}
+        for name, checked in check.items():
+            if getattr(self, name) is not None:
+                try:
+                    values[name] = checked()
+                except InputError as error:
+                    error.key = name
+                    raise
+        return values
 
 
 @strict_dataclass(frozen=True)
@@ -90,6 +101,9 @@ class PictureSettings:
             raise InputError("the prompt is empty; say what the picture shows", key="prompt")
         if len(self.people) > 1 and any(person.face_box is None for person in self.people):
             raise InputError("each of two people needs a face box; switch the boxes on", key="boxes")
+        boxes = [person.face_box for person in self.people if person.face_box is not None]
+        if len(boxes) == 2 and boxes_overlap(*boxes):
+            raise InputError("the two face boxes overlap; move them apart", key="boxes")
 
 
 def read_settings(values: dict[str, Any]) -> PictureSettings:

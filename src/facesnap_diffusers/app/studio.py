@@ -256,9 +256,9 @@ class Studio:
             "height": settings.height,
             "width": settings.width,
             "identity_scale": settings.identity_scale,
-            "landmark_scale": settings.landmark_scale,
-            "facesnap_schedule": settings.schedule,
         }
+        if self.follows_landmarks:
+            call |= {"landmark_scale": settings.landmark_scale, "facesnap_schedule": settings.schedule}
         if settings.negative_prompt:
             call["negative_prompt"] = settings.negative_prompt
         call |= self._start(settings, start, mask)

@@ -38,7 +38,7 @@ from ..identity import FaceIdentity
 from ..models.attention import IdentityAttention
 from ..models.ffrnet import FFRNet
 from ..models.regions import RegionalContext, Regions
-from ..steering import Steering, as_landmarks, as_list
+from ..steering import Steering, as_landmarks, as_list, check_followed
 from .arguments import check_batch, check_prompt, check_stock_arguments, check_strength
 from .bases import check_base, check_checkpoint, is_xl_components, is_xl_file, is_xl_folder, missing_checkpoint
 from .call_copy import components_of_call, restored_after_call
@@ -321,7 +321,9 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                     f"landmarks= are used as they are, so {steering.given[0]}= has no effect; pass one of the two"
                 )
             conditioner = self.face_conditioner("face_image=" if identity is None else "identity=")
-            self._check_steered_by([*steering.given, *(["landmarks"] if landmarks is not None else [])])
+            own = {"landmarks": landmarks, "landmark_scale": landmark_scale}
+            given = [*steering.given, *(name for name, value in own.items() if value is not None)]
+            check_followed(self.ffrnet, given)
             num_prompts = len(prompt) if isinstance(prompt, list) else 1
             identities = conditioner.identities(face_image, identity, face_index, num_prompts)
             height, width = self._image_size(kwargs)
@@ -436,14 +438,6 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         steering = self._default_steering(conditioner, steering, image, mask_image, height, width)
         return conditioner.landmarks(as_list(identity, "identity", FaceIdentity), steering, height, width)
 
-    def _check_steered_by(self, given: Sequence[str]) -> None:
-        """Raises [`InputError`] for arguments that steer the face where the adapter has no part that follows landmarks."""
-        if given and self.ffrnet is None:
-            raise InputError(
-                f"{given[0]}= has no effect: this adapter has no FFRNet, which follows landmarks; leave it out, or load the"
-                " adapter with landmarks_from= of one that has"
-            )
-
     # what pipelines that begin with a picture do otherwise
 
     def _open_pictures(self, kwargs: dict[str, Any]) -> None:
@@ -469,7 +463,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
         conditioner = self.face_conditioner("people=")
         people, boxes = check_people(people)
         for person in people:  # a face box also says where the identity counts
-            self._check_steered_by(Steering(person.pose_image, person.pose, person.expression).given)
+            check_followed(self.ffrnet, Steering(person.pose_image, person.pose, person.expression).given)
         people = with_identities(people, conditioner.encode_face)
         points = []
         for person in people:
@@ -520,7 +514,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
             is_active = schedule.identity_start <= before and after <= schedule.identity_end
             attention_kwargs.update((context if is_active else context.without_identity()).as_kwargs())
 
-        progress = CallProgress(call.scheduler, on_step)
+        progress = CallProgress(call.scheduler, on_step, kwargs.get("denoising_end"))
         ffrnet = None
         if self.ffrnet is not None:
             regions = None

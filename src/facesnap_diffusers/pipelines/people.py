@@ -51,6 +51,11 @@ def with_identities(people: Sequence[Person], encode_face: Callable[[Any], FaceI
     return encoded
 
 
+def boxes_overlap(one: Sequence[float], other: Sequence[float]) -> bool:
+    """Whether two boxes (left, top, right, bottom) have an area in common."""
+    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
+
+
 def check_people(people: Any) -> tuple[list[Person], torch.Tensor]:
     """The people and their boxes `(people, 4)`; raises [`InputError`] unless each has one of its own."""
     if isinstance(people, Person) or not isinstance(people, (list, tuple)):
@@ -76,6 +81,6 @@ def check_people(people: Any) -> tuple[list[Person], torch.Tensor]:
             raise InputError(f"people[{i}]: face_box must be one box of four numbers, got {len(box)} boxes")
         boxes += box
     for (i, one), (j, other) in combinations(enumerate(boxes), 2):
-        if (torch.minimum(one[2:], other[2:]) > torch.maximum(one[:2], other[:2])).all():
+        if boxes_overlap(one.tolist(), other.tolist()):
             raise InputError(f"people[{i}] and people[{j}] have face_boxes that overlap; move them apart")
     return list(people), torch.stack(boxes)

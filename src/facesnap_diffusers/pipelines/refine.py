@@ -14,9 +14,9 @@ from .._upstream import progress_bar_config
 from ..base_models import is_sdxl
 from ..errors import InputError, NoFaceFoundError, as_number
 from ..faces.face import Face
-from ..steering import Steering
+from ..steering import Steering, check_followed
 from .mixin import FaceSnapMixin
-from .people import Person, check_people, with_identities
+from .people import Person, boxes_overlap, check_people, with_identities
 from .picture import as_size, open_pictures
 
 
@@ -96,6 +96,9 @@ def redraw_faces(
     if people is None:
         people, faces = _people_in(image, pipe)
     people, boxes = check_people(people)
+    if faces is None:
+        for person in people:
+            check_followed(pipe.ffrnet, Steering(person.pose_image, person.pose, person.expression).given)
     people = with_identities(people, pipe.encode_face)
     if size is None:
         sample_size = pipe.unet.config.sample_size
@@ -111,18 +114,20 @@ def redraw_faces(
         if side >= size:
             continue
         redrawn_faces += 1
-        if faces is None:
-            steering = Steering(person.pose_image, person.pose, person.expression, person.face_box)
-        else:
-            steering = Steering(pose_image=faces[i])
-        points = conditioner.drawn_points([person.identity], steering, result.height, result.width)
-        points = (points - points.new_tensor([left, top])) * (size / side)
+        points = None
+        if pipe.ffrnet is not None:
+            if faces is None:
+                steering = Steering(person.pose_image, person.pose, person.expression, person.face_box)
+            else:
+                steering = Steering(pose_image=faces[i])
+            points = conditioner.drawn_points([person.identity], steering, result.height, result.width)
+            points = (points - points.new_tensor([left, top])) * (size / side)
         crop = result.crop((left, top, left + side, top + side))
         redrawn = image_to_image(
             prompt,
             image=crop.resize((size, size), PIL.Image.Resampling.LANCZOS),
             identity=person.identity,
-            landmarks=points if pipe.ffrnet is not None else None,
+            landmarks=points,
             strength=strength,
             height=size,
             width=size,
@@ -149,7 +154,7 @@ def _people_in(image: PIL.Image.Image, pipe: FaceSnapMixin) -> tuple[list[Person
     kept = []
     for face in faces:
         box = _box_of(face, image.height, image.width)
-        if any(_overlap(box, person.face_box) for person in people):
+        if any(boxes_overlap(box, person.face_box) for person in people):
             continue  # a second box of the same face
         people.append(Person(conditioner.identity_of(face), box))
         kept.append(face)
@@ -163,10 +168,6 @@ def _box_of(face: Face, height: int, width: int) -> tuple[float, ...]:
     scale = np.array([width, height], dtype=np.float32)
     low, high = face.landmarks[:, :2].min(0) / scale, face.landmarks[:, :2].max(0) / scale
     return (*low.clip(0, 0.99).tolist(), *high.clip(0.01, 1).tolist())
-
-
-def _overlap(one: Sequence[float], other: Sequence[float]) -> bool:
-    return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
 
 
 def _image_to_image(pipe: FaceSnapMixin) -> Any:

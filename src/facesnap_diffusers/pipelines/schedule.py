@@ -28,7 +28,8 @@ class FaceSnapSchedule:
 
     Attributes:
         identity_start (`float`), identity_end (`float`): From which share of the steps to which identity attention works: in
-            those that lie between the two as a whole, as `control_guidance_start` and `control_guidance_end` of ControlNets.
+            those that lie between the two as a whole, as `control_guidance_start` and `control_guidance_end` of ControlNets;
+            steps that `denoising_end` leaves out count, too.
         landmark_start (`float`), landmark_end (`float`): The same for FFRNet; further ControlNets have their own.
         landmark_interval (`float`): Share of the noise schedule after which FFRNet is computed anew; in between its last
             residuals are used again. 0 computes it at every step. In the first such interval, where an image takes its
@@ -76,11 +77,14 @@ class CallProgress:
         scheduler: The call's own; it knows its timesteps once the loop runs.
         on_step (`Callable`): Called at the beginning of each round with the shares of the rounds that are done before it and
             after it.
+        denoising_end (`float`, *optional*): The share of the noise schedule after which the call leaves the rest to another
+            pipeline.
     """
 
-    def __init__(self, scheduler: Any, on_step: Callable[[float, float], None]):
+    def __init__(self, scheduler: Any, on_step: Callable[[float, float], None], denoising_end: float | None = None):
         self.scheduler = scheduler
         self.on_step = on_step
+        self.denoising_end = denoising_end
         self.rounds = 0
         self.first_timestep: float | None = None
 
@@ -99,10 +103,14 @@ class CallProgress:
 
     @cached_property
     def num_steps(self) -> int:
-        """Steps of the whole run, as the caller counts them: second-order samplers and PNDM take several rounds for one."""
+        """Steps that are made, as the caller counts them: second-order samplers and PNDM take several rounds for one."""
         timesteps = self.scheduler.timesteps
         asked_for = getattr(self.scheduler, "num_inference_steps", None) or len(timesteps)
-        return round(asked_for * self.num_rounds / len(timesteps))
+        # as the stock pipelines cut them
+        all_timesteps = self.scheduler.config.num_train_timesteps
+        last = 0 if self.denoising_end is None else round(all_timesteps - self.denoising_end * all_timesteps)
+        rounds = int(((timesteps <= self.first_timestep) & (timesteps >= last)).sum())
+        return round(asked_for * rounds / len(timesteps))
 
     def time(self, timestep: torch.Tensor | float) -> float:
         """The share of the noise that the run began with which is gone at `timestep`, from 0 to 1."""
