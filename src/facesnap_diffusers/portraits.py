@@ -119,6 +119,7 @@ class PortraitRequest:
         seed (`int`): Seed of the noise.
         steps (`int`, *optional*): Denoising steps.
         guidance_scale (`float`, *optional*): Classifier-free guidance.
+        schedule (`str`, *optional*): `"exact"` or `"fast"`, as in `set_facesnap_schedule`; `"exact"` by default.
         width (`int`, *optional*), height (`int`, *optional*): Size of the image in pixels, multiples of 8; the base model's
             by default.
     """
@@ -137,10 +138,13 @@ class PortraitRequest:
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     steps: Annotated[int, Field(ge=1, le=10_000)] | None = None
     guidance_scale: Scale | None = None
+    schedule: Literal["exact", "fast"] | None = None
     width: Size | None = None
     height: Size | None = None
 
     def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise InputError("prompt is empty; say what the image shows")
         if bool(self.photos) == (self.identity is not None):
             raise InputError("give photos or an identity, one of the two")
         _pose(self)
@@ -190,6 +194,7 @@ class PortraitMaker:
             "guidance_scale": 1.0
             if request.guidance_scale is None and self.settings.base is None
             else request.guidance_scale,
+            "facesnap_schedule": request.schedule,
             "width": request.width,
             "height": request.height,
             "pose": _pose(request),

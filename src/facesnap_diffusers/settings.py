@@ -185,7 +185,7 @@ def _describe(failed: ValidationError, cls: type, values: Mapping[str, Any], sou
     key = ".".join(path)
     if details["type"] == "value_error":
         cause = details["ctx"]["error"]
-        reason = one_line(cause)
+        reason = str(cause) if isinstance(cause, FaceSnapError) else one_line(cause)
         whole = ".".join(filter(None, (key, getattr(cause, "key", ""))))
         return f"{source}: {key}: {reason}" if key else f"{source}: {reason}", whole
     value = repr(details["input"])

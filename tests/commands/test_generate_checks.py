@@ -66,6 +66,11 @@ def test_before_the_model_is_loaded(arguments, message, folder):
     assert max(said.count(name) for name in ("text.jpg", "absent", "plain.png", "gpu")) <= 1 and len(said) < 180
 
 
+def test_an_empty_prompt(folder):
+    with pytest.raises(InputError, match="prompt is empty"):
+        command("generate", " ", "--identity", PERSON, "--base", "empty")
+
+
 @pytest.mark.parametrize(("width", "height"), [(512, None), (None, 152), (64, 64)])
 def test_sizes_that_the_nano_model_cannot_draw(width, height):
     maker = PortraitMaker(ModelSettings(device="warp"))  # would fail when it is loaded

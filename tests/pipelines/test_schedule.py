@@ -105,6 +105,14 @@ def test_few_steps_of_more_rounds(scheduler, options, steps, count):
     assert rounds(pipe, num_inference_steps=steps, facesnap_schedule="fast")[0] == list(range(count))
 
 
+def test_few_steps_before_denoising_end():
+    pipe = tiny.facesnap(tiny.xl_pipeline())
+    tiny.add_adapter(pipe)
+    call = {"facesnap_schedule": "fast", "num_inference_steps": 20}
+    assert rounds(pipe, denoising_end=0.4, **call)[0] == list(range(8))
+    assert len(rounds(pipe, denoising_end=0.8, **call)[0]) < 16
+
+
 @pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.3, 0.7), (0.1, 1.0)])
 @pytest.mark.parametrize("steps", [5, 7])
 def test_windows_mean_the_same_for_both_parts(pipe, start, end, steps):

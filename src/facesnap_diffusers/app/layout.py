@@ -60,6 +60,7 @@ ABOUT_NANO = (
 
 WAITING = '<p class="fs-hint" role="status">Waiting for its turn.</p>'
 
+LOOKING = '<p class="fs-hint" role="status">Looking for the face.</p>'
 BUSY = "too many visitors are waiting, or the server was interrupted; try again soon"
 
 #: Events that only refresh the preview: answered at once, the last one counts.
@@ -132,7 +133,7 @@ def photo_fields(studio: Studio, number: int) -> tuple[gr.HTML, gr.HTML]:
 
 def steering_fields(photos: gr.HTML, message: gr.HTML, number: int) -> PersonFields:
     """Lays out the pose and the expression of one person."""
-    steers_pose = gr.Checkbox(True, label="Set the pose (otherwise as in the photo)")
+    steers_pose = gr.Checkbox(True, label="Set the pose (otherwise as in the photo or start picture)")
     yaw = gr.Slider(-60, 60, 0, step=1, label="Yaw: turn the head, in degrees", elem_id=f"yaw-{number + 1}")
     pitch = gr.Slider(-40, 40, 0, step=1, label="Pitch: look up or down, in degrees")
     roll = gr.Slider(-40, 40, 0, step=1, label="Roll: tilt the head, in degrees")
@@ -317,9 +318,10 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
 
         shows: dict[str, Any] = {"inputs": steering_inputs, "outputs": [preview, preview_message]}
 
-        def encoder(name: str) -> Callable[[Any], tuple[Encoded | None, str]]:
-            def encode(value: Any) -> tuple[Encoded | None, str]:
-                return guarded(lambda: studio.encoded(SentPhotos.of(value), name=name))
+        def encoder(name: str) -> Callable[[Any], Iterator[tuple[Any, str]]]:
+            def encode(value: Any) -> Iterator[tuple[Any, str]]:
+                yield gr.skip(), LOOKING
+                yield guarded(lambda: studio.encoded(SentPhotos.of(value), name=name))
 
             return encode
 
@@ -358,6 +360,19 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
             lambda used: (not used, AS_IN_PHOTO if used else "neutral", {}),
             uses_pose_photo,
             [first.steers_pose, first.expression, first.weights],
+            **LIVE,
+        ).then(refresh, **shows, **LIVE)
+        # a new face stands and looks as that in the start picture, unless the fields say otherwise
+        mode.input(
+            lambda chosen: (
+                chosen == "text to image",
+                chosen == "text to image",
+                "neutral" if chosen == "text to image" else AS_IN_PHOTO,
+                {},
+                gr.update(visible=steers and chosen == "text to image"),
+            ),
+            mode,
+            [places_faces, first.steers_pose, first.expression, first.weights, boxes],
             **LIVE,
         ).then(refresh, **shows, **LIVE)
         uses_pose_photo.input(refresh, **shows, **LIVE)
@@ -414,7 +429,8 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
                     with errors_of(f"people.{number}.photos"):
                         who = studio.encoded(shown, values[person.identity], PHOTO_NAMES[number])
                         if who is None:
-                            raise InputError("there is no face yet; choose a photo or a sample person first")
+                            whose = " of the second person" if number else ""
+                            raise InputError(f"there is no face{whose} yet; choose a photo or a sample person first")
                         known.append(who)
                 pose = started = picture = mask = None
                 if values[uses_pose_photo]:

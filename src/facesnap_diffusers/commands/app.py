@@ -24,7 +24,6 @@ def app(
     import gradio  # noqa: F401  (first, so that the message on what to install comes at once)
     import torch
 
-    from ..app.server import checkpoint_studio, nano_studio, serve
     from ..errors import InputError
     from ..preflight import (
         base_folder,
@@ -44,6 +43,8 @@ def app(
     device = device or best_device()
     check_device(device)
     quiet_libraries()
+    from ..app.server import checkpoint_studio, nano_studio, serve  # what it imports gives advice on packages
+
     if base is not None:
         base_folder(base)
         check_adapter("--adapter", adapter)

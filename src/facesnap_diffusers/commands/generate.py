@@ -24,6 +24,11 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class Schedule(StrEnum):
+    exact = "exact"
+    fast = "fast"
+
+
 class Offload(StrEnum):
     none = "none"
     model = "model"
@@ -81,6 +86,9 @@ def generate(
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: 30, of the nano model 4.")] = None,
     guidance: Annotated[
         float | None, typer.Option(help="Guidance scale. Default: the pipeline's, of the nano model 1.")
+    ] = None,
+    schedule: Annotated[
+        Schedule | None, typer.Option(help="fast: FFRNet not at every step, in more than eight steps. Default: exact.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
     width: Annotated[int | None, typer.Option(help="Of the image, in pixels. Default: the base model's.")] = None,
@@ -156,6 +164,7 @@ def generate(
         "seed": seed,
         "steps": steps,
         "guidance_scale": guidance,
+        "schedule": None if schedule is None else str(schedule),
         "width": width,
         "height": height,
         "identity": identity,

@@ -44,7 +44,9 @@ def info(
 
     from ..errors import InputError, as_integer
     from ..nano.naming import resolve_nano
+    from ..preflight import quiet_libraries
 
+    quiet_libraries()
     if public:
         if adapter is not None or variant is not None:
             raise InputError("--public lists all public adapters; leave out the other arguments")
