@@ -129,7 +129,7 @@ def test_wrong_arguments_raise_typed_errors(pipe, adapter):
 def test_steering_without_ffrnet_is_refused(pipe, adapter):
     modular = modular_pipeline(FaceSnapXLBlocks(), pipe)
     load_facesnap_adapter(modular, adapter, parts=["mixer", "identity_attention"])
-    for arguments in ({"pose": HeadPose(yaw=20)}, {"expression": "smile"}, {"landmark_scale": 0.3}):
+    for arguments in ({"pose": HeadPose(yaw=20)}, {"expression": "smile"}):
         with pytest.raises(InputError, match=f"{next(iter(arguments))}= has no effect"):
             modular(prompt="a cat", output="images", identity=tiny.identity(), **arguments, **SIZE, **CALL)
 

@@ -153,8 +153,7 @@ class FaceSnapXLIdentityStep(ModularPipelineBlocks):
         if block_state.control_image is not None:
             raise InputError("control_image= is for further ControlNets, which go with FaceSnapXLPipeline only")
         conditioner = conditioner_of(components, "identity=", getattr(components, "face_analyzer", None))
-        of_landmarks = [] if block_state.landmark_scale is None else ["landmark_scale"]
-        check_followed(components.ffrnet, [*steering.given, *of_landmarks])
+        check_followed(components.ffrnet, steering.given)
         identities = conditioner.identities(block_state.face_image, block_state.identity, block_state.face_index)
         prompts = len(block_state.prompt_embeds)
         if prompts % len(identities):

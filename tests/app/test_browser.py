@@ -200,8 +200,9 @@ def test_inpainting_keeps_what_is_not_painted(open_page, studio, width):
     assert np.array_equal(pixels(page, PICTURE), made)
 
 
-def test_what_is_missing_is_said_at_its_field(open_page):
-    page = open_page()
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_missing_is_said_at_its_field(open_page, width):
+    page = open_page(width)
     page.click("#generate")
     assert "choose a photo" in page.wait_for_selector("#message .fs-error").inner_text()
     upload(page, "#photos-1", PIL.Image.new("RGB", (400, 300), "gray"))
@@ -246,8 +247,9 @@ def test_a_wrong_setting_is_said_at_its_field(open_page):
     assert page.input_value("#prompt textarea") == "a man with a beard"
 
 
-def test_a_photo_of_60_megapixels_is_scaled_down_before_it_is_sent(open_page, portraits):
-    page = open_page()
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_photo_of_60_megapixels_is_scaled_down_before_it_is_sent(open_page, portraits, width):
+    page = open_page(width)
     sent = []
     page.on("request", lambda request: sent.append(len(request.post_data or "")))
     upload(page, "#photos-1", portraits[0].resize((7750, 7750)), name="large.jpg", format="JPEG")
@@ -255,7 +257,8 @@ def test_a_photo_of_60_megapixels_is_scaled_down_before_it_is_sent(open_page, po
     assert 10_000 < max(sent) < 2_000_000
 
 
-def test_three_visitors_at_once_get_their_own_pictures(open_page):
+@pytest.mark.parametrize("width", WIDTHS)
+def test_three_visitors_at_once_get_their_own_pictures(open_page, width):
     people = (0, 2, 4)
     alone = []
     for number in people:
@@ -263,7 +266,7 @@ def test_three_visitors_at_once_get_their_own_pictures(open_page):
         page.click(SAMPLE.format(number))
         page.wait_for_selector(PREVIEW)
         alone.append(make_picture(page))
-    pages = [open_page() for _ in people]
+    pages = [open_page(width) for _ in people]
     for page, number in zip(pages, people, strict=True):
         page.click(SAMPLE.format(number))
         page.wait_for_selector(PREVIEW)

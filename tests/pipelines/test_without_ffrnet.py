@@ -28,7 +28,6 @@ def pipe():
         {"face_box": LEFT},
         {"pose_image": tiny.picture()},
         {"landmarks": tiny.face_points()},
-        {"landmark_scale": 0.3},
     ],
     ids=lambda steering: next(iter(steering)),
 )

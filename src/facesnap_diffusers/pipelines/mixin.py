@@ -321,9 +321,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
                     f"landmarks= are used as they are, so {steering.given[0]}= has no effect; pass one of the two"
                 )
             conditioner = self.face_conditioner("face_image=" if identity is None else "identity=")
-            own = {"landmarks": landmarks, "landmark_scale": landmark_scale}
-            given = [*steering.given, *(name for name, value in own.items() if value is not None)]
-            check_followed(self.ffrnet, given)
+            check_followed(self.ffrnet, [*steering.given, *([] if landmarks is None else ["landmarks"])])
             num_prompts = len(prompt) if isinstance(prompt, list) else 1
             identities = conditioner.identities(face_image, identity, face_index, num_prompts)
             height, width = self._image_size(kwargs)
