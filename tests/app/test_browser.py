@@ -425,3 +425,21 @@ def test_boxes_that_overlap_are_said_at_once(open_page):
     for _ in range(60):
         page.keyboard.press("ArrowLeft")
     assert "overlap" in page.wait_for_selector("#preview-message .fs-error").inner_text()
+
+
+def test_stop(open_page):
+    page = open_page()
+    page.click(SAMPLE.format(0))
+    page.wait_for_selector(PREVIEW)
+    page.evaluate(
+        "[...document.querySelectorAll('button.label-wrap')].find(one => one.innerText.includes('Settings')).click()"
+    )
+    steps = page.locator("input[type=number][aria-label*='Steps']")
+    steps.fill("60")
+    steps.press("Tab")
+    page.click("#generate")
+    page.wait_for_selector("#result progress")
+    page.click("#stop")
+    page.wait_for_selector("#result :text('Stopped.')")
+    page.wait_for_function("!document.querySelector('#generate').disabled && document.querySelector('#stop').disabled")
+    assert page.locator("#message .fs-error").count() == 0

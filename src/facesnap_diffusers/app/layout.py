@@ -61,7 +61,7 @@ ABOUT_NANO = (
 WAITING = '<p class="fs-hint" role="status">Waiting for its turn.</p>'
 
 LOOKING = '<p class="fs-hint" role="status">Looking for the face.</p>'
-BUSY = "too many visitors are waiting, or the server was interrupted; try again soon"
+BUSY = "no picture was made: too many visitors are waiting, or it was stopped; try again"
 
 #: Events that only refresh the preview: answered at once, the last one counts.
 LIVE: dict[str, Any] = {
@@ -482,7 +482,13 @@ def build_page(studio: Studio, queue_size: int = 32, pictures_at_once: int = 1) 
             show_progress="hidden",
             api_visibility="private",
         )
-        making.failure(lambda: {message: error_html(BUSY), **idle}, None, [message, *idle], **LIVE)
+
+        def end(shown: Any) -> dict[Any, Any]:
+            """After the queue was full, or the visitor stopped it. Where the picture was begun, nobody was waiting any more."""
+            text = error_html(BUSY) if shown == WAITING else ""
+            return {message: text, result: empty_html("Stopped." if not text else "No picture was made."), **idle}
+
+        making.failure(end, message, [message, result, *idle], **LIVE)
         stop.click(
             lambda: {result: empty_html("Stopped."), message: "", **idle},
             None,
