@@ -24,7 +24,7 @@ DLIB_NETWORK = f"{load_dlib_network.__module__}:{load_dlib_network.__qualname__}
         (DLIB_NETWORK, DLIB),
         ("~/.insightface/models/buffalo_l/w600k_r50.onnx", "insightface/w600k_r50"),
         ("glintr100.pt2", "insightface/glintr100"),
-        ("/home/me/networks/mine.onnx", "mine.onnx"),
+        ("networks/mine.onnx", "mine.onnx"),
         ("my_package.networks:load", "my_package.networks:load"),
     ],
 )

@@ -43,7 +43,7 @@ from .arguments import check_batch, check_prompt, check_stock_arguments, check_s
 from .bases import check_base, check_checkpoint, is_xl_components, is_xl_file, is_xl_folder, missing_checkpoint
 from .call_copy import components_of_call, restored_after_call
 from .control import RoutedControlNet, ScheduledFFRNet
-from .people import Person, check_people, with_identities
+from .people import Person, check_people, check_people_followed, with_identities
 from .picture import Crop, as_size, is_latent, open_pictures, picture_size
 from .schedule import CallProgress, FaceSnapSchedule
 from .signatures import stock_arguments, with_stock_signature
@@ -460,8 +460,7 @@ class FaceSnapMixin(FaceSnapAdapterMixin):
     def _conditions_of_people(self, people: Sequence[Person], height: int, width: int) -> FaceConditions:
         conditioner = self.face_conditioner("people=")
         people, boxes = check_people(people)
-        for person in people:  # a face box also says where the identity counts
-            check_followed(self.ffrnet, Steering(person.pose_image, person.pose, person.expression).given)
+        check_people_followed(self.ffrnet, people)
         people = with_identities(people, conditioner.encode_face)
         points = []
         for person in people:

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..faces.expression import Expression
 from ..faces.pose import HeadPose
 from ..identity import FaceIdentity
-from ..steering import as_boxes
+from ..steering import Steering, as_boxes, check_followed
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,12 @@ def with_identities(people: Sequence[Person], encode_face: Callable[[Any], FaceI
 def boxes_overlap(one: Sequence[float], other: Sequence[float]) -> bool:
     """Whether two boxes (left, top, right, bottom) have an area in common."""
     return max(one[0], other[0]) < min(one[2], other[2]) and max(one[1], other[1]) < min(one[3], other[3])
+
+
+def check_people_followed(ffrnet: Any, people: Sequence[Person]) -> None:
+    """As [`check_followed`] for what steers each of some people. A face box also says where the identity counts."""
+    for person in people:
+        check_followed(ffrnet, Steering(person.pose_image, person.pose, person.expression).given)
 
 
 def check_people(people: Any) -> tuple[list[Person], torch.Tensor]:

@@ -14,9 +14,9 @@ from .._upstream import progress_bar_config
 from ..base_models import is_sdxl
 from ..errors import InputError, NoFaceFoundError, as_number
 from ..faces.face import Face
-from ..steering import Steering, check_followed
+from ..steering import Steering
 from .mixin import FaceSnapMixin
-from .people import Person, boxes_overlap, check_people, with_identities
+from .people import Person, boxes_overlap, check_people, check_people_followed, with_identities
 from .picture import as_size, open_pictures
 
 
@@ -97,8 +97,7 @@ def redraw_faces(
         people, faces = _people_in(image, pipe)
     people, boxes = check_people(people)
     if faces is None:
-        for person in people:
-            check_followed(pipe.ffrnet, Steering(person.pose_image, person.pose, person.expression).given)
+        check_people_followed(pipe.ffrnet, people)
     people = with_identities(people, pipe.encode_face)
     if size is None:
         sample_size = pipe.unet.config.sample_size
