@@ -50,11 +50,11 @@ def text_config(width: int) -> CLIPTextConfig:
     )
 
 
-def vae() -> AutoencoderKL:
+def vae(channels: tuple[int, ...] = (32, 64)) -> AutoencoderKL:
     return AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
+        block_out_channels=channels,
+        down_block_types=["DownEncoderBlock2D"] * len(channels),
+        up_block_types=["UpDecoderBlock2D"] * len(channels),
         latent_channels=4,
     )
 

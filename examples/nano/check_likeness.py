@@ -1,9 +1,10 @@
-"""A second judge of likeness, to which no loss listens: the adapter's image encoder, which sees the head with its hair.
+"""Likeness by a second judge, to which no loss listens (`train_face_judge.py`).
 
     python check_likeness.py results/FaceSnap          # folders of pictures that `facesnap eval` made
 
-Prints the median cosine between pictures and references (pooled states, relative to their mean over all references), and
-how often a picture's own person is the first or among the first five. The true pictures are judged beside them.
+Prints the median distance between pictures and references (1 - cosine), and how often a picture's own person is the first or
+among the first five of all. Faces are found by dlib, as `facesnap eval` does; a picture without one has a distance of 1 and
+is not found. The true pictures are judged beside them.
 """
 
 from __future__ import annotations
@@ -14,62 +15,56 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-import torch.nn.functional as F
-from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection
+from dataset import TO_PACKAGE
+from train_face_judge import aligned, embed, load_face_judge
 from workspace import add_work_dir
 
 from facesnap_diffusers import DlibFaceAnalyzer
 from facesnap_diffusers.evaluation.benchmarks.nano import nano
-from facesnap_diffusers.faces.alignment import align_for_clip
-from facesnap_diffusers.nano.model import SHIPPED_NANO
 
 
-class Judge:
-    def __init__(self, folder: Path):
-        self.encoder = CLIPVisionModelWithProjection.from_pretrained(folder).eval()
-        self.processor = CLIPImageProcessor.from_pretrained(folder)
-        self.analyzer = DlibFaceAnalyzer()
-
-    @torch.no_grad()
-    def states(self, path: Path, landmarks: np.ndarray | None = None) -> torch.Tensor | None:
-        """Pooled states of the largest head in a picture, None where there is no face."""
-        picture = np.array(PIL.Image.open(path).convert("RGB"))
-        if landmarks is None:
-            faces = self.analyzer.analyze(picture)
-            if not faces:
-                return None
-            landmarks = max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2])).landmarks
-        head = align_for_clip(picture, landmarks, self.encoder.config.image_size)
-        pixels = self.processor(PIL.Image.fromarray(head), return_tensors="pt").pixel_values
-        return self.encoder.vision_model(pixels).pooler_output[0]
+def found_face(path: Path, analyzer: DlibFaceAnalyzer) -> torch.Tensor | None:
+    """The largest face in a picture, aligned, (3, 64, 64)."""
+    picture = np.array(PIL.Image.open(path).convert("RGB"))
+    faces = analyzer.analyze(picture)
+    if not faces:
+        return None
+    face = max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2]))
+    return aligned(picture[None], face.landmarks[None] - TO_PACKAGE)[0]
 
 
-def report(name: str, all_states: list[torch.Tensor | None], own: list[int], references: torch.Tensor):
-    mean = references.mean(0)
-    known = [(states, person) for states, person in zip(all_states, own) if states is not None]
-    cosines = torch.stack([F.cosine_similarity(states - mean, references - mean) for states, _ in known])
-    people = torch.tensor([person for _, person in known])[:, None]
-    likeness = cosines.gather(1, people)
-    rank = (cosines > likeness).sum(1)
-    first, five = ((rank < count).sum() / len(all_states) for count in (1, 5))
-    print(f"{name}: cosine {likeness.median():.3f}, first {first:.1%}, among five {five:.1%}", flush=True)
+def likeness(embeds: torch.Tensor, own: torch.Tensor, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Distance of each picture to its person's reference, and how many other references are nearer."""
+    cosines = embeds @ references.T
+    to_own = cosines.gather(1, own[:, None])
+    return 1 - to_own[:, 0], (cosines > to_own).sum(1).float()
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
     parser.add_argument("folders", type=Path, nargs="*", help="of pictures, named after their cases")
-    parser.add_argument("--image-encoder", type=Path, default=SHIPPED_NANO / "adapter/image_encoder")
+    parser.add_argument("--eval-set", type=Path, help="folder (default: eval-set in the work directory)")
     args = parser.parse_args()
-    judge, cases = Judge(args.image_encoder), nano(args.work_dir / "eval-set").cases
+    judge, analyzer = load_face_judge(args.work_dir), DlibFaceAnalyzer()
+    cases = list(nano(args.eval_set or Path(args.work_dir) / "eval-set").cases)
     people = {case.person: case for case in cases}
-    gallery = torch.stack(
-        [judge.states(case.reference[0], np.array(case.reference_landmarks)) for case in people.values()]
-    )
-    own = [list(people).index(case.person) for case in cases]
-    report("the true pictures", [judge.states(case.ground_truth) for case in cases], own, gallery)
-    for folder in args.folders:
-        report(folder.name, [judge.states(folder / f"{case.id}.png") for case in cases], own, gallery)
+    pictures = np.stack([np.array(PIL.Image.open(case.reference[0]).convert("RGB")) for case in people.values()])
+    landmarks = np.array([case.reference_landmarks for case in people.values()]) - TO_PACKAGE
+    references = embed(judge, aligned(pictures, landmarks))
+    own = torch.tensor([list(people).index(case.person) for case in cases])
+
+    sources = {"the true pictures": [case.ground_truth for case in cases]}
+    sources |= {str(path): [path / f"{case.id}.png" for case in cases] for path in args.folders}
+    for name, paths in sources.items():
+        faces = [found_face(path, analyzer) for path in paths]
+        found = torch.tensor([face is not None for face in faces])
+        distances, ranks = torch.ones(len(cases)), torch.full((len(cases),), torch.inf)
+        if found.any():
+            embeds = embed(judge, torch.stack([face for face in faces if face is not None]))
+            distances[found], ranks[found] = likeness(embeds, own[found], references)
+        first, five = ((ranks < count).float().mean() for count in (1, 5))
+        print(f"{name}: distance {distances.median():.3f}, first {first:.1%}, among five {five:.1%}", flush=True)
 
 
 if __name__ == "__main__":

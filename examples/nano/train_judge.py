@@ -101,7 +101,7 @@ class Pictures:
         self.images = np.concatenate(images)
         self.masks = np.concatenate(masks)
         self.classes = np.stack(numbers)
-        self.again = None if vae is None else _drawn_again(self.images, vae)
+        self.again = None if vae is None else drawn_again(self.images, vae)
 
     def batch(self, size: int, rng: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         chosen = rng.integers(len(self.images), size=size)
@@ -115,7 +115,7 @@ class Pictures:
 
 
 @torch.no_grad()
-def _drawn_again(images: np.ndarray, vae: AutoencoderPatch) -> np.ndarray:
+def drawn_again(images: np.ndarray, vae: AutoencoderPatch) -> np.ndarray:
     again = []
     for start in range(0, len(images), 100):
         pictures = vae.decode(vae.encode(to_tensor(images[start : start + 100])).latent_dist.sample()).sample

@@ -148,15 +148,16 @@ def estimate(config: TrainingConfig) -> dict[str, float]:
 
     vae_factor, loss = vae_bytes / 2, config.identity_loss
     total = whole.forward + whole.backward + vae_factor * whole.encode
-    if loss.mode == "prediction":
+    saved = whole.saved
+    if loss.weight > 0 and loss.mode == "prediction":
         total += vae_factor * SNR_SHARE * 3 * whole.decode
-        # at the worst, all samples of a batch are clean enough
-        activations = config.batch_size * (whole.saved + whole.decoded)
-    else:
+        saved += whole.decoded  # at the worst, all samples of a batch are clean enough
+    if config.loss.extra_samples or (loss.weight > 0 and loss.mode == "few_step"):
         small = whole if loss.resolution is None else costs(*nets, loss.resolution // 8)
         sampled = loss.steps * small.forward + loss.gradient_steps * small.backward + vae_factor * 3 * small.decode
         total += sampled / loss.every
-        activations = config.batch_size * (whole.saved + loss.gradient_steps * small.saved + small.decoded)
+        saved += loss.gradient_steps * small.saved + small.decoded
+    activations = config.batch_size * saved
 
     if config.loss.align_semantic > 0 or config.loss.align_layout > 0:
         total += whole.unet / config.loss.align_every

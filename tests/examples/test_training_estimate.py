@@ -39,3 +39,14 @@ def test_resolution_of_the_samples(estimate):
     )
     assert small["flops"] < whole["flops"] and small["activations"] < whole["activations"]
     assert small["frozen"] == whole["frozen"] and small["trained"] == whole["trained"]
+
+
+def test_only_what_the_losses_need_counts(estimate):
+    """Samples for the extra loss alone cost what those of the identity loss do; without both there are none."""
+    off = "identity_loss.weight=0"
+    shipped, without, extra = (
+        estimate(load_config(FOLDER / "sd15-2.yaml", changes))
+        for changes in ([], [off], [off, "loss.extra=mine.losses:extra", "loss.extra_samples=true"])
+    )
+    assert extra == shipped
+    assert without["flops"] < shipped["flops"] and without["activations"] < shipped["activations"]

@@ -90,8 +90,8 @@ def test_a_local_image_encoder(base, faces, tmp_path):
     [
         (
             {},
-            "λ = 0.5 on one-step predictions with a signal-to-noise ratio of at least 0.3, against the reference's stored"
-            " embedding",
+            "λ = 0.5 by tiny_training:TinyRecognizer on one-step predictions with a signal-to-noise ratio of at least 0.3,"
+            " against the reference's stored embedding",
         ),
         ({"identity_loss": {"weight": 0.0}}, "none"),
         (
@@ -102,9 +102,9 @@ def test_a_local_image_encoder(base, faces, tmp_path):
                 },
                 "loss": {"align_semantic": 0.6, "align_layout": 0.1},
             },
-            "λ = 0.5 on samples of 16 px to the prompt “portrait” in 4 steps with owner/lora, 1 of them with a gradient, at"
-            " every 4 steps, against the target photo; contrastive, weight 0.1, with 1,024 people and temperature 0.1;"
-            " alignment: semantic 0.6, layout 0.1, at every 4 steps",
+            "λ = 0.5 by tiny_training:TinyRecognizer on samples of 16 px to the prompt “portrait” in 4 steps with owner/lora,"
+            " 1 of them with a gradient, at every 4 steps, against the target photo; contrastive, weight 0.1, with 1,024 people"
+            " and temperature 0.1; alignment: semantic 0.6, layout 0.1, at every 4 steps",
         ),
     ],
 )  # fmt: skip

@@ -108,7 +108,8 @@ def _identity_loss(config: TrainingConfig) -> str:
             "photo": "the reference, another photo",
             "target": "the target photo",
         }
-        parts.append(f"λ = {identity.weight:g} on {_judged(identity)}, against {against[identity.reference]}")
+        by = "" if identity.recognizer is None else f" by {_shown(identity.recognizer.network)}"
+        parts.append(f"λ = {identity.weight:g}{by} on {_judged(identity)}, against {against[identity.reference]}")
         if identity.contrastive > 0:
             parts.append(
                 f"contrastive, weight {identity.contrastive:g}, with {identity.negatives:,} people and temperature"
