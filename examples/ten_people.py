@@ -98,6 +98,7 @@ def main() -> None:
     start = time.perf_counter()
 
     write_photos(args.people)
+    # nano's encoder, small pictures, few people: for SD 1.5 none of these options is needed
     recognizer = ["--face-encoder-id", ENCODER, "--raw-embeds", "--recognition-crop", "dlib"]
     facesnap("prepare", "photos", "shards", *recognizer, "--resolution=128", "--min-face=20", "--validation=0")
     Path("train.yaml").write_text(CONFIG)

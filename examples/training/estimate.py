@@ -30,7 +30,7 @@ SNR_SHARE = 0.35  # of timesteps of Stable Diffusion's schedule have a signal-to
 THROUGHPUT = 0.35 * 312 * TERA  # of an A100 in bfloat16, at 35 % of its peak, which such networks reach
 ENCODERS = {"sd": 0.12e9 + 0.3e9, "sdxl": 0.82e9 + 0.3e9}  # parameters of the text and image encoders
 OPTIMIZER_BYTES = {"adamw": 8, "adamw_fused": 8, "adamw_8bit": 2, "adafactor": 4}
-SAMPLES_A_STEP = 64  # planned, of all GPUs together
+GPUS = {"sdxl-1": 8, "sdxl-2": 8}  # of the configs that are for several
 
 
 def create_vae() -> AutoencoderKL:
@@ -134,8 +134,8 @@ def costs(unet: Any, ffrnet: Any, vae: Any, vae_bytes: int, checkpointing: bool,
     )
 
 
-def estimate(config: TrainingConfig) -> dict[str, float]:
-    """Bytes, floating-point operations a sample, and what follows from them."""
+def estimate(config: TrainingConfig, gpus: int = 1) -> dict[str, float]:
+    """Bytes, floating-point operations a sample, and what follows from them for one GPU, with all samples of so many."""
     family, latent = config.base.family, config.data.resolution // 8
     unet, vae = empty_unet({"sd": "sd1"}.get(family, family)).requires_grad_(False), create_vae()
     width, rank = unet.config.cross_attention_dim, config.adapter.ffrnet_rank
@@ -171,7 +171,7 @@ def estimate(config: TrainingConfig) -> dict[str, float]:
     averaged = 4 if config.ema_decay > 0 else 0
     # weights, gradients, averaged weights, optimizer, copies in bfloat16
     state = trained * (4 + 4 + averaged + OPTIMIZER_BYTES[config.optimizer.name] + 2)
-    samples = config.steps * SAMPLES_A_STEP
+    samples = config.steps * config.batch_size * config.gradient_accumulation * gpus
     return {
         "trained": trained,
         "frozen": frozen,
@@ -189,7 +189,7 @@ def main() -> None:
     print("| | trained | frozen + trained + activations | TFLOP a sample | samples a second | A100-days |")
     print("|---|---:|---:|---:|---:|---:|")
     for path in paths:
-        found = estimate(load_config(path))
+        found = estimate(load_config(path), GPUS.get(path.stem, 1))
         memory = " + ".join(f"{found[name] / GIGA:.1f}" for name in ("frozen", "state", "activations"))
         print(
             f"| `{path.name}` | {found['trained'] / 1e6:,.0f} M | {memory} = {found['memory'] / GIGA:.0f} GB |"

@@ -1,6 +1,7 @@
 """Training runs on tiny real components: what they change, and all options."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import tiny_training
 import torch
 from tiny_training import assert_same, train
 
-from facesnap_diffusers import FaceSnapPipeline
+from facesnap_diffusers import FaceSnapPipeline, InputError, MissingDependencyError
 from facesnap_diffusers.training.trainer import Trainer
 
 
@@ -130,6 +131,22 @@ class TestOptions:
             assert 0 < trainer.results["identity"] < 2 and trainer.results["identity_share"] > 0
         if trainer.config.loss.extra:
             assert abs(trainer.results["extra"] - EXTRA) < 1e-6
+
+    @pytest.mark.parametrize(
+        ("changes", "kind", "said"),
+        [
+            ({"optimizer": {"name": "adamw_8bit"}}, MissingDependencyError, "pip install bitsandbytes"),
+            ({"identity_loss": {"recognizer": {"network": "no.onnx"}}}, InputError, "'no.onnx' is neither a file nor"),
+            ({"validation": {"judge": "nobody/knows"}}, InputError, "nobody/knows"),
+        ],
+    )
+    def test_what_is_missing_is_said_before_the_base_is_loaded(
+        self, faces, tmp_path, monkeypatch, changes, kind, said
+    ):
+        monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+        config = tiny_training.config(tmp_path / "no base", faces, tmp_path, **changes)
+        with pytest.raises(kind, match=said):
+            Trainer(config)
 
     def test_means_are_over_the_steps_that_have_a_loss(self, base, faces, tmp_path):
         """L_id at every second step only: logged once for two steps, or at each, it is what it was in the first."""

@@ -371,6 +371,11 @@ class PreparedFaces:
                 shard, start, end = record.place()
                 self.places.append((f"{folder}/{shard}", start, end))
         if not self.places:
+            if split == "validation":
+                raise InputError(
+                    f"{', '.join(folders)} holds no photos for validation (fewer than ten people leave nobody to set aside);"
+                    " set data.validation to [], or prepare it with a larger --validation"
+                )
             side = f" for {split}" if split else ""
             raise InputError(f"{', '.join(folders)} holds no photos{side}; see facesnap prepare --stats for why")
 

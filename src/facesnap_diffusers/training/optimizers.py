@@ -11,6 +11,12 @@ from ..errors import MissingDependencyError
 from .training_config import OptimizerConfig
 
 
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Raises [`MissingDependencyError`] where the optimizer's library is not installed."""
+    if config.name == "adamw_8bit":
+        _adamw_8bit()
+
+
 def create_optimizer(config: OptimizerConfig, parts: nn.ModuleDict) -> torch.optim.Optimizer:
     """The optimizer of the trained parts, a parameter group and learning rate for each."""
     rates: Any = config.learning_rate
@@ -26,11 +32,15 @@ def create_optimizer(config: OptimizerConfig, parts: nn.ModuleDict) -> torch.opt
         )
     options: dict[str, Any] = {"betas": config.betas, "eps": config.epsilon, "weight_decay": config.weight_decay}
     if config.name == "adamw_8bit":
-        try:
-            from bitsandbytes.optim import AdamW8bit
-        except ImportError as error:
-            raise MissingDependencyError(
-                "optimizer.name is adamw_8bit, which needs bitsandbytes: pip install bitsandbytes"
-            ) from error
-        return AdamW8bit(groups, **options)
+        return _adamw_8bit()(groups, **options)
     return torch.optim.AdamW(groups, fused=config.name == "adamw_fused", **options)
+
+
+def _adamw_8bit() -> Any:
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise MissingDependencyError(
+            "optimizer.name is adamw_8bit, which needs bitsandbytes: pip install bitsandbytes"
+        ) from error
+    return AdamW8bit

@@ -52,7 +52,7 @@ from .health import (
 from .latents import CropLatents
 from .loss_means import LossMeans
 from .objective import Objective
-from .optimizers import create_optimizer
+from .optimizers import check_optimizer, create_optimizer
 from .publishing import check_repo, push
 from .recognizer import load_recognizer
 from .samples import ResumableBatchSampler, TrainingSamples, collate
@@ -112,6 +112,11 @@ class Trainer:
             self.clip = ClipEncoder(config.validation.clip_model, device, "validation.clip_model")
         if config.identity_loss.lora is not None and (config.identity_loss.weight > 0 or config.loss.extra_samples):
             check_lora(config.identity_loss.lora)
+        check_optimizer(config.optimizer)
+        recognizer = None
+        if config.identity_loss.weight > 0 and config.identity_loss.recognizer is not None:
+            recognizer = load_recognizer(config.identity_loss.recognizer).to(self.accelerator.device)
+        self.judge = load_judge(config.validation.judge) if config.validation.judge else None
         if config.allow_tf32 and torch.cuda.is_available():
             torch.backends.cuda.matmul.allow_tf32 = True
         set_seed(config.seed)
@@ -132,9 +137,6 @@ class Trainer:
             for folder in (*config.data.shards, *config.data.validation):
                 check_clip_crops(read_settings(folder), folder, encoder.config.image_size)
 
-        recognizer = None
-        if config.identity_loss.weight > 0 and config.identity_loss.recognizer is not None:
-            recognizer = load_recognizer(config.identity_loss.recognizer).to(self.accelerator.device)
         self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recognizer)
         if config.base.compile and self.objective.sampling_unet is not self.pipeline.unet:
             self.objective.sampling_unet.compile_repeated_blocks()
@@ -152,7 +154,6 @@ class Trainer:
         if config.data.crops is not None:
             count = len(self.faces) * config.data.crops
             self.samples.latents = CropLatents(self.folder / "latents", count, self._latent_settings())
-        self.judge = load_judge(config.validation.judge) if config.validation.judge else None
         self.validation_samples = None
         if validation_faces is not None:
             no_dropout = DropoutConfig(text=0, identity=0, both=0, landmarks=0)

@@ -168,7 +168,8 @@ def _check_providers(providers: Sequence[str], available: list[str]) -> None:
         else []
     )
     if not names or any(name not in available for name in names):
-        raise InputError(f"providers={shown(providers)} must be a list of some of {', '.join(available)}")
+        gpu = "; onnxruntime-gpu in place of onnxruntime has NVIDIA's" if "CUDAExecutionProvider" in names else ""
+        raise InputError(f"providers={shown(providers)} must be a list of some of {', '.join(available)}{gpu}")
 
 
 def _depth_towards_camera(landmarks: np.ndarray) -> np.ndarray:
