@@ -25,6 +25,7 @@ class HubServer:
         self.requests: list[str] = []
         self.sent: Counter[str] = Counter()
         self.private: dict[str, bool] = {}
+        self.read_only = False  # what the token may do
         hub = self
 
         class Handler(_Handler):
@@ -83,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
         parts = path.strip("/").split("/")
         if parts[:2] == ["api", "models"] and len(parts) >= 4:
             repo_id = "/".join(parts[2:4])
+            if parts[4:] == ["auth-check", "write"]:
+                return self._reply(403 if hub.read_only else 200, b"{}", {})
             revision = parts[5] if len(parts) > 5 else "main"
             commit = hub.resolve(repo_id, revision)
             if commit is None and len(parts) == 4 and repo_id in hub.commits:  # a repo without a commit yet

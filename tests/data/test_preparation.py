@@ -198,6 +198,34 @@ class TestEnvironment:
             prepare(items, tmp_path / "out", misspelt, progress=False)
         assert [record.reason for record in run_silently(items, tmp_path / "out", CONFIG)] == ["kept"] * 3
 
+    @pytest.mark.parametrize("wrong", ["disk", "folder", "address"])
+    def test_what_keeps_photos_from_being_read_is_not_blamed_on_them(self, tmp_path, monkeypatch, wrong):
+        """Each error names its photo."""
+
+        def fail(photo):
+            raise OSError(5, "Input/output error", photo)
+
+        names = [f"{tmp_path}/{'gone' if wrong == 'folder' else 'in'}/{number}.jpg" for number in range(25)]
+        if wrong == "address":
+            names = [f"https://photos.example/{number}.jpg" for number in range(25)]
+            monkeypatch.setattr(photo_preparation, "read_photo", fail)
+        (tmp_path / "in").mkdir()
+        if wrong == "disk":
+            monkeypatch.setattr(photo_preparation.Path, "read_bytes", fail)
+        items = [Item(str(number), name) for number, name in enumerate(names)]
+        with pytest.raises(InputError, match="20 photos in a row failed with .*; mend that and .* --retry failed"):
+            run_silently(items, tmp_path / "out", CONFIG)
+
+    def test_processes_that_always_die_end_the_run(self, tmp_path, monkeypatch):
+        def crashes(items, *_):
+            for item in items:
+                yield item, PhotoRecord(item.source, False, "crashed", "its process died"), None
+
+        monkeypatch.setattr(preparation, "_with_processes", crashes)
+        items = [Item(str(number), None) for number in range(25)]
+        with pytest.raises(InputError, match="20 photos in a row crashed with .* --retry crashed"):
+            run_silently(items, tmp_path / "out", CONFIG, processes=2)
+
     def test_the_same_failure_of_all_photos_ends_the_run_and_they_can_be_tried_again(self, tmp_path):
         write_photos(tmp_path / "in", 25)
         items = list(open_source(str(tmp_path / "in")))
@@ -249,6 +277,7 @@ class TestEnvironment:
         """
         count = 20_000
         run_silently([], tmp_path, CONFIG)
+        (tmp_path / "shard-000000.tar").write_bytes(bytes(count))
         random = np.random.default_rng(0)
         with open(tmp_path / MANIFEST, "w") as file:
             for number, values in enumerate(random.integers(0, 2**63, (count, 2)).tolist()):

@@ -33,6 +33,16 @@ class MarkedKeyPoints(MarkedFaces):
         ]
 
 
+def test_a_shard_that_is_gone_is_not_made_anew(tmp_path):
+    write_photos(tmp_path / "in", 3)
+    run_silently(open_source(str(tmp_path / "in")), tmp_path / "out", CONFIG)
+    (tmp_path / "out/shard-000000.tar").unlink()
+    with pytest.raises(
+        InputError, match=r"shard-000000.tar has 0 bytes, of which manifest.jsonl names \d+; restore it"
+    ):
+        run_silently(open_source(str(tmp_path / "in")), tmp_path / "out", CONFIG)
+
+
 class TestShards:
     @pytest.fixture
     def prepared(self, tmp_path):

@@ -90,6 +90,30 @@ class TestSources:
         records = run_silently(items, tmp_path / "out", CONFIG)
         assert [record.reason for record in records] == ["kept"] * 4
 
+    def test_web_data_sets_of_one_name_in_two_folders(self, tmp_path):
+        webdataset = pytest.importorskip("webdataset")
+        for folder in ("one", "two"):
+            (tmp_path / folder).mkdir()
+            with webdataset.TarWriter(str(tmp_path / folder / "000.tar")) as writer:
+                writer.write({"__key__": "0", "jpg": jpeg(photo(0))})
+        items = list(open_source(f"{tmp_path}/{{one,two}}/000.tar"))
+        assert [item.source for item in items] == ["one/000.tar:0", "two/000.tar:0"]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "said"),
+        [
+            ("list.jsonl", b'{"image": "a.jpg"}\n{"image": \n', "JSONDecodeError"),
+            ("list.jsonl", b'"a.jpg"\n', "row 1 is no object"),
+            ("list.csv", "image\nJosé.jpg\n".encode("latin-1"), "UnicodeDecodeError"),
+            ("photos.tar", b"no tar at all" * 100, "ReadError"),
+        ],
+    )
+    def test_damaged_lists_and_shards(self, tmp_path, name, content, said):
+        pytest.importorskip("webdataset")
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name}.*{said}.*; (mend the file|correct it)"):
+            list(open_source(str(tmp_path / name)))
+
     def test_data_set(self, tmp_path):
         datasets = pytest.importorskip("datasets")
         good, bad = jpeg(photo(1)), b"nonsense"

@@ -75,6 +75,22 @@ def test_what_is_no_path_stays(tmp_path, monkeypatch):
         assert kept in text
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("file:///home/jane/faces", "faces"),
+        ("https://jane:token@host.org/faces?key=1#2", "https://host.org/faces"),
+        (r"C:\Users\jane\faces", "faces"),
+        ("s3://bucket/faces/1", "s3://bucket/faces/1"),
+    ],
+)
+def test_addresses(name, shown):
+    config = tiny_training.config(Path("owner/base"), "faces", "out")
+    config.data.shards = [name]
+    text = card(config)
+    assert f"- {shown}\n" in text and "jane" not in text and "key=1" not in text
+
+
 @pytest.mark.slow
 def test_a_local_image_encoder(base, faces, tmp_path):
     """The whole card of a run, where the image encoder is in a folder of the base's."""

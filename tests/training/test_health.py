@@ -17,7 +17,9 @@ from tiny_training import assert_same, reset_accelerate, train
 from facesnap_diffusers.data.folder_lock import FolderLock
 from facesnap_diffusers.errors import InputError, TrainingError
 from facesnap_diffusers.training import checkpoints
-from facesnap_diffusers.training.health import check_sharding
+from facesnap_diffusers.training.health import SpeedMeter, check_sharding
+from facesnap_diffusers.training.objective import Objective
+from facesnap_diffusers.training.samples import TrainingSamples
 from facesnap_diffusers.training.trainer import Trainer
 
 
@@ -55,6 +57,55 @@ class TestStepsThatAreNotFinite:
         assert [path.name for path in checkpoints.checkpoint_folders(tmp_path)] == ["checkpoint-3", "checkpoint-4"]
         card = (tmp_path / "adapter/README.md").read_text()
         assert "4, 1 of them skipped (not finite)" in card
+
+    def test_the_last_one_does_not_lose_the_run(self, base, faces, tmp_path, poison):
+        """It changed nothing: what the step before it left is saved."""
+        poison(1)
+        trainer = train(tiny_training.config(base, faces, tmp_path, steps=2, validation={"batches": 0}))
+        assert trainer.progress.skipped == 1 and (tmp_path / "checkpoint-2").is_dir()
+        assert "2, 1 of them skipped (not finite)" in (tmp_path / "adapter/README.md").read_text()
+
+    def test_a_signal_in_one_saves(self, base, faces, tmp_path, poison):
+        poison(1, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        trainer = train(tiny_training.config(base, faces, tmp_path, steps=9))
+        assert trainer.stop.signal == signal.SIGTERM and (tmp_path / "checkpoint-2").is_dir()
+
+    def test_weights_that_are_not_finite_are_never_the_best(self, base, faces, tmp_path, monkeypatch):
+        """Ruined by the update of the first step, whose loss and gradient were finite."""
+        reset_accelerate()
+        validation = {"every": 1, "batches": 0, "images": 0}
+        data = {"validation": [str(faces)]}
+        config = tiny_training.config(base, faces, tmp_path, steps=4, validation=validation, data=data)
+        trainer = Trainer(config)
+        monkeypatch.setattr(Trainer, "_validation_likeness", lambda *_: {"face_distance": 0.5})
+        step = trainer.optimizer.step
+
+        def ruin(*arguments):
+            step(*arguments)
+            torch.nn.init.constant_(trainer.parameters[0], float("nan"))
+
+        trainer.optimizer.step = ruin
+        with pytest.raises(TrainingError, match="not finite"):
+            trainer.train()
+        assert not (tmp_path / "best").exists()
+
+    @pytest.fixture
+    def poison(self, monkeypatch):
+        """Makes the loss of a step NaN."""
+
+        def poison(number, and_then=lambda: None):
+            forward = Objective.forward
+
+            def poisoned(objective, batch, step=0):
+                losses = forward(objective, batch, step)
+                if step != number or not torch.is_grad_enabled():
+                    return losses
+                and_then()
+                return {**losses, "loss": losses["loss"] * float("nan")}
+
+            monkeypatch.setattr(Objective, "forward", poisoned)
+
+        return poison
 
     @pytest.mark.parametrize("steps", [6, 100])
     def test_a_run_that_diverges_ends_with_an_error_and_saves_nothing(self, base, faces, tmp_path, steps):
@@ -114,15 +165,20 @@ def start(arguments):
     )
 
 
+MODEL_DAMAGES = ("cut", "changed", "missing")
+
+
 class TestDamagedCheckpoints:
-    @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "checksums"])
+    @pytest.mark.parametrize("damage", ["cut", "changed", "missing", "checksums", "no checksums", "no table"])
     def test_the_one_before_is_used(self, base, faces, tmp_path, damage):
         changes = {"checkpoint_every": 2, "keep_checkpoints": 2}
         once = train(tiny_training.config(base, faces, tmp_path, steps=6, **changes))
-        path = tmp_path / "checkpoint-6" / ("checksums.json" if damage == "checksums" else "model.safetensors")
+        path = tmp_path / "checkpoint-6" / ("model.safetensors" if damage in MODEL_DAMAGES else "checksums.json")
         content = path.read_bytes()
-        if damage == "missing":
+        if damage in ("missing", "no checksums"):
             path.unlink()
+        elif damage == "no table":
+            path.write_text("[]")
         elif damage == "changed":
             path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
         else:
@@ -168,6 +224,54 @@ def test_a_learning_rate_changed_at_resume_is_used(base, faces, tmp_path):
     half = 0.5  # of a cosine over 8 steps, after 4
     assert used[0] == [(pytest.approx(half * rate), 0.2) for rate in (1e-5, 2e-5, 3e-5)]
     assert len(used) == 4 and used[1][0][0] < used[0][0][0]
+
+
+def test_another_optimizer_at_resume_is_refused(base, faces, tmp_path):
+    train(tiny_training.config(base, faces, tmp_path, steps=1))
+    with pytest.raises(InputError, match="optimizer.name is adafactor, .* was trained with adamw; set it to that"):
+        train(tiny_training.config(base, faces, tmp_path, steps=2, optimizer={"name": "adafactor"}))
+
+
+def test_samples_a_second_are_those_of_the_step(base, faces, tmp_path, monkeypatch):
+    counted = []
+    monkeypatch.setattr(SpeedMeter, "read", lambda meter, samples: counted.append(samples) or {})
+    train(tiny_training.config(base, faces, tmp_path, steps=2, gradient_accumulation=3))
+    assert counted == [6, 6]  # batches of two
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_is_wrong_with_a_photo_arrives_whole(base, faces, tmp_path, monkeypatch, workers):
+    message = "shard.tar, bytes 0 to 9: damaged" + 50 * " and damaged"
+
+    def fail(samples, position):
+        raise InputError(message)
+
+    monkeypatch.setattr(TrainingSamples, "__getitem__", fail)
+    with pytest.raises(InputError) as error:
+        train(tiny_training.config(base, faces, tmp_path, steps=1, data={"workers": workers}))
+    assert str(error.value) == message
+
+
+def test_a_run_that_is_killed_before_a_validation_makes_up_for_it(base, faces, tmp_path, monkeypatch):
+    """And what was the best before it stays the best."""
+    distances = iter([0.4, None, 0.9])
+
+    def likeness(*_):
+        distance = next(distances)
+        if distance is None:
+            raise SystemExit("killed")
+        return {"face_distance": distance}
+
+    monkeypatch.setattr(Trainer, "_validation_likeness", likeness)
+    changes = {"checkpoint_every": 1, "validation": {"every": 1, "batches": 0, "images": 0}}
+    config = tiny_training.config(base, faces, tmp_path, steps=2, data={"validation": [str(faces)]}, **changes)
+    with pytest.raises(SystemExit):
+        train(config)
+    again = train(config)
+    assert again.results["validation/face_distance"] == 0.9 and again.progress.best == 0.4
+    assert "| steps | 1 |" in (tmp_path / "best/README.md").read_text()
+    train(config)  # nothing is left to do
+    assert next(distances, "none") == "none"
 
 
 def test_two_runs_on_one_folder_are_refused(base, faces, tmp_path):
@@ -282,6 +386,13 @@ class TestHub:
         reset_accelerate()
         with pytest.raises(InputError, match="is a public repo; set hub.private to false"):
             Trainer(tiny_training.config(base, faces, tmp_path, steps=1, **self.CHANGES))
+
+    def test_a_token_that_may_only_read_is_refused(self, faces, hub, tmp_path, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", "hf_test")
+        hub.add_commit("someone/faces", {"README.md": b""})
+        hub.private["someone/faces"] = hub.read_only = True
+        with pytest.raises(InputError, match="hub.repo_id 'someone/faces' cannot be written to"):
+            Trainer(tiny_training.config(tmp_path / "no-base", faces, tmp_path, **self.CHANGES))
 
     def test_nothing_is_published_without_a_statement(self, base, faces, tmp_path):
         with pytest.raises(InputError, match="publishes an adapter without data_statement"):

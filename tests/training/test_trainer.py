@@ -8,6 +8,7 @@ import pytest
 import tiny
 import tiny_training
 import torch
+from onnx_files import write_iresnet
 from tiny_training import assert_same, train
 
 from facesnap_diffusers import FaceSnapPipeline, InputError, MissingDependencyError
@@ -138,6 +139,11 @@ class TestOptions:
             ({"optimizer": {"name": "adamw_8bit"}}, MissingDependencyError, "pip install bitsandbytes"),
             ({"identity_loss": {"recognizer": {"network": "no.onnx"}}}, InputError, "'no.onnx' is neither a file nor"),
             ({"validation": {"judge": "nobody/knows"}}, InputError, "nobody/knows"),
+            (
+                {"trackers": ["tensorbord"]},
+                InputError,
+                "trackers: tensorbord is unknown; choose some of .*tensorboard",
+            ),
         ],
     )
     def test_what_is_missing_is_said_before_the_base_is_loaded(
@@ -146,6 +152,28 @@ class TestOptions:
         monkeypatch.setitem(sys.modules, "bitsandbytes", None)
         config = tiny_training.config(tmp_path / "no base", faces, tmp_path, **changes)
         with pytest.raises(kind, match=said):
+            Trainer(config)
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"network": f"{__name__}:Long"}, "of 256 numbers, with the adapter's dlib/.*, of 128"),
+            ({"network": "insightface"}, "compares insightface/w600k_r50, .* the adapter's dlib/"),
+            ({"center": "center"}, "has 7 numbers, the recognizer's embeddings 128; name its own"),
+        ],
+    )
+    def test_embeddings_that_cannot_be_compared(self, base, faces, tmp_path, changes, said):
+        if changes.get("network") == "insightface":
+            changes = {"network": str(tmp_path / "w600k_r50.onnx"), "size": 32}
+            write_iresnet(tmp_path / "w600k_r50.onnx")
+        if "center" in changes:
+            np.save(tmp_path / "center.npy", np.zeros(7))
+            changes = {"center": str(tmp_path / "center.npy")}
+        recognizer = {"network": "tiny_training:TinyRecognizer", "size": tiny_training.CROP_SIZE, **changes}
+        config = tiny_training.config(
+            base, faces, tmp_path / "run", identity_loss={"reference": "embedding", "recognizer": recognizer}
+        )
+        with pytest.raises(InputError, match=said):
             Trainer(config)
 
     def test_means_are_over_the_steps_that_have_a_loss(self, base, faces, tmp_path):
@@ -201,6 +229,11 @@ class TestOptions:
             )
         )
         assert_same(dict(first.objective.state_dict()), dict(second.objective.state_dict()))
+
+
+class Long(tiny_training.TinyRecognizer):
+    def forward(self, crops):
+        return super().forward(crops).repeat(1, 2)
 
 
 EXTRA = 0.25

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -199,14 +200,9 @@ class PhotoPreparer:
         """The upright photo, and the width and height that its file has."""
         if item.photo is None:
             raise PhotoError("photo: the input has no image here")
-        photo = item.photo
-        if isinstance(photo, str) and is_address(photo):
-            try:
-                photo = read_photo(photo)  # what else goes wrong there is not the photo's fault
-            except FileNotFoundError as error:
-                raise PhotoError(f"photo {item.photo!r} does not exist") from error
+        data = _read(item.photo) if isinstance(item.photo, str) else item.photo
         try:
-            image = PIL.Image.open(photo if isinstance(photo, str) else io.BytesIO(photo))
+            image = PIL.Image.open(io.BytesIO(data))
             image.load()
         except PIL.Image.DecompressionBombError as error:
             raise PhotoError(f"photo has too many pixels ({error})") from error
@@ -214,6 +210,16 @@ class PhotoPreparer:
             raise PhotoError(f"photo cannot be decoded ({type(error).__name__}: {one_line(error)})") from error
         width, height = PIL.ImageOps.exif_transpose(image).size
         return load_photo(image, "photo"), (width, height)
+
+
+def _read(photo: str) -> bytes:
+    """What goes wrong here is not the photo's fault, but where it is missing from a folder that is there."""
+    try:
+        return read_photo(photo) if is_address(photo) else Path(photo).read_bytes()
+    except (FileNotFoundError, IsADirectoryError) as error:
+        if not is_address(photo) and not Path(photo).parent.is_dir():
+            raise
+        raise PhotoError(f"photo {photo!r} does not exist") from error
 
 
 class _CachedAnalyzer:

@@ -100,11 +100,13 @@ def prepare(
             start = writer.write(record, sample)
             if sample is not None:
                 duplicates.add(record, start)
-            failures = [*failures, record.detail] if record.reason == "failed" else []
+            # of one kind: texts may name the photo
+            kind = f"{record.reason} {record.detail.partition(':')[0]}"
+            failures = [*failures, kind] if record.reason in ("failed", "crashed") else []
             if len(failures) >= _FAILURES_IN_A_ROW and len(set(failures)) == 1:
                 raise InputError(
-                    f"{len(failures)} photos in a row failed with {failures[0]!r}; mend that and prepare again with"
-                    " --retry failed"
+                    f"{len(failures)} photos in a row {record.reason} with {record.detail!r}; mend that and prepare again with"
+                    f" --retry {record.reason}"
                 )
             failures = failures[-_FAILURES_IN_A_ROW:]
             bar.set_postfix(kept=writer.count)

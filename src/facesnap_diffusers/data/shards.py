@@ -250,6 +250,11 @@ class ShardWriter:
 
     def _open_shard(self, end: int) -> None:
         path = self.folder / self._name()
+        size = path.stat().st_size if path.exists() else 0
+        if size < end:
+            raise InputError(
+                f"{path} has {size} bytes, of which {MANIFEST} names {end}; restore it, or prepare into another folder"
+            )
         self._shard = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         self._shard.truncate(end)
         self._shard.seek(end)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import posixpath
@@ -75,11 +76,11 @@ def open_source(name: str, columns: Columns | None = None, split: str = "train")
     if name.startswith("hf:") or (path / "dataset_info.json").is_file() or (path / "state.json").is_file():
         return _data_set(name, columns, split)
     if path.suffix == ".tar":
-        return _web_data_set(name, columns)
+        return _read_from(name, _web_data_set(name, columns))
     if path.is_dir():
         return _folder(path)
     if path.suffix in (".txt", ".csv", ".jsonl") and path.is_file():
-        return _list(path, columns)
+        return _read_from(name, _list(path, columns))
     raise InputError(f"input {name!r} is not a folder, list (.txt, .csv, .jsonl), .tar or hf:owner/name; correct it")
 
 
@@ -181,8 +182,9 @@ def _reaching(address: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:  # each file system has its own kinds
+        advice = "correct the address, or log in" if is_address(address) else "mend the file"
         raise InputError(
-            f"input {address!r} cannot be read ({type(error).__name__}: {one_line(error)}); correct the address, or log in"
+            f"input {address!r} cannot be read ({type(error).__name__}: {one_line(error)}); {advice}"
         ) from error
 
 
@@ -234,6 +236,8 @@ def _list(path: Path | str, columns: Columns) -> Iterator[Item]:
         else:
             rows = ({columns.image: line.strip()} for line in file if line.strip())
         for number, row in enumerate(rows):
+            if not isinstance(row, dict):
+                raise InputError(f"{path}: row {number + 1} is no object with columns; correct it")
             photo = row.get(columns.image)
             if photo is None and number == 0:
                 raise InputError(f"{path} has no column {columns.image!r}; name the image column with --image-column")
@@ -298,6 +302,7 @@ def _web_data_set(name: str, columns: Columns) -> Iterator[Item]:
         with _reaching(shard):
             if not _is_file(shard):
                 raise InputError(f"input {shard!r} is not a file; correct the name of the shards")
+    names = _shard_names(shards)
     samples: Any
     if is_address(name):
         samples = group_by_keys(tar_file_expander(_streams(shards)))
@@ -315,11 +320,21 @@ def _web_data_set(name: str, columns: Columns) -> Iterator[Item]:
         if caption is None and "txt" in sample:
             caption = sample["txt"].decode(errors="replace").strip()
         yield Item(
-            source=f"{Path(sample['__url__']).name}:{sample['__key__']}",
+            source=f"{names[sample['__url__']]}:{sample['__key__']}",
             photo=image,
             identity=_text(values.get(columns.identity) if isinstance(values, dict) else None),
             caption=_text(caption),
         )
+
+
+def _shard_names(shards: list[str]) -> dict[str, str]:
+    """What each shard is called: its file's name, or below the folder that all have in common where two files have one name."""
+    parts = {shard: PurePosixPath(shard).parts for shard in shards}
+    if len({names[-1] for names in parts.values()}) == len(shards):
+        return {shard: names[-1] for shard, names in parts.items()}
+    levels = zip(*(names[:-1] for names in parts.values()), strict=False)
+    common = len(list(itertools.takewhile(lambda level: len(set(level)) == 1, levels)))
+    return {shard: "/".join(names[common:]) for shard, names in parts.items()}
 
 
 def _is_file(name: str) -> bool:

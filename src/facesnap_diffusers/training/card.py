@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import torch
 import yaml
@@ -156,9 +157,17 @@ def _without_folders(value: Any, name: str = "") -> Any:
 
 
 def _shown(name: str) -> str:
-    """The last part of a local path; addresses and names of Hub repos and functions as they are."""
+    """The last part of a local path; names of Hub repos and functions as they are, addresses without what lets others in."""
+    if "://" in name:
+        address = urlsplit(name)
+        if address.scheme in ("file", "local"):
+            return PurePosixPath(address.path).name
+        # without user, password and query, which may let others in
+        return urlunsplit((address.scheme, address.netloc.rpartition("@")[2], address.path, "", ""))
+    if "\\" in name:
+        return PureWindowsPath(name).name
     is_function = ":" in name and "/" not in name
-    if is_function or "://" in name or name.startswith("hf:"):
+    if is_function or name.startswith("hf:"):
         return name
     is_local = Path(name).expanduser().exists() or name.startswith(("/", "~", ".")) or name.count("/") > 1
     return Path(name).name if is_local else name

@@ -32,9 +32,11 @@ class Progress:
         step (`int`): Steps done, those without an update included.
         skipped (`int`): Steps whose loss or gradient was not finite, without an update of the weights.
         best (`float`, *optional*): The best likeness at a validation so far.
+        optimizer (`str`): Whose states a checkpoint has.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, optimizer: str = "adamw") -> None:
+        self.optimizer = optimizer
         self.step = 0
         self.skipped = 0
         self.best: float | None = None
@@ -101,7 +103,7 @@ def load_checkpoint(accelerator: Accelerator, folder: Path) -> bool:
         return False
     try:
         accelerator.load_state(str(chosen[0]))
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         raise InputError(
             f"{chosen[0]} does not fit this config ({one_line(error)}); use another output_dir, or set resume to false"
         ) from error
@@ -147,17 +149,17 @@ def _write_checksums(folder: Path) -> None:
 def _damage(folder: Path) -> str | None:
     """What is wrong with a checkpoint, by its checksums."""
     path = folder / CHECKSUMS
-    if not path.is_file():
-        return None if any(folder.iterdir()) else "it is empty"
     try:
         sums = json.loads(path.read_text())
-    except ValueError:
-        return f"{CHECKSUMS} cannot be read"
-    for name, checksum in sums.items():
-        if not (folder / name).is_file():
-            return f"{name} is missing"
-        if _checksum(folder / name) != checksum:
-            return f"{name} has changed"
+        for name, checksum in sums.items():
+            if not (folder / name).is_file():
+                return f"{name} is missing"
+            if _checksum(folder / name) != checksum:
+                return f"{name} has changed"
+    except FileNotFoundError:
+        return f"{CHECKSUMS} is missing"
+    except (OSError, ValueError, AttributeError) as error:  # the disk, or no table of sums
+        return one_line(error)
     return None
 
 

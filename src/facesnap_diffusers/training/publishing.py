@@ -26,6 +26,7 @@ def check_repo(config: HubConfig) -> None:
     api = HfApi()
     try:
         repo_id = api.create_repo(config.repo_id, private=config.private, exist_ok=True).repo_id
+        api.auth_check(repo_id, write=True)  # a repo that is there already may be read with tokens that cannot write
         is_private = api.model_info(repo_id).private
     except Exception as error:  # of huggingface_hub and of the connection
         raise InputError(

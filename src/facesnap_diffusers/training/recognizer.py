@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..adapter.config import FaceSnapConfig
 from ..data.recognition_crop import align_faces
 from ..data.shard_settings import RECOGNITION_CROP_SIZES
 from ..errors import InputError, MissingDependencyError, one_line
@@ -55,6 +56,14 @@ class FaceRecognizer(nn.Module):
         self.size = size or RECOGNITION_CROP_SIZES[crop]
         self.mean, self.std, self.bgr = mean, std, bgr
 
+    @property
+    def dim(self) -> int:
+        """Length of an embedding."""
+        tensors = [*self.network.parameters(), *self.network.buffers()]
+        device = tensors[0].device if tensors else None
+        with torch.no_grad():
+            return int(self.network(torch.zeros(1, 3, self.size, self.size, device=device)).shape[-1])
+
     def train(self, mode: bool = True) -> FaceRecognizer:
         """Stays in evaluation mode: its batch statistics are those it was trained with."""
         return super().train(False)
@@ -92,7 +101,35 @@ def load_recognizer(config: RecognizerConfig) -> FaceRecognizer:
         raise InputError(f"recognizer.center {path!r} cannot be read ({one_line(error)}); name a .npy file") from error
     if center.ndim != 1:
         raise InputError(f"recognizer.center {path!r} must have shape (dim,), got {tuple(center.shape)}")
-    return FaceRecognizer(network, **options, center=center)
+    recognizer = FaceRecognizer(network, **options)
+    dim = recognizer.dim
+    if len(center) != dim:
+        raise InputError(
+            f"recognizer.center {path!r} has {len(center)} numbers, the recognizer's embeddings {dim}; name its own"
+        )
+    recognizer.center = center
+    return recognizer
+
+
+def check_embeddings(recognizer: FaceRecognizer, network: str, adapter: FaceSnapConfig) -> None:
+    r"""
+    Whether a recognizer's embeddings can be compared with the stored ones of an adapter's face encoder.
+
+    Args:
+        recognizer ([`FaceRecognizer`]): Of the identity loss.
+        network (`str`): Its name, see [`load_network`].
+        adapter ([`FaceSnapConfig`]): Of the adapter.
+
+    Raises:
+        InputError: It is another known face encoder, or its embeddings have another length.
+    """
+    name, encoder = recognizer_name(network), adapter.face_encoder_id
+    known = name in MODEL_PACKS or name == DlibFaceAnalyzer.encoder
+    if (known and name != encoder) or recognizer.dim != adapter.face_embed_dim:
+        raise InputError(
+            f"identity_loss.reference embedding compares {name}, of {recognizer.dim} numbers, with the adapter's {encoder}, of"
+            f" {adapter.face_embed_dim}; use that one's network, or set reference to target or photo"
+        )
 
 
 def load_network(name: str) -> nn.Module:

@@ -327,8 +327,31 @@ class ResumableBatchSampler(Sampler[list[int]]):
         return self.last - self.first
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """A batch: tensors stacked, captions as a list."""
+class DeliveredErrors(Dataset):
+    """Samples, or what they raise: an error from another process would lose its type and most of what it says."""
+
+    def __init__(self, samples: TrainingSamples):
+        self.samples = samples
+
+    def __getitem__(self, position: int) -> dict[str, Any] | FaceSnapError:
+        try:
+            return self.samples[position]
+        except FaceSnapError as error:
+            return error
+
+
+def delivered(batch: dict[str, Any] | FaceSnapError) -> dict[str, Any]:
+    """A batch of [`DeliveredErrors`]; raises what came in its place."""
+    if isinstance(batch, FaceSnapError):
+        raise batch
+    return batch
+
+
+def collate(samples: list[Any]) -> Any:
+    """A batch: tensors stacked, captions as a list; or the first error among the samples."""
+    errors = [sample for sample in samples if isinstance(sample, FaceSnapError)]
+    if errors:
+        return errors[0]
     batch: dict[str, Any] = {
         name: torch.stack([sample[name] for sample in samples]) for name in samples[0] if name != "caption"
     }

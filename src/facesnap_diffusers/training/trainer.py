@@ -19,6 +19,7 @@ import numpy as np
 import PIL.Image
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -33,7 +34,7 @@ from ..clip import ClipEncoder
 from ..data.both_sides import people_on_both_sides
 from ..data.folder_lock import FolderLock
 from ..data.shards import PreparedFaces, read_settings
-from ..errors import AdapterError, TrainingError, one_line
+from ..errors import AdapterError, InputError, TrainingError, one_line
 from ..files import atomic_file, atomic_folder
 from ..models.landmark_predictor import load_landmark_predictor
 from ..settings import dump_settings
@@ -54,8 +55,8 @@ from .loss_means import LossMeans
 from .objective import Objective
 from .optimizers import check_optimizer, create_optimizer
 from .publishing import check_repo, push
-from .recognizer import load_recognizer
-from .samples import ResumableBatchSampler, TrainingSamples, collate
+from .recognizer import check_embeddings, load_recognizer
+from .samples import DeliveredErrors, ResumableBatchSampler, TrainingSamples, collate, delivered
 from .sampling_lora import check_lora
 from .shard_check import check_clip_crops, check_key_points, check_shards
 from .training_config import DropoutConfig, TrainingConfig
@@ -65,6 +66,7 @@ from .validation import load_judge, to_device, validation_likeness, validation_l
 logger = logging.getLogger(__name__)
 
 _TIME = "time.json"
+_VALIDATED = "validated.json"
 
 
 @dataclass
@@ -95,12 +97,24 @@ class Trainer:
     def __init__(self, config: TrainingConfig):
         self.config = config
         self.folder = Path(config.output_dir)
-        self.accelerator = Accelerator(
-            mixed_precision=config.mixed_precision,
-            gradient_accumulation_steps=config.gradient_accumulation,
-            log_with=config.trackers or None,
-            project_config=ProjectConfiguration(project_dir=str(self.folder), logging_dir=str(self.folder / "logs")),
-        )
+        unknown = set(config.trackers) - set(LOGGER_TYPE_TO_CLASS)
+        if unknown:
+            raise InputError(
+                f"trackers: {', '.join(sorted(unknown))} is unknown; choose some of {', '.join(LOGGER_TYPE_TO_CLASS)}"
+            )
+        try:
+            self.accelerator = Accelerator(
+                mixed_precision=config.mixed_precision,
+                gradient_accumulation_steps=config.gradient_accumulation,
+                log_with=config.trackers or None,
+                project_config=ProjectConfiguration(
+                    project_dir=str(self.folder), logging_dir=str(self.folder / "logs")
+                ),
+            )
+        except ImportError as error:  # DeepSpeed or Megatron, which check_sharding refuses where they are installed
+            raise InputError(
+                f"accelerate is set up for a library that is missing ({one_line(error)}); run accelerate config and choose multi-GPU (DDP)"
+            ) from error
         self.stop = StopRequest()
         self._started, self._seconds_before = time.perf_counter(), 0.0
         check_sharding(self.accelerator.state)
@@ -137,6 +151,9 @@ class Trainer:
             for folder in (*config.data.shards, *config.data.validation):
                 check_clip_crops(read_settings(folder), folder, encoder.config.image_size)
 
+        if recognizer is not None and config.identity_loss.reference == "embedding":
+            assert config.identity_loss.recognizer is not None
+            check_embeddings(recognizer, config.identity_loss.recognizer.network, self.pipeline.facesnap_config)
         self.objective = Objective(self.pipeline, config.adapter.train, config.loss, config.identity_loss, recognizer)
         if config.base.compile and self.objective.sampling_unet is not self.pipeline.unet:
             self.objective.sampling_unet.compile_repeated_blocks()
@@ -173,7 +190,7 @@ class Trainer:
         )
         self.parameters = list(self.objective.parameters())
         self.model, self.optimizer = self.accelerator.prepare(self.objective, optimizer)
-        self.progress = Progress()
+        self.progress = Progress(config.optimizer.name)
         self.ema = None
         registered: list[Any] = [self.progress, self.lr_scheduler]
         if config.ema_decay > 0:
@@ -210,12 +227,13 @@ class Trainer:
             with atomic_file(self.folder / "config.yaml") as temporary:
                 temporary.write_text(config.to_yaml())
         self._start_trackers()
-        self._resume()
+        results: dict[str, float] = {}
+        if self._resume():
+            self._validate_where_it_was_killed(results)
         if self.samples.latents is not None:
             self._compute_latents(self.samples.latents)
-        results: dict[str, float] = {}
         means = LossMeans()
-        in_a_row, save_due = 0, False
+        in_a_row, save_due, sound_batch = 0, False, None
         bar = tqdm(
             initial=self.progress.step, total=config.steps, unit="step", disable=not accelerator.is_local_main_process
         )
@@ -225,14 +243,14 @@ class Trainer:
             state = _Step()
             for _ in range(config.gradient_accumulation):
                 with speed.waiting():
-                    batch = to_device(next(batches), accelerator.device)
+                    batch = to_device(delivered(next(batches)), accelerator.device)
                 means.add(self._forward_backward(batch, state))
             finite, stop = state.finite, state.stop
             self.lr_scheduler.step()
             self.progress.step += 1
             step, last = self.progress.step, self.progress.step == config.steps
             if finite:
-                in_a_row = 0
+                in_a_row, sound_batch = 0, batch
                 means.add({"gradient_norm": torch.tensor(state.gradient_norm)})
                 if self.ema is not None:
                     self.ema.step(self.parameters)
@@ -244,30 +262,29 @@ class Trainer:
                 mean_losses = means.read(accelerator)
                 results.update({name: value for name, value in mean_losses.items() if name != "gradient_norm"})
                 rates = {f"learning_rate/{part}": rate for part, rate in self._learning_rates().items()}
-                done = config.batch_size * config.gradient_accumulation * accelerator.num_processes
-                health = {**speed.read(means.steps * done), "skipped_steps": float(self.progress.skipped)}
+                done = means.steps * config.batch_size * accelerator.num_processes
+                health = {**speed.read(done), "skipped_steps": float(self.progress.skipped)}
                 self._log({**mean_losses, **rates, **health}, step)
                 bar.set_postfix({name: f"{value:.4g}" for name, value in mean_losses.items()})
                 means = LossMeans()
             with speed.paused():
                 save_due = save_due or step % config.checkpoint_every == 0 or last or stop
-                # weights that a step has just shown to be unusable are not saved: the next sound step is
-                if save_due and finite:
-                    if self._is_sound(batch):
-                        self._save(results)
-                        save_due = False
-                    else:
-                        in_a_row += 1
-                if in_a_row >= config.max_skipped_steps or (in_a_row and last):
+                validation_due = not stop and (step % config.validation.every == 0 or last)
+                # weights that a step has just shown to be unusable are not saved: the next sound step is. One that was skipped
+                # changed nothing, so that the last one may be saved.
+                sound = False
+                if (save_due or validation_due) and (finite or last or stop):
+                    sound = self._is_sound(batch if sound_batch is None else sound_batch)
+                    in_a_row += finite and not sound
+                if save_due and sound:
+                    self._save(results)
+                    save_due = False
+                if in_a_row >= config.max_skipped_steps or (last and not sound):
                     raise TrainingError(self._divergence(in_a_row))
                 if stop:
                     break
-                if step % config.validation.every == 0 or last:
-                    measured = self._validate(step)
-                    results.update(measured)
-                    if finite:
-                        self._keep_best({**results, **measured} if measured else {})
-                    self._renew_card(results)
+                if validation_due:
+                    self._measure(results, sound)
         bar.close()
         if self.stop:
             logger.warning("stopped at step %d; start again to continue", self.progress.step)
@@ -277,20 +294,49 @@ class Trainer:
         self._end_trackers()  # last: it ends the process group as well
         return results
 
-    def _resume(self) -> None:
+    def _measure(self, results: dict[str, float], sound: bool) -> None:
+        """Validates, keeps the best adapter, and says that this step's validation is done."""
+        step = self.progress.step
+        measured = self._validate(step)
+        results.update(measured)
+        if sound:
+            self._keep_best({**results, **measured} if measured else {})
+        self._renew_card(results)
+        if self.accelerator.is_main_process:
+            with atomic_file(self.folder / _VALIDATED) as temporary:
+                temporary.write_text(json.dumps({"step": step, "best": self.progress.best}))
+
+    def _validate_where_it_was_killed(self, results: dict[str, float]) -> None:
+        """A checkpoint is written before its step's validation: one that a kill left out is made up for."""
+        step = self.progress.step
+        due = step % self.config.validation.every == 0 or step == self.config.steps
+        validated = _read_numbers(self.folder / _VALIDATED)
+        if validated.get("step", 0) >= step:
+            self.progress.best = validated.get("best")
+            due = False
+        if in_any_process(self.accelerator, due and self.accelerator.is_main_process)[0]:
+            self._measure(results, sound=True)
+
+    def _resume(self) -> bool:
+        """Whether there was a checkpoint to go on from."""
         config, accelerator = self.config, self.accelerator
         if not config.resume:
             if accelerator.is_main_process:
                 set_aside(self.folder)
             accelerator.wait_for_everyone()
-            return
+            return False
         groups = self.optimizer.param_groups
         now = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         base_rates = list(self.lr_scheduler.base_lrs)
         if not load_checkpoint(accelerator, self.folder):
-            return
+            return False
+        if self.progress.optimizer != config.optimizer.name:
+            raise InputError(
+                f"optimizer.name is {config.optimizer.name}, {self.folder} was trained with {self.progress.optimizer}; set it to"
+                " that, or resume to false"
+            )
         logger.info("resumed at step %d", self.progress.step)
-        self._seconds_before = self._read_seconds()
+        self._seconds_before = _read_numbers(self.folder / _TIME).get("seconds", 0.0)
         # a checkpoint brings its learning rates and the like; those of the config count
         self.lr_scheduler.base_lrs = base_rates
         factors = [factor(self.lr_scheduler.last_epoch) for factor in self.lr_scheduler.lr_lambdas]
@@ -300,6 +346,7 @@ class Trainer:
         if self.ema is not None:
             self.ema.decay = config.ema_decay
             self.ema.to(accelerator.device)
+        return True
 
     def _forward_backward(self, batch: dict[str, Any], state: _Step) -> dict[str, torch.Tensor]:
         """One forward and backward pass; with the last of a step, the optimizer's, if all of the step is finite."""
@@ -365,7 +412,7 @@ class Trainer:
             self.accelerator.num_processes,
         )
         return DataLoader(
-            self.samples,
+            DeliveredErrors(self.samples),
             batch_sampler=batch_sampler,
             collate_fn=collate,
             num_workers=config.data.workers,
@@ -572,12 +619,6 @@ class Trainer:
         """Time spent on the run so far, with what came before it was stopped."""
         return self._seconds_before + time.perf_counter() - self._started
 
-    def _read_seconds(self) -> float:
-        try:
-            return float(json.loads((self.folder / _TIME).read_text())["seconds"])
-        except (OSError, ValueError, KeyError):
-            return 0.0
-
     def _start_trackers(self) -> None:
         if not self.config.trackers:
             return
@@ -626,3 +667,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value if isinstance(value, (int, float, str, bool)) else str(value)
     return flat
+
+
+def _read_numbers(path: Path) -> dict[str, float]:
+    """A small JSON file that a run keeps beside its checkpoints; nothing where there is none."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}

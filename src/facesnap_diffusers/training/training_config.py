@@ -16,6 +16,7 @@ from ..settings import dump_settings, override, parse_settings, read_yaml, stric
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+BelowOne = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -325,7 +326,7 @@ class OptimizerConfig:
 
     name: Literal["adamw", "adamw_fused", "adamw_8bit", "adafactor"] = "adamw"
     learning_rate: Positive | dict[Part, Positive] = 1e-5
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.999)
     epsilon: Positive = 1e-8
     weight_decay: NotNegative = 1e-2
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine"] = "constant_with_warmup"
