@@ -3,8 +3,8 @@
     python check_likeness.py results/FaceSnap          # folders of pictures that `facesnap eval` made
 
 Prints the median distance between pictures and references (1 - cosine), and how often a picture's own person is the first or
-among the first five of all. Faces are found by dlib, as `facesnap eval` does; a picture without one has a distance of 1 and
-is not found. The true pictures are judged beside them.
+among the first five of all. The faces are those that `facesnap eval` found by dlib; a picture without one has a distance of 1
+and is not found. The true pictures are judged beside them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,19 @@ from workspace import add_work_dir
 
 from facesnap_diffusers import DlibFaceAnalyzer
 from facesnap_diffusers.evaluation.benchmarks.nano import nano
+from facesnap_diffusers.evaluation.features import FeatureStore
 
 
-def found_face(path: Path, analyzer: DlibFaceAnalyzer) -> torch.Tensor | None:
-    """The largest face in a picture, aligned, (3, 64, 64)."""
-    picture = np.array(PIL.Image.open(path).convert("RGB"))
-    faces = analyzer.analyze(picture)
-    if not faces:
+TRUE = "the true pictures"
+
+
+def found_face(path: Path, store: FeatureStore) -> torch.Tensor | None:
+    """The face in a picture, aligned, (3, 64, 64)."""
+    face = store.get(path).faces.get(DlibFaceAnalyzer.encoder)
+    if face is None:
         return None
-    face = max(faces, key=lambda face: np.prod(face.box[2:] - face.box[:2]))
-    return aligned(picture[None], face.landmarks[None] - TO_PACKAGE)[0]
+    picture = np.array(PIL.Image.open(path).convert("RGB"))
+    return aligned(picture[None], face.landmarks[None, :, :2] - TO_PACKAGE)[0]
 
 
 def likeness(embeds: torch.Tensor, own: torch.Tensor, references: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,10 +46,10 @@ def likeness(embeds: torch.Tensor, own: torch.Tensor, references: torch.Tensor) 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
-    parser.add_argument("folders", type=Path, nargs="*", help="of pictures, named after their cases")
+    parser.add_argument("folders", type=Path, nargs="+", help="of pictures, named after their cases")
     parser.add_argument("--eval-set", type=Path, help="folder (default: eval-set in the work directory)")
     args = parser.parse_args()
-    judge, analyzer = load_face_judge(args.work_dir), DlibFaceAnalyzer()
+    judge, analyzers = load_face_judge(args.work_dir), [DlibFaceAnalyzer()]
     cases = list(nano(args.eval_set or Path(args.work_dir) / "eval-set").cases)
     people = {case.person: case for case in cases}
     pictures = np.stack([np.array(PIL.Image.open(case.reference[0]).convert("RGB")) for case in people.values()])
@@ -54,10 +57,11 @@ def main():
     references = embed(judge, aligned(pictures, landmarks))
     own = torch.tensor([list(people).index(case.person) for case in cases])
 
-    sources = {"the true pictures": [case.ground_truth for case in cases]}
+    sources = {TRUE: [case.ground_truth for case in cases]}
     sources |= {str(path): [path / f"{case.id}.png" for case in cases] for path in args.folders}
     for name, paths in sources.items():
-        faces = [found_face(path, analyzer) for path in paths]
+        store = FeatureStore((args.folders[0] if name == TRUE else Path(name)).parent / "features", analyzers)
+        faces = [found_face(path, store) for path in paths]
         found = torch.tensor([face is not None for face in faces])
         distances, ranks = torch.ones(len(cases)), torch.full((len(cases),), torch.inf)
         if found.any():

@@ -79,9 +79,10 @@ class AdapterConfig:
         train (`list[str]`): The parts that are trained, of `mixer`, `ffrnet` and `identity_attention`. Further parts of
             the adapter stay as they are.
         parts (`list[str]`): The parts of a fresh adapter.
-        face_encoder_id (`str`), face_embed_dim (`int`, *optional*), image_encoder_id (`str`, *optional*),
-            normalized_embeds (`bool`), image_crop (`str`), landmark_style (`str`), num_tokens (`int`): Of a fresh adapter,
-            as in [`FaceSnapConfig`]. The shards must give what they say.
+        face_encoder_id (`str`), face_embed_dim (`int`, *optional*), normalized_embeds (`bool`): Of a fresh adapter, as in
+            [`FaceSnapConfig`], as are the next ones. The shards must give what they say.
+        image_encoder_id (`str`, *optional*), image_crop (`str`): Of the image encoder.
+        landmark_style (`str`), num_tokens (`int`): Of FFRNet's picture, and of the mixer.
         bundle_image_encoder (`bool`): `image_encoder_id` is a local folder that becomes a part of the adapter.
         ffrnet_rank (`int`, *optional*): Rank of a small FFRNet, which shares the base's layers; a full one by default.
         mixer (`dict`): Sizes of the mixer that differ from its defaults.
