@@ -32,6 +32,7 @@ class TestConfig:
             ("optimizer.lr=1", "unknown key optimizer.lr"),
             ("steps=many", "steps is 'many'"),
             ("dropout.text=1.5", "dropout.text is 1.5"),
+            ("optimizer.betas=[0.9, 1.0]", "optimizer.betas.1 is 1.0"),
             ("data.resolution=33", "data.resolution is 33"),
             ("adapter.train=[unet]", "adapter.train.0 is 'unet'"),
             ("dropout.text=0.96", "add up to more than 1"),
