@@ -24,9 +24,6 @@ from facesnap_diffusers.evaluation.benchmarks.nano import nano
 from facesnap_diffusers.evaluation.features import FeatureStore
 
 
-TRUE = "the true pictures"
-
-
 def found_face(path: Path, store: FeatureStore) -> torch.Tensor | None:
     """The face in a picture, aligned, (3, 64, 64)."""
     face = store.get(path).faces.get(DlibFaceAnalyzer.encoder)
@@ -57,10 +54,10 @@ def main():
     references = embed(judge, aligned(pictures, landmarks))
     own = torch.tensor([list(people).index(case.person) for case in cases])
 
-    sources = {TRUE: [case.ground_truth for case in cases]}
-    sources |= {str(path): [path / f"{case.id}.png" for case in cases] for path in args.folders}
-    for name, paths in sources.items():
-        store = FeatureStore((args.folders[0] if name == TRUE else Path(name)).parent / "features", analyzers)
+    sources = [("the true pictures", args.folders[0], [case.ground_truth for case in cases])]
+    sources += [(str(folder), folder, [folder / f"{case.id}.png" for case in cases]) for folder in args.folders]
+    for name, folder, paths in sources:
+        store = FeatureStore(folder.parent / "features", analyzers)
         faces = [found_face(path, store) for path in paths]
         found = torch.tensor([face is not None for face in faces])
         distances, ranks = torch.ones(len(cases)), torch.full((len(cases),), torch.inf)

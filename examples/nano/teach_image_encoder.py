@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from attributes import CLASSES, class_numbers, measures, person_mask
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import SEED, TO_PACKAGE, Shard, shard_paths
+from descend import descend
 from lr_scheduler import learning_rate
 from people.face_model import FaceModel
 from people.sampling import sample_person, sample_scene
@@ -230,14 +231,15 @@ def main():
     print(f"{len(train.heads)} people, step {step}", flush=True)
     weights, started, first = train.sampling_weights(), time.time(), step
     while step < args.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(LEARNING_RATE, step, args.steps)
         losses = model.losses(*batch(train, weights, rng))
-        optimizer.zero_grad()
-        torch.stack(list(losses.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(step)
+        descend(
+            torch.stack(list(losses.values())).sum(),
+            model,
+            average,
+            optimizer,
+            learning_rate(LEARNING_RATE, step, args.steps),
+            step,
+        )
         step += 1
         if step % 250 == 0 or step == args.steps:
             with average:

@@ -22,6 +22,7 @@ import torch
 from autoencoder_start import start_from_components
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import TO_PACKAGE, Shard, shard_paths
+from descend import descend
 from face_loss import FaceLoss
 from lr_scheduler import learning_rate
 from precision import mixed_precision
@@ -215,8 +216,6 @@ def main():
 
     started, saved, first = time.time(), time.time(), step
     while step < args.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(phase.learning_rate, step, args.steps)
         if face_loss is None:
             target, weight = train.crops(BATCH, rng)
         else:
@@ -232,11 +231,9 @@ def main():
             loss = loss + FACE_WEIGHT * face_loss(output, target, landmarks + TO_PACKAGE).mean()
         # the pipelines scale latents but do not shift them
         balance = latents.mean((0, 2, 3)).square().mean() + (latents.square().mean().sqrt() - LATENT_STD).square()
-        optimizer.zero_grad()
-        (loss if phase.keeps_encoder else loss + 0.1 * balance).backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), 0.5)
-        optimizer.step()
-        average.update(step)
+        whole_loss = loss if phase.keeps_encoder else loss + 0.1 * balance
+        rate = learning_rate(phase.learning_rate, step, args.steps)
+        descend(whole_loss, trained, average, optimizer, rate, step, norm=0.5)
         step += 1
         if step % 250 == 0 or step == args.steps:
             with average:

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from base_model import IMAGE_SIZE, LATENT_SIZE, create_scheduler, create_text_encoder, create_tokenizer, create_unet
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import TO_PACKAGE, Shard, shard_paths
+from descend import descend
 from diffusers import StableDiffusionPipeline
 from face_loss import drawn_faces_loss
 from lr_scheduler import learning_rate
@@ -246,19 +247,14 @@ def main():
     saved = logged = drawn = time.time()
     errors, since, steps = [], step, math.ceil(args.images / BATCH)
     while step < steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(args.learning_rate, step, steps, WARMUP, COOLDOWN)
         latents, weights, landmarks, captions = train.batch(BATCH, rng)
         timesteps = torch.randint(0, 1000, (BATCH,))
         loss, error, clean = model.losses(latents, weights, captions, timesteps, torch.randn_like(latents))
         if args.faces:
             signal = model.scheduler.alphas_cumprod[timesteps]
             loss = loss + FACE_WEIGHT * drawn_faces_loss(decode, clean, latents, landmarks + TO_PACKAGE, signal)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(step)
+        rate = learning_rate(args.learning_rate, step, steps, WARMUP, COOLDOWN)
+        descend(loss, model, average, optimizer, rate, step)
         errors.append(error.item())
         step += 1
         now, done = time.time(), step == steps

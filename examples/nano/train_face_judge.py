@@ -20,10 +20,11 @@ import torch
 import torch.nn.functional as F
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import TO_PACKAGE, Shard, shard_paths
+from descend import descend
 from lr_scheduler import learning_rate
 from torch import nn
 from train_autoencoder import to_tensor
-from train_judge import RECONSTRUCTED, Block, drawn_again
+from train_judge import RECONSTRUCTED, Levels, drawn_again
 from workspace import add_work_dir
 
 from facesnap_diffusers.data.recognition_crop import align_faces
@@ -37,22 +38,16 @@ BATCH, LEARNING_RATE = 64, 2e-3
 SCALE, MARGIN = 24.0, 0.2  # of CosFace
 
 
-class FaceJudge(nn.Module):
+class FaceJudge(Levels):
     """Embeddings of aligned faces."""
 
     def __init__(self):
-        super().__init__()
-        widths = [3, *CHANNELS]
-        self.down = nn.ModuleList([nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(widths, CHANNELS)])
-        self.blocks = nn.ModuleList([nn.Identity(), *(Block(width) for width in CHANNELS[1:])])
+        super().__init__(CHANNELS)
         self.embedding = nn.Linear(CHANNELS[-1] * (SIDE // 2 ** len(CHANNELS)) ** 2, EMBED_DIM)
 
     def forward(self, faces: torch.Tensor) -> torch.Tensor:
         """Of faces (N, 3, 64, 64) in -1 to 1: (N, 128), of unit length."""
-        states = faces
-        for level, (down, block) in enumerate(zip(self.down, self.blocks)):
-            states = block(down(F.relu(states) if level else states))
-        return F.normalize(self.embedding(F.relu(states).flatten(1)))
+        return F.normalize(self.embedding(F.relu(self.levels(faces)[-1]).flatten(1)))
 
 
 class Faces:
@@ -140,16 +135,10 @@ def main():
     print(f"{len(train.images)} pictures of {people} people, step {step}", flush=True)
     started, first = time.time(), step
     while step < args.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(LEARNING_RATE, step, args.steps)
         faces, own = train.batch(BATCH, rng)
         cosines = F.linear(judge["faces"](faces), F.normalize(judge["people"].weight))
         loss = F.cross_entropy(SCALE * (cosines - MARGIN * F.one_hot(own, people)), own)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
-        optimizer.step()
-        average.update(step)
+        descend(loss, judge, average, optimizer, learning_rate(LEARNING_RATE, step, args.steps), step)
         step += 1
         if step % 250 == 0 or step == args.steps:
             with average:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from base_model import TEXT_LENGTH, create_tokenizer
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import TO_PACKAGE, Shard, shard_paths
+from descend import descend
 from lr_scheduler import learning_rate
 from people.captions import caption
 from precision import mixed_precision
@@ -118,14 +119,10 @@ def main():
     print(f"{len(train.heads)} people, step {step}", flush=True)
     started, first = time.time(), step
     while step < args.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(LEARNING_RATE, step, args.steps)
         captions_loss, views_loss = model.losses(*train.batch(PEOPLE, rng))
-        optimizer.zero_grad()
-        (captions_loss + views_loss).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(step)
+        descend(
+            captions_loss + views_loss, model, average, optimizer, learning_rate(LEARNING_RATE, step, args.steps), step
+        )
         step += 1
         if step % 200 == 0 or step == args.steps:
             with average, torch.no_grad():

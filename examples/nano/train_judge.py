@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from attributes import CLASSES, class_numbers
 from checkpoints import Average, load_checkpoint, save_checkpoint
 from dataset import Shard, shard_paths
+from descend import descend
 from lr_scheduler import learning_rate
 from people.face_model import FaceModel
 from teach_image_encoder import CLOSED, EYES, UNKNOWN, person_masks
@@ -50,14 +51,27 @@ class Block(nn.Module):
         return states + self.second(F.relu(self.norms[1](inner)))
 
 
-class Judge(nn.Module):
+class Levels(nn.Module):
+    """What a picture becomes at half its side, a quarter, and so on, with so many channels."""
+
+    def __init__(self, channels: tuple[int, ...]):
+        super().__init__()
+        self.down = nn.ModuleList([nn.Conv2d(a, b, 4, 2, 1) for a, b in zip([3, *channels], channels)])
+        self.blocks = nn.ModuleList([nn.Identity(), *(Block(width) for width in channels[1:])])
+
+    def levels(self, pictures: torch.Tensor) -> list[torch.Tensor]:
+        states, levels = pictures, []
+        for down, block in zip(self.down, self.blocks):
+            states = block(down(F.relu(states) if levels else states))
+            levels.append(states)
+        return levels
+
+
+class Judge(Levels):
     """Logits of every class of `CLASSES`, and of each pixel's being the person."""
 
     def __init__(self):
-        super().__init__()
-        widths = [3, *CHANNELS]
-        self.down = nn.ModuleList([nn.Conv2d(a, b, 4, 2, 1) for a, b in zip(widths, CHANNELS)])
-        self.blocks = nn.ModuleList([nn.Identity(), *(Block(width) for width in CHANNELS[1:])])
+        super().__init__(CHANNELS)
         # each class looks where it finds most: eyes are small, hair is not
         self.look = nn.ModuleList([nn.Conv2d(width, len(CLASSES), 1) for width in CHANNELS[1:]])
         self.heads = nn.ModuleList([nn.Linear(sum(CHANNELS[1:]), len(values)) for values in CLASSES.values()])
@@ -66,11 +80,8 @@ class Judge(nn.Module):
 
     def forward(self, pictures: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Of pictures (N, 3, 128, 128) in -1 to 1: a list of (N, values), and (N, 128, 128)."""
-        states, levels = pictures, []
-        for down, block in zip(self.down, self.blocks):
-            states = block(down(F.relu(states) if levels else states))
-            levels.append(states)
-        seen = []
+        levels = self.levels(pictures)
+        states, seen = levels[-1], []
         for look, level in zip(self.look, levels[1:]):
             weights = look(level).flatten(2).softmax(2)
             seen.append(weights @ F.relu(level).flatten(2).transpose(1, 2))  # (N, classes, width)
@@ -187,18 +198,12 @@ def main():
     print(f"{len(train.images)} pictures, step {step}", flush=True)
     started, first = time.time(), step
     while step < args.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(LEARNING_RATE, step, args.steps)
         pictures, masks, classes = train.batch(BATCH, rng)
         named, mask = judge(pictures)
         errors = [F.cross_entropy(logits, classes[:, k]) for k, logits in enumerate(named)]
         loss = torch.stack(errors).nan_to_num().sum()
         loss = loss + MASK_WEIGHT * F.binary_cross_entropy_with_logits(mask, masks.float())
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
-        optimizer.step()
-        average.update(step)
+        descend(loss, judge, average, optimizer, learning_rate(LEARNING_RATE, step, args.steps), step)
         step += 1
         if step % 250 == 0 or step == args.steps:
             scores = []

@@ -78,7 +78,7 @@ def test_what_is_no_path_stays(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "shown"),
     [
-        ("file:///home/jane/faces", "faces"),
+        ("file:///disks/jane/faces", "faces"),
         ("https://jane:token@host.org/faces?key=1#2", "https://host.org/faces"),
         (r"C:\Users\jane\faces", "faces"),
         ("s3://bucket/faces/1", "s3://bucket/faces/1"),

@@ -252,17 +252,28 @@ def test_what_is_wrong_with_a_photo_arrives_whole(base, faces, tmp_path, monkeyp
     assert str(error.value) == message
 
 
-def test_a_run_that_is_killed_before_a_validation_makes_up_for_it(base, faces, tmp_path, monkeypatch):
+@pytest.fixture
+def validated_likeness(monkeypatch):
+    """What validations find, one after the other; `None` kills the run instead."""
+
+    def find(*distances):
+        left = iter(distances)
+
+        def likeness(*_):
+            distance = next(left)
+            if distance is None:
+                raise SystemExit("killed")
+            return {"face_distance": distance}
+
+        monkeypatch.setattr(Trainer, "_validation_likeness", likeness)
+        return left
+
+    return find
+
+
+def test_a_run_that_is_killed_before_a_validation_makes_up_for_it(base, faces, tmp_path, validated_likeness):
     """And what was the best before it stays the best."""
-    distances = iter([0.4, None, 0.9])
-
-    def likeness(*_):
-        distance = next(distances)
-        if distance is None:
-            raise SystemExit("killed")
-        return {"face_distance": distance}
-
-    monkeypatch.setattr(Trainer, "_validation_likeness", likeness)
+    distances = validated_likeness(0.4, None, 0.9)
     changes = {"checkpoint_every": 1, "validation": {"every": 1, "batches": 0, "images": 0}}
     config = tiny_training.config(base, faces, tmp_path, steps=2, data={"validation": [str(faces)]}, **changes)
     with pytest.raises(SystemExit):
@@ -272,6 +283,37 @@ def test_a_run_that_is_killed_before_a_validation_makes_up_for_it(base, faces, t
     assert "| steps | 1 |" in (tmp_path / "best/README.md").read_text()
     train(config)  # nothing is left to do
     assert next(distances, "none") == "none"
+
+
+def test_what_a_former_run_validated_does_not_count(base, faces, tmp_path, validated_likeness):
+    """With `resume: false`, and a kill before the first validation."""
+    validated_likeness(0.4, 0.3, None, 0.9)
+    changes = {"checkpoint_every": 1, "validation": {"every": 1, "batches": 0, "images": 0}}
+    changes = {**changes, "data": {"validation": [str(faces)]}}
+    train(tiny_training.config(base, faces, tmp_path, steps=2, **changes))
+    with pytest.raises(SystemExit):
+        train(tiny_training.config(base, faces, tmp_path, steps=1, resume=False, **changes))
+    again = train(tiny_training.config(base, faces, tmp_path, steps=1, **changes))
+    assert again.progress.best == again.results["validation/face_distance"] == 0.9
+
+
+def test_what_a_run_can_do_without_does_not_end_it(base, faces, tmp_path, caplog):
+    for name in ("time.json", "validated.json"):
+        (tmp_path / name / "folder").mkdir(parents=True)
+    trainer = Trainer(tiny_training.config(base, faces, tmp_path, steps=1))
+    trainer.progress.step = 1
+    for name in ("time.json", "validated.json"):
+        trainer._write_numbers(name, {"step": 1})
+        assert f"step 1: {name} failed (" in caplog.text
+
+
+def test_accelerate_set_up_for_what_is_not_installed(base, faces, tmp_path, monkeypatch):
+    def missing(**settings):
+        raise ImportError("DeepSpeed is not installed")
+
+    monkeypatch.setattr("facesnap_diffusers.training.trainer.Accelerator", missing)
+    with pytest.raises(InputError, match=r"DeepSpeed is not installed\); run accelerate config and choose multi-GPU"):
+        Trainer(tiny_training.config(base, faces, tmp_path))
 
 
 def test_two_runs_on_one_folder_are_refused(base, faces, tmp_path):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import InputError, MissingDependencyError, one_line
+from ..errors import FaceSnapError, InputError, MissingDependencyError, one_line
 
 
 @dataclass
@@ -175,12 +175,12 @@ def _reaching(address: str) -> Iterator[None]:
     """Within this context, what a file system raises becomes an error that names the address."""
     try:
         yield
+    except FaceSnapError:
+        raise
     except ImportError as error:
         raise MissingDependencyError(
             f"input {address!r} needs another library ({one_line(error)}); install it"
         ) from error
-    except InputError:
-        raise
     except Exception as error:  # each file system has its own kinds
         advice = "correct the address, or log in" if is_address(address) else "mend the file"
         raise InputError(

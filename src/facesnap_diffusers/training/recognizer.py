@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class FaceRecognizer(nn.Module):
         self.size = size or RECOGNITION_CROP_SIZES[crop]
         self.mean, self.std, self.bgr = mean, std, bgr
 
-    @property
+    @cached_property
     def dim(self) -> int:
         """Length of an embedding."""
         tensors = [*self.network.parameters(), *self.network.buffers()]
@@ -102,10 +103,9 @@ def load_recognizer(config: RecognizerConfig) -> FaceRecognizer:
     if center.ndim != 1:
         raise InputError(f"recognizer.center {path!r} must have shape (dim,), got {tuple(center.shape)}")
     recognizer = FaceRecognizer(network, **options)
-    dim = recognizer.dim
-    if len(center) != dim:
+    if len(center) != recognizer.dim:
         raise InputError(
-            f"recognizer.center {path!r} has {len(center)} numbers, the recognizer's embeddings {dim}; name its own"
+            f"recognizer.center {path!r} has {len(center)} numbers, the recognizer's embeddings {recognizer.dim}; name its own"
         )
     recognizer.center = center
     return recognizer

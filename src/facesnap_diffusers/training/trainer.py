@@ -113,7 +113,8 @@ class Trainer:
             )
         except ImportError as error:  # DeepSpeed or Megatron, which check_sharding refuses where they are installed
             raise InputError(
-                f"accelerate is set up for a library that is missing ({one_line(error)}); run accelerate config and choose multi-GPU (DDP)"
+                f"accelerate is set up for a library that is missing ({one_line(error)}); run accelerate config and choose"
+                " multi-GPU (DDP)"
             ) from error
         self.stop = StopRequest()
         self._started, self._seconds_before = time.perf_counter(), 0.0
@@ -230,6 +231,8 @@ class Trainer:
         results: dict[str, float] = {}
         if self._resume():
             self._validate_where_it_was_killed(results)
+        elif accelerator.is_main_process:
+            (self.folder / _VALIDATED).unlink(missing_ok=True)  # of a former run
         if self.samples.latents is not None:
             self._compute_latents(self.samples.latents)
         means = LossMeans()
@@ -302,9 +305,7 @@ class Trainer:
         if sound:
             self._keep_best({**results, **measured} if measured else {})
         self._renew_card(results)
-        if self.accelerator.is_main_process:
-            with atomic_file(self.folder / _VALIDATED) as temporary:
-                temporary.write_text(json.dumps({"step": step, "best": self.progress.best}))
+        self._write_numbers(_VALIDATED, {"step": step, "best": self.progress.best})
 
     def _validate_where_it_was_killed(self, results: dict[str, float]) -> None:
         """A checkpoint is written before its step's validation: one that a kill left out is made up for."""
@@ -391,9 +392,17 @@ class Trainer:
         """The adapter first: with the last checkpoint a run is complete."""
         self._save_adapter(results)
         save_checkpoint(self.accelerator, self.folder, self.progress.step, self.config.keep_checkpoints)
-        if self.accelerator.is_main_process:
-            with atomic_file(self.folder / _TIME) as temporary:
-                temporary.write_text(json.dumps({"seconds": self._seconds()}))
+        self._write_numbers(_TIME, {"seconds": self._seconds()})
+
+    def _write_numbers(self, name: str, values: dict[str, float | None]) -> None:
+        """A small file beside the checkpoints, which a run can do without."""
+        if not self.accelerator.is_main_process:
+            return
+        try:
+            with atomic_file(self.folder / name) as temporary:
+                temporary.write_text(json.dumps(values))
+        except OSError as error:
+            self._report(name, error)
 
     def _attention_kernel(self) -> AbstractContextManager[None]:
         """On CPUs, the backward pass of fused attention takes three times as long in bfloat16 as in float32."""
