@@ -39,7 +39,19 @@ from facesnap_diffusers.models.ffrnet import FFRNet
 HERE = Path(__file__).parent
 FIRST, SECOND = HERE / "adapter.yaml", HERE / "likeness.yaml"
 #: Steps of adapter.yaml, and those of likeness.yaml after which an adapter is kept.
-STEPS = {"points": (2000, [760]), "cold": (2000, [250, 500, 760]), "warm": (667, [85, 170, 253])}
+STEPS = {"points": (1500, [600]), "cold": (1500, [200, 400, 600]), "warm": (500, [67, 134, 200])}
+#: What each begins with.
+STARTS: dict[str, dict[str, Any]] = {
+    "points": {"adapter.start_from": "adapters/start-points"},
+    "cold": {"adapter.start_from": "adapters/start"},
+    "warm": {
+        "adapter.start_from": None,
+        "adapter.warm_start": "adapters/points-600",
+        "adapter.image_encoder_id": "clip/image_encoder",
+        "adapter.bundle_image_encoder": True,
+        "adapter.mixer": MIXER,
+    },
+}
 
 
 def start_points(pipe: FaceSnapPipeline, embeddings: torch.Tensor, landmarks: torch.Tensor) -> None:
@@ -78,9 +90,24 @@ def train(work_dir: Path, recipe: Path, output: str, steps: int, settings: dict[
     run(work_dir, "train", recipe, *(f"--set={name}={json.dumps(value)}" for name, value in settings.items()))
 
 
+def train_adapters(work_dir: Path, name: str, common: dict[str, Any]) -> None:
+    """Trains one of `STEPS` through both recipes, and keeps its adapters as `adapters/NAME-STEPS`."""
+    first, seconds = STEPS[name]
+    train(work_dir, FIRST, f"adapters/{name}-first", first, {**STARTS[name], **common})
+    for steps in seconds:
+        kept = work_dir / f"adapters/{name}-{steps}"
+        if not kept.exists():
+            start = {"adapter.start_from": f"adapters/{name}-first/adapter"}
+            train(work_dir, SECOND, f"adapters/{name}-second", steps, {**start, **common})
+            shutil.copytree(work_dir / f"adapters/{name}-second/adapter", kept)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
+    parser.add_argument(
+        "--only", action="append", choices=list(STEPS), help="train only this; may be given several times"
+    )
     parser.add_argument("--set", action="append", default=[], help="for all runs, as in facesnap train")
     args = parser.parse_args()
     work_dir = Path(args.work_dir)
@@ -95,28 +122,15 @@ def main():
         pipe = FaceSnapPipeline.from_pretrained(work_dir / "export", dtype=torch.float32)
         start_points(pipe, torch.from_numpy(embeddings), torch.from_numpy(landmarks))
         pipe.save_facesnap_adapter(work_dir / "adapters/start-points")
-    starts = {
-        "points": {"adapter.start_from": "adapters/start-points"},
-        "cold": {"adapter.start_from": "adapters/start"},
-        "warm": {
-            "adapter.start_from": None,
-            "adapter.warm_start": "adapters/points-760",
-            "adapter.image_encoder_id": "clip/image_encoder",
-            "adapter.bundle_image_encoder": True,
-            "adapter.mixer": MIXER,
-        },
-    }
-    methods = []
-    for name, (first, seconds) in STEPS.items():
-        train(work_dir, FIRST, f"adapters/{name}-first", first, {**starts[name], **common})
-        for steps in seconds:
-            kept = work_dir / f"adapters/{name}-{steps}"
-            if not kept.exists():
-                settings = {"adapter.start_from": f"adapters/{name}-first/adapter", "batch_size": 32, **common}
-                train(work_dir, SECOND, f"adapters/{name}-second", steps, settings)
-                shutil.copytree(work_dir / f"adapters/{name}-second/adapter", kept)
-            label = f"{name}, {first} + {steps} steps"
-            methods.append({"kind": "facesnap", "name": label, "adapter": f"adapters/{kept.name}"})
+    for name in args.only or STEPS:
+        train_adapters(work_dir, name, common)
+    if args.only:
+        return
+    methods = [
+        {"kind": "facesnap", "name": f"{name}, {first} + {steps} steps", "adapter": f"adapters/{name}-{steps}"}
+        for name, (first, seconds) in STEPS.items()
+        for steps in seconds
+    ]
     evaluation = yaml.safe_load((HERE / "eval.yaml").read_text())
     recipe = work_dir / "eval-warm-start.yaml"
     recipe.write_text(yaml.safe_dump({**evaluation, "output": "results-warm-start", "methods": methods}))

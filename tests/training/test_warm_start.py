@@ -17,6 +17,7 @@ from transformers import CLIPImageProcessor
 
 from facesnap_diffusers import FaceSnapConfig, FaceSnapPipeline, load_landmark_predictor
 from facesnap_diffusers.conditioner import FaceConditioner
+from facesnap_diffusers.data.folder_lock import FolderLock
 from facesnap_diffusers.data.shards import PreparedFaces, ShardWriter
 from facesnap_diffusers.errors import AdapterError, InputError
 from facesnap_diffusers.interop.conversion import FACEID_PLUS_IMAGE_ENCODER
@@ -172,6 +173,11 @@ class TestInstantID:
             other = Trainer(config(base, instantid_faces, tmp_path, instantid, LESSONS, seed=seed))
             assert ((tmp_path / "start/warm_start.json").stat().st_mtime_ns == made) == same
             assert torch.equal(trainer.pipeline.mixer.queries, other.pipeline.mixer.queries) == same
+
+    def test_is_not_made_where_another_process_writes(self, base, instantid_faces, instantid, tmp_path):
+        with FolderLock(tmp_path), pytest.raises(InputError, match="is written to by process"):
+            Trainer(config(base, instantid_faces, tmp_path, instantid, LESSONS))
+        assert not (tmp_path / "start").exists()
 
     def test_a_resumed_run_ends_with_the_same_bits(self, base, instantid_faces, instantid, tmp_path):
         """The other adapter is not needed again."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import PIL.Image
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
@@ -110,6 +111,8 @@ class Trainer:
                 project_config=ProjectConfiguration(
                     project_dir=str(self.folder), logging_dir=str(self.folder / "logs")
                 ),
+                # the others wait while the main process teaches a warm start, samples or pushes; NCCL's ten minutes are few
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
             )
         except ImportError as error:  # DeepSpeed or Megatron, which check_sharding refuses where they are installed
             raise InputError(

@@ -26,6 +26,7 @@ from ..adapter.public import find_public_adapter
 from ..adapter.weights import read_json
 from ..base_models import empty_unet, family_of, unet_without_weights
 from ..conditioner import FaceConditioner
+from ..data.folder_lock import FolderLock
 from ..data.shards import PreparedFaces, read_settings
 from ..errors import AdapterError, InputError, one_line
 from ..files import atomic_folder
@@ -119,11 +120,13 @@ def prepare_start(pipeline: Any, config: TrainingConfig, adapter: FaceSnapConfig
 
     Raises:
         AdapterError: The other adapter could not be read or does not fit the base model, or the folder cannot be written.
-        InputError: Sizes of the mixer are wrong, or a photo is damaged.
+        InputError: Sizes of the mixer are wrong, a photo is damaged, or another process writes into `output_dir`.
     """
     state = PartialState()
     if state.is_main_process and stored_start(config) is None:
-        with kept_random_state():
+        output = Path(config.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        with FolderLock(output), kept_random_state():
             torch.manual_seed(config.seed)
             _make_start(pipeline, config, adapter, encoder, state.device)
     state.wait_for_everyone()
@@ -288,7 +291,6 @@ def _make_start(
         made["ffrnet"], lost = ffrnet_of(modules["ffrnet"], pipeline.unet, settings.ffrnet_rank, redrawn)
         measured |= {} if lost is None else {"ffrnet_lost": lost.total}
     output = Path(config.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     with open(output / "log.txt", "a", encoding="utf-8") as log:
         log.write(f"warm start: {', '.join(f'{key} {value:.5g}' for key, value in measured.items())}\n")
     with atomic_folder(output / START_FOLDER) as temporary:
