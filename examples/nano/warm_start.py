@@ -5,8 +5,9 @@
 
 The other kind is InstantID's: the face embedding alone through a resampler, and five points in place of 72. `points` is
 trained from the base; `cold` begins with what start_adapter.py made, `warm` with `adapter.warm_start`. Each goes through
-adapter.yaml and then through likeness.yaml, `warm` a third of the steps of each, at constant learning rates, so that an
-adapter of fewer steps is what the run looked like there. `facesnap eval` compares them. Goes on where it was stopped.
+adapter.yaml and then through likeness.yaml, `warm` a third of the steps of each, and both once more with few steps of the first, at
+constant learning rates, so that an adapter of fewer steps is what the run looked like there. `facesnap eval` compares them. Goes on
+where it was stopped.
 """
 
 from __future__ import annotations
@@ -39,14 +40,20 @@ from facesnap_diffusers.models.ffrnet import FFRNet
 HERE = Path(__file__).parent
 FIRST, SECOND = HERE / "adapter.yaml", HERE / "likeness.yaml"
 #: Steps of adapter.yaml, and those of likeness.yaml after which an adapter is kept.
-STEPS = {"points": (1500, [600]), "cold": (1500, [200, 400, 600]), "warm": (500, [67, 134, 200])}
+STEPS = {
+    "points": (1500, [400]),
+    "cold": (1500, [200, 400, 600]),
+    "warm": (500, [67, 134, 200]),
+    "cold-short": (150, [67, 134, 200]),
+    "warm-short": (150, [67, 134, 200]),
+}
 #: What each begins with.
 STARTS: dict[str, dict[str, Any]] = {
     "points": {"adapter.start_from": "adapters/start-points"},
     "cold": {"adapter.start_from": "adapters/start"},
     "warm": {
         "adapter.start_from": None,
-        "adapter.warm_start": "adapters/points-600",
+        "adapter.warm_start": "adapters/points-400",
         "adapter.image_encoder_id": "clip/image_encoder",
         "adapter.bundle_image_encoder": True,
         "adapter.mixer": MIXER,
@@ -93,12 +100,13 @@ def train(work_dir: Path, recipe: Path, output: str, steps: int, settings: dict[
 def train_adapters(work_dir: Path, name: str, common: dict[str, Any]) -> None:
     """Trains one of `STEPS` through both recipes, and keeps its adapters as `adapters/NAME-STEPS`."""
     first, seconds = STEPS[name]
-    train(work_dir, FIRST, f"adapters/{name}-first", first, {**STARTS[name], **common})
+    start = STARTS[name.removesuffix("-short")]
+    train(work_dir, FIRST, f"adapters/{name}-first", first, {**start, **common})
     for steps in seconds:
         kept = work_dir / f"adapters/{name}-{steps}"
         if not kept.exists():
-            start = {"adapter.start_from": f"adapters/{name}-first/adapter"}
-            train(work_dir, SECOND, f"adapters/{name}-second", steps, {**start, **common})
+            settings = {"adapter.start_from": f"adapters/{name}-first/adapter", **common}
+            train(work_dir, SECOND, f"adapters/{name}-second", steps, settings)
             shutil.copytree(work_dir / f"adapters/{name}-second/adapter", kept)
 
 
