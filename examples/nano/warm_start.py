@@ -45,7 +45,7 @@ STEPS = {
     "cold": (1500, [200, 400, 600]),
     "warm": (500, [67, 134, 200]),
     "cold-short": (150, [67, 134, 200]),
-    "warm-short": (150, [67, 134, 200]),
+    "warm-short": (150, [67, 134, 200, 550]),
 }
 #: What each begins with.
 STARTS: dict[str, dict[str, Any]] = {
