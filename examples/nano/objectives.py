@@ -15,8 +15,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import yaml
-from warm_start import SECOND, run, train
+from warm_start import SECOND, compare, parse_settings, train
 from workspace import add_work_dir
 
 
@@ -42,19 +41,15 @@ def main():
     parser.add_argument("--set", action="append", default=[], help="for all runs, as in facesnap train")
     args = parser.parse_args()
     work_dir = Path(args.work_dir)
-    common = {"loss.extra": None, "seed": 0}
-    common |= {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in args.set)}
+    common = {"loss.extra": None, "seed": 0, **parse_settings(args.set)}
 
-    methods: list[dict[str, str]] = [{"kind": "facesnap", "name": "start", "adapter": "adapters/facesnap/adapter"}]
+    adapters = {"start": "adapters/facesnap/adapter"}
     for arm in args.arm or ARMS:
         for seed in SEEDS.get(arm, (0,)):
             output = f"adapters/objective-{arm}-{seed}"
             train(work_dir, SECOND, output, args.steps, {**common, **ARMS[arm], "seed": seed})
-            methods.append({"kind": "facesnap", "name": f"{arm}, seed {seed}", "adapter": f"{output}/adapter"})
-    evaluation = yaml.safe_load((SECOND.parent / "eval.yaml").read_text())
-    recipe = work_dir / "eval-objectives.yaml"
-    recipe.write_text(yaml.safe_dump({**evaluation, "output": "results-objectives", "methods": methods}))
-    run(work_dir, "eval", recipe.name)
+            adapters[f"{arm}, seed {seed}"] = f"{output}/adapter"
+    compare(work_dir, "objectives", adapters)
 
 
 if __name__ == "__main__":

@@ -97,6 +97,20 @@ def train(work_dir: Path, recipe: Path, output: str, steps: int, settings: dict[
     run(work_dir, "train", recipe, *(f"--set={name}={json.dumps(value)}" for name, value in settings.items()))
 
 
+def compare(work_dir: Path, name: str, adapters: dict[str, str]) -> None:
+    """`facesnap eval` by eval.yaml of these adapters in place of its own, by what to call them: `results-NAME`."""
+    methods = [{"kind": "facesnap", "name": label, "adapter": adapter} for label, adapter in adapters.items()]
+    evaluation = yaml.safe_load((HERE / "eval.yaml").read_text())
+    recipe = work_dir / f"eval-{name}.yaml"
+    recipe.write_text(yaml.safe_dump({**evaluation, "output": f"results-{name}", "methods": methods}))
+    run(work_dir, "eval", recipe.name)
+
+
+def parse_settings(items: list[str]) -> dict[str, Any]:
+    """Of `--set NAME=VALUE`, as `facesnap train` reads them."""
+    return {name: yaml.safe_load(value) for name, value in (item.split("=", 1) for item in items)}
+
+
 def train_adapters(work_dir: Path, name: str, common: dict[str, Any]) -> None:
     """Trains one of `STEPS` through both recipes, and keeps its adapters as `adapters/NAME-STEPS`."""
     first, seconds = STEPS[name]
@@ -119,8 +133,7 @@ def main():
     parser.add_argument("--set", action="append", default=[], help="for all runs, as in facesnap train")
     args = parser.parse_args()
     work_dir = Path(args.work_dir)
-    common = dict(item.split("=", 1) for item in args.set)
-    common = {name: yaml.safe_load(value) for name, value in common.items()}
+    common = parse_settings(args.set)
 
     if not (work_dir / "adapters/start-points").exists():
         torch.manual_seed(0)
@@ -134,15 +147,12 @@ def main():
         train_adapters(work_dir, name, common)
     if args.only:
         return
-    methods = [
-        {"kind": "facesnap", "name": f"{name}, {first} + {steps} steps", "adapter": f"adapters/{name}-{steps}"}
+    adapters = {
+        f"{name}, {first} + {steps} steps": f"adapters/{name}-{steps}"
         for name, (first, seconds) in STEPS.items()
         for steps in seconds
-    ]
-    evaluation = yaml.safe_load((HERE / "eval.yaml").read_text())
-    recipe = work_dir / "eval-warm-start.yaml"
-    recipe.write_text(yaml.safe_dump({**evaluation, "output": "results-warm-start", "methods": methods}))
-    run(work_dir, "eval", recipe.name)
+    }
+    compare(work_dir, "warm-start", adapters)
 
 
 if __name__ == "__main__":

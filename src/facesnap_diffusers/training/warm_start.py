@@ -122,15 +122,14 @@ def prepare_start(pipeline: Any, config: TrainingConfig, adapter: FaceSnapConfig
         AdapterError: The other adapter could not be read or does not fit the base model, or the folder cannot be written.
         InputError: Sizes of the mixer are wrong, a photo is damaged, or another process writes into `output_dir`.
     """
-    state = PartialState()
+    state, output = PartialState(), Path(config.output_dir)
     if state.is_main_process and stored_start(config) is None:
-        output = Path(config.output_dir)
         output.mkdir(parents=True, exist_ok=True)
         with FolderLock(output), kept_random_state():
             torch.manual_seed(config.seed)
             _make_start(pipeline, config, adapter, encoder, state.device)
     state.wait_for_everyone()
-    return Path(config.output_dir) / START_FOLDER
+    return output / START_FOLDER
 
 
 def imitate(
