@@ -76,7 +76,7 @@ def record(adapter: Path, base: Path, pictures: int, output: Path) -> None:
     for number, batch in enumerate(DataLoader(trainer.samples, batch_sampler=order, collate_fn=collate)):
         with torch.no_grad():
             conditions = objective.encode_conditions(batch)
-        noisy, tokens, image = batch["noise"], conditions["identity_tokens"], conditions["landmark_picture"]
+        noisy, tokens, image = batch["noise"], conditions["identity_tokens"], objective.landmark_picture(batch)
         context = torch.cat([conditions["text_embeds"], tokens], 1)
         for step, timestep in enumerate(timesteps):
             now = timestep.expand(BATCH)

@@ -172,6 +172,15 @@ class TestObjective:
             found.append(counted)
         assert found == [[False, False, True], [True, True, True]]
 
+    def test_landmarks_are_embedded_once(self):
+        """In however many predictions a step needs them: those of the diffusion loss and of three sampling steps."""
+        objective, batch = self.objective(every=1, mode="few_step", steps=3), self.batch()
+        embedded = []
+        layer = objective.pipeline.ffrnet.controlnet_cond_embedding.conv_in
+        layer.register_forward_hook(lambda *_: embedded.append(True))
+        objective(batch)["loss"].backward()
+        assert len(embedded) == 1 and layer.weight.grad is not None
+
 
 class TestTarget:
     """The identity loss against the target, and InfoNCE with embeddings of other people."""

@@ -128,6 +128,10 @@ class Objective(nn.Module):
         """The points of a batch that the adapter's picture is drawn from: landmarks, or InstantID's five key points."""
         return batch["key_points" if self.conditioner.draws_key_points else "landmarks"]
 
+    def landmark_picture(self, batch: dict[str, Any]) -> torch.Tensor:
+        """The landmarks of a batch as drawn for FFRNet, `(batch, 3, 8 · height, 8 · width)` for latents of that size."""
+        return self.conditioner.landmark_picture(self.drawn_points(batch), *self._image_size(batch))
+
     @property
     def first_identity_step(self) -> int:
         """The first step of a run that computes the identity loss, with samples where there are steps with some."""
@@ -245,8 +249,8 @@ class Objective(nn.Module):
             return at_least_single(vae.decode(latents.to(vae.dtype)).sample) / 2 + 0.5
 
     def encode_conditions(self, batch: dict[str, Any], identity_tokens: torch.Tensor | None = None) -> dict[str, Any]:
-        """Text, identity tokens (the given ones, if any) and landmark pictures of a batch."""
-        conditioner = self.conditioner
+        """Text, identity tokens (the given ones, if any) and landmarks of a batch, as all predictions of a step take them."""
+        conditioner, ffrnet = self.conditioner, self.pipeline.ffrnet
         text_embeds, pooled = self._encode_text(batch["caption"], batch["without_text"])
         if identity_tokens is None:
             states = conditioner.image_states(batch["clip_crop"]) if "clip_crop" in batch else None
@@ -254,12 +258,12 @@ class Objective(nn.Module):
         conditions = {
             "text_embeds": text_embeds,  # (batch, text tokens, width)
             "identity_tokens": identity_tokens,  # (batch, identity tokens, width)
-            "landmark_picture": conditioner.landmark_picture(  # (batch, 3, 8 · height, 8 · width)
-                self.drawn_points(batch), *self._image_size(batch)
-            ),
             "with_landmarks": ~batch["without_landmarks"],  # (batch,)
             "added": None,
         }
+        if ffrnet is not None:
+            picture = self.landmark_picture(batch).to(ffrnet.dtype)
+            conditions["landmark_embeds"] = ffrnet.embed_landmarks(picture)  # (batch, channels, height, width)
         if pooled is not None:
             conditions["added"] = {"text_embeds": pooled, "time_ids": batch["sizes"].to(pooled.dtype)}
         return conditions
@@ -278,7 +282,7 @@ class Objective(nn.Module):
                 noisy.to(ffrnet.dtype),
                 timesteps,
                 encoder_hidden_states=tokens.to(ffrnet.dtype),
-                controlnet_cond=conditions["landmark_picture"].to(ffrnet.dtype),
+                controlnet_cond=conditions["landmark_embeds"].to(ffrnet.dtype),
                 added_cond_kwargs=None if added is None else {k: v.to(ffrnet.dtype) for k, v in added.items()},
                 return_dict=False,
             )
