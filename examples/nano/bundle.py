@@ -61,7 +61,7 @@ recognizer, which was trained on photos. The people in `people/` are rendered to
 The model has seen rendered people only. `photo_shift.safetensors` holds the difference of the means of rendered people and of
 photo-like faces (180 faces of people who do not exist, from SFHQ by David Beniaguev, MIT license) in the adapter's features;
 `facesnap_diffusers.nano.photos.as_rendered` adds it, and `facesnap demo --face` does so by itself. The avatar of a photo is a
-rendered person of about the same skin, hair color and features. It shows hair as one of eight styles, mostly shorter than it
+rendered person of about the same skin, hair color and features. It shows hair as one of eight styles, often shorter than it
 is, no age, and nothing of what the renderer does not know.
 
 ## Intended use and limits

@@ -39,6 +39,7 @@ def main():
     add_work_dir(parser)
     parser.add_argument("--split", choices=list(SPLITS), default="train")
     parser.add_argument("--head-size", type=int, default=HEAD_SIZE, help="of what the image encoder sees, in pixels")
+    parser.add_argument("--output", default="shards", help="folder under the work directory (default: %(default)s)")
     args = parser.parse_args()
     predictor = load_landmark_predictor()
     settings = ShardSettings(
@@ -48,7 +49,7 @@ def main():
         recognition_crop="dlib",
         recognition_crop_size=CROP_SIZE,
     )
-    with ShardWriter(args.work_dir / "shards" / args.split, settings) as writer:
+    with ShardWriter(args.work_dir / args.output / args.split, settings) as writer:
         for path in shard_paths(args.work_dir, args.split):
             if not embedding_path(args.work_dir, path).exists():
                 continue

@@ -4,7 +4,7 @@
     python small_ffrnet.py record ADAPTER --output teacher.pt          # what the full one gives, in samples of four steps
     python small_ffrnet.py train cut-24 --teacher teacher.pt --output small-24
 
-in the work directory, which has `export` and `shards/train` (see README.md). No true picture is looked at. The error is that of
+in the work directory, which has `export` and `head-shards/train` (see README.md). No true picture is looked at. The error is that of
 FFRNet's residuals, each channel by how much it moves what the base model predicts.
 """
 
@@ -53,7 +53,7 @@ def write_adapter(adapter: Path, ffrnet: FFRNet, output: Path) -> None:
 def record(adapter: Path, base: Path, pictures: int, output: Path) -> None:
     """Inputs and residuals of the full FFRNet at every step of samples, and the weights of the residuals' channels."""
     config = load_config(
-        Path(__file__).parent / "likeness.yaml",
+        Path(__file__).parent / "head.yaml",
         [
             f"base.model={base}",
             f"adapter.start_from={adapter}",
