@@ -238,7 +238,9 @@ def check_training(pipe, identity, points, tokens, unconditional, picture, folde
     conditions = objective.encode_conditions(batch)
     torch.testing.assert_close(conditions["identity_tokens"], torch.cat([tokens, unconditional]), atol=1e-5, rtol=0)
     assert torch.equal(conditioner.mix(batch["face_embeds"], states, left_out), torch.cat([tokens, unconditional]))
-    assert torch.equal(objective.landmark_picture(batch)[:1], picture)
+    pictures, ffrnet = objective.landmark_picture(batch), objective.pipeline.ffrnet
+    assert torch.equal(pictures[:1], picture)
+    assert torch.equal(conditions["landmark_embeds"], ffrnet.embed_landmarks(pictures.to(ffrnet.dtype)))
     with seen_tokens_and_pictures(objective.pipeline) as seen:
         sample_picture(objective, sample, ValidationConfig(inference_steps=1, guidance_scale=1.0), seed=0)
     assert torch.equal(seen[0][0], tokens) and torch.equal(seen[0][1], picture)
