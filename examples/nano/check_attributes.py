@@ -17,10 +17,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from attributes import CLASSES, class_numbers, person_mask
-from dataset import SEED, TO_PACKAGE, Shard, shard_paths
+from dataset import TO_PACKAGE, Shard, scene_of, shard_paths
 from embed_faces import chip
 from people.face_model import FaceModel
-from people.sampling import sample_scene
 from photo_like import photo_like
 from teach_image_encoder import CLOSED, EYES, OUTSIDE, UNKNOWN
 from train_autoencoder import to_tensor
@@ -68,7 +67,7 @@ class Features:
     def _photo_like(heads, images, points, people, view: int, size: int, rng: np.random.Generator) -> list[np.ndarray]:
         index, made = FaceModel().expression_index, []
         for head, image, places, person in zip(heads, images, points, people):
-            behind = np.uint8(255) * ~person_mask(image, sample_scene(SEED, int(person), view, index))
+            behind = np.uint8(255) * ~person_mask(image, scene_of(int(person), view, index))
             behind = align_for_clip(np.repeat(behind[..., None], 3, 2), places, size)[..., 0]
             made.append(photo_like(head, np.where(behind > OUTSIDE, 255, 0).astype(np.uint8), rng))
         return made

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from dataset import SEED, SPLITS, VIEWS, Shard, planned_shards
+from dataset import SEED, SPLITS, VIEWS, Shard, planned_shards, scene_of
 from people.renderer import Renderer
-from people.sampling import sample_person, sample_scene
+from people.sampling import sample_person
 from workspace import add_work_dir
 
 
@@ -26,7 +26,7 @@ def render_shard(renderer: Renderer, people: range, views: int = VIEWS) -> Shard
     rows = []
     for i in people:
         person = sample_person(SEED, i)
-        scenes = [sample_scene(SEED, i, j, index) for j in range(views)]
+        scenes = [scene_of(i, j, index) for j in range(views)]
         rows.append((person, scenes, [renderer.render(person, scene) for scene in scenes]))
 
     def stack(value):
@@ -69,14 +69,18 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_work_dir(parser)
     parser.add_argument("--split", choices=list(SPLITS), default="train")
+    parser.add_argument("--people", type=int, nargs=2, metavar=("FIRST", "LAST"), help="only these of the split")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--sheet", type=Path, help="write a contact sheet of the split's first people and stop")
     args = parser.parse_args()
+    split = SPLITS[args.split]
+    first, last = args.people or (split.start, split.stop - 1)
     if args.sheet:
-        start = SPLITS[args.split].start
-        cv2.imwrite(str(args.sheet), contact_sheet(range(start, start + 16), 4)[..., ::-1])
+        cv2.imwrite(str(args.sheet), contact_sheet(range(first, first + 16), 4)[..., ::-1])
         return
-    shards = planned_shards(args.work_dir, args.split)
+    shards = [
+        (path, people) for path, people in planned_shards(args.work_dir, args.split) if first <= people[0] <= last
+    ]
     # spawned, not forked: a GL context does not survive a fork
     context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=work, args=(shards, k, args.workers)) for k in range(args.workers)]

@@ -22,11 +22,11 @@ import torch
 import torch.nn.functional as F
 from attributes import CLASSES, class_numbers, measures, person_mask
 from checkpoints import Average, load_checkpoint, save_checkpoint
-from dataset import SEED, TO_PACKAGE, Shard, shard_paths
+from dataset import SEED, TO_PACKAGE, Shard, scene_of, shard_paths
 from descend import descend
 from lr_scheduler import learning_rate
 from people.face_model import FaceModel
-from people.sampling import sample_person, sample_scene
+from people.sampling import sample_person
 from photo_like import photo_like
 from torch import nn
 from train_image_encoder import contrast
@@ -95,7 +95,7 @@ class LabeledHeads:
 
 def person_masks(images: np.ndarray, person: int, expression_index: dict[str, int]) -> np.ndarray:
     """Where the first views `(V, S, S, 3)` of a person show the person: bool `(V, S, S)`."""
-    scenes = [sample_scene(SEED, int(person), view, expression_index) for view in range(len(images))]
+    scenes = [scene_of(int(person), view, expression_index) for view in range(len(images))]
     return np.stack([person_mask(image, scene) for image, scene in zip(images, scenes)])
 
 

@@ -8,10 +8,12 @@ pytest.importorskip("scipy", reason="the renderer needs scipy")
 pytest.importorskip("cv2", reason="the renderer needs opencv")
 pytest.importorskip("moderngl", reason="the renderer needs moderngl")
 
+from dataset import SEED, SPLITS, TURNED, VIEWS, scene_of
 from people.captions import DIRECTIONS, caption, scene_clauses, vocabulary
 from people.face_model import rotation_matrix
 from people.renderer import CAMERA_DISTANCE
 from people.sampling import EXPRESSIONS, HAIR_STYLES, sample_person, sample_scene
+from people.turning import FURTHEST
 
 
 pytestmark = pytest.mark.slow
@@ -79,6 +81,26 @@ def test_pictures_are_functions_of_the_seed(renderer):
     np.testing.assert_array_equal(first.image, again.image)
     _, other = render(renderer, 5, 2)
     assert np.abs(first.image.astype(int) - other.image).mean() > 5
+
+
+def test_half_of_the_training_people_turn_further_and_keep_their_place(renderer):
+    index = renderer.model.expression_index
+    assert set(TURNED) < set(SPLITS["train"])
+    reached = {}
+    for number in range(60):
+        person, view = TURNED[number], number % VIEWS
+        plain, scene = sample_scene(SEED, person, view, index), scene_of(person, view, index)
+        other = {name for name in FURTHEST if getattr(plain, name) != getattr(scene, name)}
+        assert len(other) == (view + 1) % 2
+        for name in other:
+            reached[name] = max(reached.get(name, 0), abs(getattr(scene, name)) / FURTHEST[name])
+        if number % 15 == 0:
+            middles = [renderer.render(sample_person(SEED, person), s).landmarks.mean(0) for s in (plain, scene)]
+            np.testing.assert_allclose(*middles, atol=6)  # pixels of 128
+    assert all(0.8 < share <= 1 for share in reached.values())
+    for person in (SPLITS["test"][0], SPLITS["train"][0]):
+        plain, scene = sample_scene(SEED, person, 0, index), scene_of(person, 0, index)
+        assert (plain.yaw, plain.pitch, plain.roll) == (scene.yaw, scene.pitch, scene.roll)
 
 
 def test_every_style_and_expression_renders(renderer):
