@@ -8,12 +8,12 @@ BIN := $(VENV)/bin
 # a process a core, each with one thread; the tests of a file stay together, for they share what they make, and files come
 # in order: the last ones are small
 PYTEST := -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
-test test-docs test-fast test-inputs test-lowest release-check: export OMP_NUM_THREADS = 1
+test test-fast test-front test-inputs test-lowest release-check: export OMP_NUM_THREADS = 1
 # Material's notice about MkDocs 2, which is not a warning of this site
 docs: export NO_MKDOCS_2_WARNING = 1
 SOURCES := src tests examples benchmarks
 
-.PHONY: demo app docs release-check test test-docs test-extras test-fast test-inputs test-lowest style quality clean
+.PHONY: demo app docs release-check test test-extras test-fast test-front test-inputs test-lowest style quality clean
 
 $(VENV)/installed: setup.cfg pyproject.toml
 	@echo "installing into $(VENV): some minutes, and 3 GB on disk"
@@ -47,13 +47,15 @@ release-check: $(VENV)/installed
 	tar -xzf dist/*.tar.gz -C outputs/release --strip-components 1 --exclude src
 	cd outputs/release && venv/bin/python $(PYTEST)
 
+FRONT := tests/examples tests/app tests/docs tests/benchmarks
+
 # All tests, but those of the next target.
 test: $(VENV)/installed
-	$(BIN)/python $(PYTEST) --ignore tests/docs
+	$(BIN)/python $(PYTEST) $(addprefix --ignore=,$(FRONT))
 
-# The notebooks, and every snippet of README, documentation and cards, are run.
-test-docs: $(VENV)/installed
-	$(BIN)/python $(PYTEST) tests/docs
+# What users run: examples, benchmarks, the app in a browser, notebooks, and every snippet of README, documentation and cards.
+test-front: $(VENV)/installed
+	$(BIN)/python $(PYTEST) $(FRONT)
 
 # Those without the mark `slow`: less than three minutes on two cores.
 test-fast: $(VENV)/installed

@@ -163,10 +163,10 @@ class FaceConditioner:
                 "identity has an embedding of unit length, the adapter takes them as long as the recognizer gives them;"
                 " encode the face again with InsightFaceAnalyzer(..., normalize=False) as face_analyzer"
             )
-        if config.image_encoder_id is not None and identity.image_encoder_id != config.image_encoder_id:
+        if not config.takes_image_features_of(identity.image_encoder_id):
             raise FaceEncoderMismatchError(
                 f"identity has image features of {identity.image_encoder_id}, the adapter was trained with those of"
-                f" {config.image_encoder_id}; encode the face again with encode_face"
+                f" {config.image_features_id}; encode the face again with encode_face"
             )
 
     def as_ffrnet_sees(self, identities: Sequence[FaceIdentity]) -> list[FaceIdentity]:
@@ -384,7 +384,7 @@ class FaceConditioner:
             shape=shape,
             photo_size=None if image is None else image.shape[:2],
             image_hidden_states=states,
-            image_encoder_id=config.image_encoder_id,
+            image_encoder_id=config.image_features_id,
         )
 
     def _as_embedding(self, embedding: Any) -> torch.Tensor:

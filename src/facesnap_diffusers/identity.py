@@ -43,7 +43,8 @@ class FaceIdentity:
         photo_size (`tuple[int, int]`, *optional*): Height and width of the first photo, in pixels.
         image_hidden_states (`torch.Tensor` of shape `(sequence, width)`, *optional*): CLIP's hidden states of the face
             crops of all photos, one after the other.
-        image_encoder_id (`str`, *optional*): The image encoder that made them.
+        image_encoder_id (`str`, *optional*): The image encoder that made them; of one in an adapter's folder with its
+            fingerprint.
         photo_embeds (`torch.Tensor` of shape `(photos, face_embed_dim)`, *optional*): The embedding of each photo, where
             there are several.
         of_ffrnet ([`FaceIdentity`], *optional*): The same person as the encoders of another adapter see them, where FFRNet

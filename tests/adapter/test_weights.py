@@ -6,15 +6,17 @@ import shutil
 import time
 
 import input_counts
+import PIL.Image
 import pytest
 import tiny
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from facesnap_diffusers import AdapterError, FaceSnapPipeline, InputError
+from facesnap_diffusers import AdapterError, FaceEncoderMismatchError, FaceSnapPipeline, InputError
 from facesnap_diffusers.adapter import folder as adapter_folder
 from facesnap_diffusers.adapter.model_card import write_model_card
+from facesnap_diffusers.adapter.weights import check_files, fingerprint
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
 
 
@@ -269,6 +271,46 @@ class TestSaving:
         loaded = make()
         loaded.load_facesnap_adapter(tmp_path / "saved")
         assert loaded.facesnap_config.image_encoder_id == "image_encoder"
+
+
+class TestPeopleOfAnotherImageEncoder:
+    """Folders call their image encoders alike; what one encoded is refused where another was trained with."""
+
+    @pytest.fixture
+    def person(self, saved):
+        pipe = make()
+        pipe.load_facesnap_adapter(saved)
+        points = tiny.face_points()
+        embedding = tiny.identity().face_embeds
+        return pipe.encode_face(PIL.Image.new("RGB", (120, 100)), embedding=embedding, landmarks=points)
+
+    def test_refused(self, person, trained, tmp_path):
+        pipe = make(seed=2)
+        with torch.no_grad():
+            pipe.face_image_encoder.vision_model.embeddings.class_embedding[3].neg_()
+        tiny.generate(pipe, identity=person)  # a pipeline that was never saved does not say which
+        pipe.save_facesnap_adapter(tmp_path / "other")
+        other = make()
+        other.load_facesnap_adapter(tmp_path / "other")
+        with pytest.raises(FaceEncoderMismatchError, match="image features of image_encoder@.*encode the face again"):
+            tiny.generate(other, identity=person)
+        tiny.generate(other, identity=tiny.identity())  # nor does one made by hand
+
+    def test_taken_in_any_dtype_and_variant(self, person, saved, copy):
+        for dtype in (torch.float16, torch.bfloat16):
+            pipe = make()
+            pipe.load_facesnap_adapter(saved, dtype=dtype)
+            pipe.save_facesnap_adapter(copy, variant="low")
+            other = make()
+            other.load_facesnap_adapter(copy, variant="low", dtype=torch.float32)
+            assert other.facesnap_config == pipe.facesnap_config
+            tiny.generate(other, identity=person)
+
+    def test_in_several_files(self, saved, trained, tmp_path):
+        trained.face_image_encoder.save_pretrained(tmp_path, max_shard_size="20KB")
+        parts = check_files(tmp_path, "model", None)
+        assert len(parts) > 1
+        assert fingerprint(parts) == fingerprint(check_files(saved / "image_encoder", "model", None))
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ class FaceSnapConfig:
         face_embed_dim (`int`, *optional*): Width of those embeddings. `None`: the mixer takes none.
         image_encoder_id (`str`, *optional*): Hub repo or folder of the CLIP vision model whose hidden states the mixer
             takes; `"image_encoder"` if it stands in the adapter's own folder. `None`: the mixer takes none.
+        image_encoder_fingerprint (`str`, *optional*): Of the image encoder in the adapter's own folder, made when it is
+            saved: what was encoded by one folder's encoder is refused by another's.
         normalized_embeds (`bool`): Whether it was trained with face embeddings of unit length. Otherwise they need the
             length that the recognizer gives them.
         image_crop (`str`): What the image encoder sees of the photo: `"head"` ([`align_for_clip`]) or `"arcface"`, the
@@ -73,6 +75,7 @@ class FaceSnapConfig:
     face_encoder_id: str = "insightface/w600k_r50"
     face_embed_dim: Width | None = 512
     image_encoder_id: str | None = "openai/clip-vit-large-patch14"
+    image_encoder_fingerprint: str | None = None
     normalized_embeds: bool = True
     image_crop: Literal["head", "arcface"] = "head"
     landmark_style: Literal["facesnap72", "instantid5"] = "facesnap72"
@@ -130,8 +133,9 @@ class FaceSnapConfig:
         """The plain values, from which [`from_dict`] makes the config again."""
         values = asdict(self)
         for config in (values, values["ffrnet_config"]):
-            if config is not None and not config["identity_loss_recognizers"]:
-                del config["identity_loss_recognizers"]
+            for name in ("identity_loss_recognizers", "image_encoder_fingerprint"):
+                if config is not None and not config[name]:
+                    del config[name]
         return values
 
     @property
@@ -157,6 +161,19 @@ class FaceSnapConfig:
         """The image encoders whose features its mixers take."""
         ids = [self.image_encoder_id, None if self.ffrnet_config is None else self.ffrnet_config.image_encoder_id]
         return list(dict.fromkeys(name for name in ids if name is not None))
+
+    @property
+    def image_features_id(self) -> str | None:
+        """What [`FaceIdentity.image_encoder_id`] is for the image features that its mixer takes."""
+        in_folder = self.image_encoder_id in (IMAGE_ENCODER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER)
+        if not in_folder or self.image_encoder_fingerprint is None:
+            return self.image_encoder_id
+        return f"{self.image_encoder_id}@{self.image_encoder_fingerprint}"
+
+    def takes_image_features_of(self, name: str | None) -> bool:
+        """Whether its mixer takes those of an image encoder; one in an adapter's folder need not say in which."""
+        own = self.image_features_id
+        return own is None or name in (own, self.image_encoder_id) or own == (name or "").partition("@")[0]
 
     @property
     def scales(self) -> dict[str, float]:

@@ -42,7 +42,7 @@ from .config import (
 from .hub import resolve_adapter_folder
 from .model_card import write_model_card
 from .public import default_adapter, described, find_public_adapter
-from .weights import check_files, check_loaded, check_sizes, read_json
+from .weights import check_files, check_loaded, check_sizes, fingerprint, read_json
 
 
 logger = logging.getLogger(__name__)
@@ -335,13 +335,16 @@ def save_adapter_folder(
                 _drop_local_paths(new / part / "config.json")
             if config.image_encoder_id == IMAGE_ENCODER_FOLDER:
                 encoder, processor = modules["face_image_encoder"], modules["face_image_processor"]
-                _save_image_encoder(new / IMAGE_ENCODER_FOLDER, encoder, processor, variant)
+                saved = _save_image_encoder(new / IMAGE_ENCODER_FOLDER, encoder, processor, variant)
+                config = config.replace(image_encoder_fingerprint=saved)
             if config.ffrnet_config is not None:
                 modules["ffrnet_mixer"].save_pretrained(new / FFRNET_MIXER_FOLDER, variant=variant)
                 _drop_local_paths(new / FFRNET_MIXER_FOLDER / "config.json")
                 if config.ffrnet_config.image_encoder_id == FFRNET_IMAGE_ENCODER_FOLDER:
                     encoder, processor = modules["ffrnet_image_encoder"], modules["ffrnet_image_processor"]
-                    _save_image_encoder(new / FFRNET_IMAGE_ENCODER_FOLDER, encoder, processor, variant)
+                    saved = _save_image_encoder(new / FFRNET_IMAGE_ENCODER_FOLDER, encoder, processor, variant)
+                    of_ffrnet = config.ffrnet_config.replace(image_encoder_fingerprint=saved)
+                    config = config.replace(ffrnet_config=of_ffrnet)
             config.save(new)
             card = new / "README.md"
             if not card.exists():
@@ -353,10 +356,12 @@ def save_adapter_folder(
         ) from None
 
 
-def _save_image_encoder(folder: Path, encoder: Any, processor: Any, variant: str | None) -> None:
+def _save_image_encoder(folder: Path, encoder: Any, processor: Any, variant: str | None) -> str:
+    """Returns the fingerprint of what was saved."""
     encoder.save_pretrained(folder, variant=variant)
     processor.save_pretrained(folder)
     _drop_local_paths(folder / "config.json")
+    return fingerprint(check_files(folder, "model", variant))
 
 
 def _weights_of(variant: str | None) -> Callable[[str, list[str]], set[str]]:
