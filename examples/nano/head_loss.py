@@ -24,8 +24,11 @@ from facesnap_diffusers.models.image_encoder import image_hidden_states
 
 
 READER = Path("taught")  # in the work directory, where `facesnap train` runs
-CLASSES_WEIGHT, MEASURES_WEIGHT, STATES_WEIGHT = 0.02, 0.1, 0.2
+CLASSES_WEIGHT, MEASURES_WEIGHT, STATES_WEIGHT = 0.05, 0.2, 0.2
 FINE_PATCH, FINE_COLOR_WEIGHT = 8, 0.25
+EYES = (slice(36, 42), slice(42, 48))  # their landmarks, the corners first and fourth
+IRIS = 0.18  # of an eye's width: the standard deviation of where its color is looked for
+EYE_COLOR_WEIGHT = 0.5
 
 
 class HeadLoss(nn.Module):
@@ -84,6 +87,22 @@ def align_heads(pictures: torch.Tensor, landmarks: torch.Tensor, size: int) -> t
     return F.grid_sample(pictures, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
+def eye_colors(pictures: torch.Tensor, landmarks: torch.Tensor) -> torch.Tensor:
+    """(N, 2, 3), the mean colors about the middle of both eyes."""
+    height, width = pictures.shape[-2:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    places = torch.stack([x, y], -1).to(pictures)
+    colors = []
+    for eye in EYES:
+        points = landmarks[:, eye].to(pictures)
+        spread = IRIS * (points[:, 3] - points[:, 0]).norm(dim=1)
+        distances = (places - points.mean(1)[:, None, None]).norm(dim=3)  # (N, height, width)
+        weights = torch.exp(-(distances / spread[:, None, None]).square() / 2)
+        weights = weights / weights.sum((1, 2), keepdim=True)
+        colors.append((pictures * weights[:, None]).sum((2, 3)))
+    return torch.stack(colors, 1)
+
+
 @cache
 def shared_head_loss(device: torch.device) -> HeadLoss:
     return HeadLoss().to(device)
@@ -92,7 +111,7 @@ def shared_head_loss(device: torch.device) -> HeadLoss:
 def sample_loss(
     objective, batch: dict, latents: torch.Tensor, sampled_latents: torch.Tensor | None, **_
 ) -> torch.Tensor:
-    """For `loss.extra` of `facesnap train`: as `face_loss.sample_loss`, and the heads, and colors of finer patches."""
+    """For `loss.extra` of `facesnap train`: as `face_loss.sample_loss`, and the heads, and colors of finer patches and eyes."""
     conditioned = ~(batch["without_text"] | batch["without_identity"] | batch["without_landmarks"])
     if sampled_latents is None or not conditioned.any():
         return latents.new_zeros(())
@@ -105,5 +124,7 @@ def sample_loss(
         loss = loss + shared_head_loss(drawn.device)(drawn, ground_truth, points).mean()
         for patch, weight in ((PATCH, SAMPLE_COLOR_WEIGHT), (FINE_PATCH, FINE_COLOR_WEIGHT)):
             loss = loss + weight * F.avg_pool2d(drawn - ground_truth, patch).abs().mean()
+        eyes = eye_colors(drawn, points) - eye_colors(ground_truth, points)
+        loss = loss + EYE_COLOR_WEIGHT * eyes.abs().mean()
         loss = loss + SAMPLE_EDGE_WEIGHT * (edge_strength(drawn) - edge_strength(ground_truth)).abs().mean()
     return objective.identity_loss.every * loss

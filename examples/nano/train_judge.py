@@ -95,7 +95,7 @@ class Judge(Levels):
 class Pictures:
     """Rendered pictures of a split with masks and labels, and what the autoencoder makes of them."""
 
-    def __init__(self, work_dir: Path, split: str, vae: AutoencoderPatch | None = None, views: int = 10):
+    def __init__(self, work_dir: Path, split: str, vae: AutoencoderPatch | None = None, views: int = 5):
         images, masks, numbers = [], [], []
         index = FaceModel().expression_index
         for path in shard_paths(work_dir, split):

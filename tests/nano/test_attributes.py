@@ -11,7 +11,7 @@ pytest.importorskip("scipy")
 
 from attributes import CLASSES, class_numbers, measures, person_mask
 from dataset import SEED, TO_PACKAGE
-from head_loss import align_heads
+from head_loss import align_heads, eye_colors
 from people.sampling import sample_person, sample_scene
 from photo_like import photo_like
 from start_taught_adapter import fit_projection
@@ -129,6 +129,22 @@ def test_heads_are_aligned_as_the_image_encoder_sees_them(renderer):
         wanted = align_for_clip(portrait.image, places, SIZE)
         inside = head.sum(-1) > 0  # outside of the picture one is black, the other of CLIP's mean color
         assert np.abs(head - wanted)[inside].mean() < 6
+
+
+def test_the_colors_of_eyes_are_read_where_they_are(renderer):
+    for portrait in portraits(renderer):
+        points = torch.from_numpy(portrait.landmarks + TO_PACKAGE)[None]
+        places = torch.stack(torch.meshgrid(torch.arange(128.0), torch.arange(128.0), indexing="xy"), -1)
+        picture = torch.zeros(1, 3, 128, 128)
+        for eye, channel in ((points[0, 36:42], 0), (points[0, 42:48], 1)):
+            near = (places - eye.mean(0)).norm(dim=2) < 0.5 * (eye[3] - eye[0]).norm()
+            picture[0, channel][near] = 1.0
+        picture.requires_grad_(True)
+        colors = eye_colors(picture, points)
+        # 0.5 of a width is 2.8 standard deviations: of a disc of that size 1 - exp(-2.8 ** 2 / 2)
+        torch.testing.assert_close(colors.detach()[0], torch.tensor([[0.98, 0, 0], [0, 0.98, 0]]), atol=0.02, rtol=0)
+        colors.sum().backward()
+        assert picture.grad[0, :, -20:].abs().max() < 1e-6 < picture.grad.abs().max()
 
 
 def test_a_fitted_projection_reads_from_new_states_what_it_read_from_the_old():
