@@ -106,7 +106,7 @@ def generate(
     table: Annotated[
         Path | None,
         typer.Option(
-            help="CSV or JSONL with a row an image: photo or identity, prompt, and if you like any of the options above."
+            help="CSV or JSONL with a row an image: photo or identity, prompt, and what else is its own, e.g. yaw and seed."
         ),
     ] = None,
     ray: Annotated[

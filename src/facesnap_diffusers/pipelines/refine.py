@@ -66,7 +66,8 @@ def redraw_faces(
             whose square is as large already are left as they are.
         margin (`float`): What the square has around the face box on each side, as a share of the box; up to 100.
         feather (`float`): Width of the soft edges, as a share of the square's side; up to 0.5.
-        kwargs: All arguments of the image-to-image pipeline, such as `generator` and `num_inference_steps`.
+        kwargs: Arguments of the image-to-image pipeline, such as `generator` and `num_inference_steps`; not those that say
+            who is where, and how large, for these are each square's.
 
     Returns:
         `PIL.Image.Image`: a new image of the same size; outside of the squares nothing changes. Warns where there is

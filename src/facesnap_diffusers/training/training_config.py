@@ -128,7 +128,8 @@ class DataConfig:
 
     Attributes:
         shards (`list[str]`): Folders that `facesnap prepare` wrote.
-        validation (`list[str]`): The same, of people that are in no training shard.
+        validation (`list[str]`): The same folders, or others: of each, the people whom `facesnap prepare` has set aside;
+            all, where it has set nobody aside.
         balanced (`bool`): An epoch has one photo of each person, the next one every time, so that somebody with a thousand
             photos counts as much as somebody with two; a photo without a label counts as a person. By default it has each
             photo once. People with a single photo, who are their own reference, then come more often.
