@@ -25,6 +25,7 @@ class HubServer:
         self.requests: list[str] = []
         self.sent: Counter[str] = Counter()
         self.private: dict[str, bool] = {}
+        self.authorizations: set[str | None] = set()  # of what changes something
         self.read_only = False  # what the token may do
         hub = self
 
@@ -128,6 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         hub = self.server_hub
         hub.requests.append(f"POST {path}")
+        hub.authorizations.add(self.headers.get("Authorization"))
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         parts = path.strip("/").split("/")
         if path == "/api/repos/create":

@@ -32,6 +32,19 @@ def test_unsteered_landmarks_are_those_of_the_photo(predictor, noise):
     torch.testing.assert_close(points[:, :68], expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([[60.0, 50.0], [70.0, 60.0]], [[32.0, 32.0], [38.4, 38.4]]),  # 0.64 times, then 6.4 to the left
+        ([[0.0, 50.0], [10.0, 60.0]], [[0.0, 32.0], [6.4, 38.4]]),  # cut off there, so moved back
+        ([[0.0, 50.0], [120.0, 60.0]], [[-6.4, 32.0], [70.4, 38.4]]),  # wider than the image: in its middle
+    ],
+)
+def test_a_photo_covers_an_image_of_other_proportions(points, expected):
+    moved = photo_to_canvas(torch.tensor([points]), (100, 120), 64, 64)
+    torch.testing.assert_close(moved, torch.tensor([expected]))
+
+
 @pytest.mark.parametrize("noise", [0.0, 0.3, 3.0])
 def test_steered_to_its_own_pose_a_face_stays_as_it_is(predictor, noise):
     person = a_face(1, noise)

@@ -114,6 +114,7 @@ class TestSaveAndLoad:
         trained.save_facesnap_adapter(
             tmp_path / "adapter", push_to_hub=True, repo_id="someone/pushed", token="hf_test", private=True
         )
+        assert hub.private["someone/pushed"] is True and hub.authorizations == {"Bearer hf_test"}
         files = hub.files("someone/pushed", hub.resolve("someone/pushed", "main"))
         local = {
             path.relative_to(tmp_path / "adapter").as_posix(): path.read_bytes()

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from facesnap_diffusers import AdapterError, FaceEncoderMismatchError, FaceSnapPipeline, InputError
 from facesnap_diffusers.adapter import folder as adapter_folder
+from facesnap_diffusers.adapter.config import CONFIG_NAME
 from facesnap_diffusers.adapter.model_card import write_model_card
 from facesnap_diffusers.adapter.weights import check_files, fingerprint
 from facesnap_diffusers.models.mixer import FacialAttributeMixer
@@ -194,6 +195,13 @@ class TestHub:
         cache = str(tmp_path / "cache")
         loaded.load_facesnap_adapter(repo, revision=commit, force_download=True, cache_dir=cache, **where)
         assert loaded.facesnap_config == config
+
+        # of the commit, though there is a newer one, and again, though it lies in the cache
+        hub.add_commit(repo, {f"{where.get('subfolder', '.')}/{CONFIG_NAME}".removeprefix("./"): b"{}"})
+        hub.requests.clear()
+        loaded.load_facesnap_adapter(repo, revision=commit, force_download=True, cache_dir=cache, **where)
+        assert any(line.startswith(f"GET /{repo}/resolve/{commit}/") for line in hub.requests)
+        assert not any(line.startswith("GET /owner/clip/") and line.endswith("safetensors") for line in hub.requests)
         for name, tensor in trained.face_image_encoder.state_dict().items():
             assert torch.equal(tensor, loaded.face_image_encoder.state_dict()[name])
 

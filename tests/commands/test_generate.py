@@ -26,6 +26,7 @@ from tiny_preparation import portrait
 
 import facesnap_diffusers
 from facesnap_diffusers import AdapterError, InputError, load_nano_pipeline
+from facesnap_diffusers._upstream import is_model_offloaded
 from facesnap_diffusers.commands.generate import _note_versions
 from facesnap_diffusers.nano.model import SHIPPED_NANO
 from facesnap_diffusers.portraits import (
@@ -306,7 +307,8 @@ def test_any_base_model_and_adapter(form, tmp_path):
 @pytest.mark.parametrize("offload", ["model", "sequential"])
 def test_offloading(offload, tmp_path):
     pipe = load_pipeline(ModelSettings(offload=offload))
-    assert pipe.facesnap_config is not None
+    assert pipe.unet.conv_in.weight.is_meta == (offload == "sequential")
+    assert is_model_offloaded(pipe) == (offload == "model")
 
 
 @pytest.mark.parametrize(

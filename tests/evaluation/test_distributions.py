@@ -1,24 +1,29 @@
 """Diversity, FID and KID against their formulas, and in whole runs."""
 
+import json
+import shutil
+
 import numpy as np
 import PIL.Image
 import pytest
 import scipy.linalg
 import torch
-from evaluation_fixtures import GridAnalyzer, run, scores
+from evaluation_fixtures import GridAnalyzer, run
 
 from facesnap_diffusers import InputError, MissingDependencyError
+from facesnap_diffusers.evaluation.cases import image_files
 from facesnap_diffusers.evaluation.distributions import DistributionDistance, mean_pairwise_distance
 from facesnap_diffusers.evaluation.eval_config import EvalConfig
 from facesnap_diffusers.evaluation.evaluate import evaluate
 from facesnap_diffusers.settings import parse_settings
 
 
-def test_fid_and_kid(tmp_path):
-    class Colors(torch.nn.Module):
-        def forward(self, images):
-            return torch.cat([images.float().mean(dim=(2, 3)), images.float().std(dim=(2, 3))], dim=1) / 50
+class Colors(torch.nn.Module):
+    def forward(self, images):
+        return torch.cat([images.float().mean(dim=(2, 3)), images.float().std(dim=(2, 3))], dim=1) / 50
 
+
+def test_fid_and_kid(tmp_path):
     rng = np.random.default_rng(3)
     paths = []
     for i in range(24):
@@ -60,18 +65,32 @@ def test_diversity(tmp_path):
 
 
 class TestSetMetrics:
-    def test_diversity_and_real_images(self, people, clip_folder, tmp_path):
-        values = {"benchmark": "nano", "data": str(people), "output": str(tmp_path), "methods": ["reference"]}
-        values |= {"clip_model_id": clip_folder, "real": str(people), "real_features": "clip", "diversity": True}
+    def test_diversity_and_real_images(self, people, tmp_path):
+        """By the true pictures as a method, of which each person now has two for one prompt, and another."""
+        data = shutil.copytree(people, tmp_path / "people")
+        manifest = json.loads((data / "manifest.json").read_text())
+        names = list(manifest["people"])
+        for person in names:
+            PIL.Image.open(data / person / "0.png").rotate(90).save(data / person / "2.png")
+            case = next(case for case in manifest["cases"] if case["id"] == f"{person}-0")
+            manifest["cases"].append({**case, "id": f"{person}-2", "ground_truth": f"{person}/2.png"})
+        (data / "manifest.json").write_text(json.dumps(manifest))
+        values = {"benchmark": "nano", "data": str(data), "output": str(tmp_path / "out"), "methods": ["ground_truth"]}
+        values |= {"real": str(people), "diversity": True}
         results = evaluate(
             parse_settings(EvalConfig, values, "config"),
             face_analyzers=[GridAnalyzer()],
             perceptual_distance=lambda a, b: (a - b).abs().mean(),
+            real_features=Colors(),
         )
-        assert scores(results, "reference", "fid")["mean"] >= 0
-        assert "kid" in results["methods"]["reference"]["groups"]["all"]
-        # no person has two images of one prompt
-        assert "diversity" not in results["methods"]["reference"]["groups"]["all"]
+        groups = results["methods"]["ground_truth"]["groups"]["all"]
+        made = {path.stem: path for path in (tmp_path / "out/ground_truth").glob("*.png")}
+        assert len(made) == 9 and groups["fid"]["n"] == 9
+        pixels = {name: np.asarray(PIL.Image.open(path).convert("RGB")) / 127.5 - 1 for name, path in made.items()}
+        apart = [np.abs(pixels[f"{person}-0"] - pixels[f"{person}-2"]).mean() for person in names]
+        assert groups["diversity"]["mean"] == pytest.approx(np.mean(apart), rel=1e-5)
+        expected = DistributionDistance(image_files(people), Colors())(list(made.values()))
+        assert (groups["fid"]["mean"], groups["kid"]["mean"]) == pytest.approx(expected, rel=1e-4)
 
     @pytest.mark.parametrize(
         ("options", "library"),

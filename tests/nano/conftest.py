@@ -23,9 +23,11 @@ def ict_model():
 
 @pytest.fixture(scope="session")
 def renderer(ict_model):
+    import moderngl
     from people.renderer import Renderer
 
     try:
-        return Renderer()
+        moderngl.create_context(standalone=True, backend="egl").release()
     except Exception as error:
         pytest.skip(f"no OpenGL context: {error}")
+    return Renderer()

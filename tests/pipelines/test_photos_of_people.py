@@ -1,6 +1,7 @@
 """People given as photos, and faces that are found in the image itself."""
 
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -9,6 +10,7 @@ import tiny
 import torch
 
 from facesnap_diffusers import Face, InputError, NoFaceFoundError, Person, redraw_faces
+from facesnap_diffusers.pipelines import refine
 
 
 PHOTO = PIL.Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), dtype=np.uint8))
@@ -71,19 +73,28 @@ def test_faces_are_found_in_the_image(pipe):
         face = changed[round(top * 96) : round(bottom * 96), round(left * 128) : round(right * 128)]
         assert face.mean() > 0.9
     assert not changed[75:].any()
-
-    # as if its people had been named, each in the pose in which it was found
-    people = [
-        Person(pipe.face_conditioner().identity_of(face), None)
-        for face in pipe.face_analyzer.analyze(np.asarray(PHOTO))
-    ]
-    people = [Person(person.identity, box) for person, box in zip(people, (LEFT, RIGHT))]
-    named = redraw_faces(pipe, PHOTO, "a cat", people, generator=tiny.seeded(), **CALL)
-    assert np.abs(np.asarray(named).astype(int) - np.asarray(result)).mean() < 12
-
     pipe.face_analyzer = Finder()
     with pytest.raises(NoFaceFoundError, match="pass people="):
         redraw_faces(pipe, PHOTO, "a cat", **CALL)
+
+
+def test_each_face_is_drawn_as_the_one_that_was_found_there(pipe, monkeypatch):
+    calls = []
+
+    def image_to_image(prompt, image, **kwargs):
+        calls.append(kwargs)
+        return SimpleNamespace(images=[image])
+
+    monkeypatch.setattr(refine, "_image_to_image", lambda pipe: image_to_image)
+    tall, wide = (0.25, 0.4, 0.35, 0.6), (0.6, 0.4, 0.8, 0.55)
+    pipe.face_analyzer = Finder(tall, wide)
+    redraw_faces(pipe, PHOTO, "a cat", **CALL)
+    # the larger one first; by hand: left, top and side of the square around twice the box, in pixels
+    for call, box, number, square in zip(calls, (wide, tall), (1, 0), ((64, 20, 51), (19, 29, 38)), strict=True):
+        assert call["identity"].face_embeds.argmax() == number
+        points = call["landmarks"][0, :68] * (square[2] / call["width"]) + torch.tensor(square[:2])
+        found = torch.cat([points.amin(0), points.amax(0)])
+        torch.testing.assert_close(found, torch.tensor(box) * torch.tensor([128, 96, 128, 96]), atol=1.5, rtol=0)
 
 
 def test_says_when_there_is_nothing_to_do(pipe):

@@ -84,6 +84,35 @@ def test_fast_computes_ffrnet_when_time_has_passed(pipe):
     assert ffrnet == FAST_STEPS and identity == list(range(25)) and batches == {1}
 
 
+@pytest.mark.parametrize(
+    ("schedule", "computed"), [(FaceSnapSchedule(landmarks_on_unconditional=False), range(25)), ("fast", FAST_STEPS)]
+)
+def test_is_exact_with_residuals_of_the_conditional_half_that_last(pipe, schedule, computed):
+    number, last = 0, None
+
+    def of_the_schedule(module, args, residuals):
+        """In an exact call, which computes both halves at every step."""
+        nonlocal number, last
+        if number in computed:
+            last = [
+                torch.cat([torch.zeros_like(half), half])
+                for half in (item.chunk(2)[1] for item in [*residuals[0], residuals[1]])
+            ]
+        number += 1
+        *down, mid = [item.clone() for item in last]
+        return down, mid
+
+    handle = pipe.ffrnet.register_forward_hook(of_the_schedule)
+    try:
+        expected = generate(pipe, num_inference_steps=25)
+    finally:
+        handle.remove()
+    assert number == 25
+    image = generate(pipe, num_inference_steps=25, facesnap_schedule=schedule)
+    tiny.assert_same_image(image, expected, atol=1e-4)
+    assert (image - generate(pipe, num_inference_steps=25)).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize("steps", [1, 4, 8])
 def test_few_steps_compute_it_at_each(pipe, steps):
     assert rounds(pipe, num_inference_steps=steps, facesnap_schedule="fast")[0] == list(range(steps))
