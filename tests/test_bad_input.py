@@ -354,6 +354,13 @@ FRESH = [
     ),
     ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": "large"}, "mixer"),
     ({"config": FaceSnapConfig(image_encoder_id="image_encoder"), "image_encoder": 5}, "image_encoder must be"),
+    ({"config": FaceSnapConfig(image_encoder_id=None), "image_encoder": "clip"}, "image_encoder must be"),
+    ({"config": FaceSnapConfig(image_encoder_id=None), "image_processor": "clip"}, "image_processor must be"),
+    ({"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"face_embed_dim": -3}}, "face_embed_dim must be"),
+    (
+        {"config": FaceSnapConfig(image_encoder_id=None), "mixer": {"cross_attention_dim": 0}},
+        "cross_attention_dim must",
+    ),
     ({"config": FaceSnapConfig(image_encoder_id=None, face_embed_dim=None)}, "both None"),
 ]
 
@@ -376,6 +383,8 @@ IDENTITIES = [
     ({"face_embeds": [1.0, 2.0]}, "face_embeds must be a floating point"),
     ({"face_embeds": torch.ones(4, dtype=torch.long)}, "face_embeds must be a floating point"),
     ({"face_embeds": torch.zeros(4)}, "not be all zero"),
+    ({"photo_embeds": torch.stack([EMBEDDING, 0 * EMBEDDING])}, "photo_embeds has a photo .* all zero"),
+    ({"image_hidden_states": torch.zeros(5, 3)}, "image_hidden_states .* not be all zero"),
     ({"face_embeds": torch.ones(2, 2)}, "face_embeds must have shape"),
     ({"face_embeds": torch.tensor([1.0, torch.inf])}, "face_embeds has values that are not finite"),
     ({"landmarks": torch.ones(5, 2)}, "landmarks must have shape"),
@@ -418,6 +427,15 @@ def test_identity_files(tmp_path):
         ([], "identities is empty"),
         ([PERSON, 5], "identities must be FaceIdentity"),
         ([PERSON, identity_of(face_embeds=torch.ones(9), image_encoder_id="image_encoder")], "of 128 and 9 numbers"),
+        (
+            [PERSON, dataclasses.replace(PERSON, image_hidden_states=torch.ones(5, 25))],
+            "image_hidden_states of 24 and 25 numbers",
+        ),
+        (
+            [PERSON, dataclasses.replace(PERSON, image_hidden_states=None)],
+            "image_hidden_states .* for some of the identities only",
+        ),
+        ([dataclasses.replace(PERSON, shape=torch.ones(n)) for n in (64, 10)], "shape of 64 and 10 numbers"),
     ]:
         with pytest.raises(InputError, match=message):
             FaceIdentity.fuse(arguments)

@@ -78,6 +78,21 @@ def test_own_embedding_and_landmarks_need_no_analyzer(pipe, photo, person):
     assert torch.equal(tiny.generate(pipe, identity=own), tiny.generate(pipe, identity=person))
 
 
+def test_landmarks_are_in_pixels_of_the_photo_as_it_is_given(pipe, photo, person):
+    """Also of one that is so large that it is scaled down."""
+    scale = 6
+    large = photo.resize((512 * scale, 512 * scale), PIL.Image.Resampling.BICUBIC)
+    points = scale * person.landmarks + (scale - 1) / 2  # pixels' centers are at whole numbers
+    same = pipe.encode_face(large, embedding=person.face_embeds, landmarks=points)
+    assert same.photo_size == (2048, 2048)
+    torch.testing.assert_close(same.landmarks, 4 * person.landmarks + 1.5, atol=1e-2, rtol=0)
+    difference = (same.image_hidden_states - person.image_hidden_states).norm() / person.image_hidden_states.norm()
+    assert difference < 0.1
+    for wrong in (points + 3000, points - 4000, points * 3):
+        with pytest.raises(InputError, match=r"landmarks lie outside of face_image \(3072×3072\)"):
+            pipe.encode_face(large, embedding=person.face_embeds, landmarks=wrong)
+
+
 def test_a_pose_image_brings_pose_and_framing_but_not_proportions(pipe, photo, person):
     mirrored = photo.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT)
     someone = tiny.identity()

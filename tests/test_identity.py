@@ -1,5 +1,6 @@
 """Identities: what they may hold, their files, what a notebook shows."""
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from facesnap_diffusers import FaceIdentity, InputError
+from facesnap_diffusers import FaceEncoderMismatchError, FaceIdentity, InputError
 
 
 METADATA = {
@@ -120,6 +121,15 @@ def test_saving_is_all_or_nothing(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="No space left on device"):
         tiny.identity(4).save(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_photos_of_before_and_after_saving_the_adapter_are_fused():
+    """An image encoder in an adapter's folder has a fingerprint from then on."""
+    names = ["image_encoder", "image_encoder@0123456789ab", "image_encoder@ba9876543210"]
+    people = [dataclasses.replace(tiny.identity(), image_encoder_id=name) for name in names]
+    assert FaceIdentity.fuse(people[:2]).image_encoder_id == names[1]
+    with pytest.raises(FaceEncoderMismatchError, match="features of image_encoder@0.* and image_encoder@b.*"):
+        FaceIdentity.fuse(people[1:])
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000, "~nobody-here/me"])

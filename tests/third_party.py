@@ -155,25 +155,24 @@ def flat(checkpoint):
     return {f"{group}.{key}": value for group, tensors in checkpoint.items() for key, value in tensors.items()}
 
 
-def faceid_person(image_features=False, length=1.0, seed=5):
-    """Somebody as the recognizer of the FaceID family sees them, with CLIP features for FaceID-Plus."""
+def faceid_person(image_features=False, length=1.0, seed=5, crop="#arcface"):
+    """Somebody as the recognizer of the FaceID family sees them, with CLIP features, by default for FaceID-Plus."""
     states = torch.randn(5, CLIP_WIDTH, generator=torch.Generator().manual_seed(seed))
     return FaceIdentity(
         face_embeds=length * _direction(seed),
         face_encoder_id="insightface/w600k_r50",
         image_hidden_states=states if image_features else None,
-        image_encoder_id=FACEID_PLUS_IMAGE_ENCODER if image_features else None,
+        image_encoder_id=f"{FACEID_PLUS_IMAGE_ENCODER}{crop}" if image_features else None,
     )
 
 
 def person_for(name, seed=5):
     """Somebody as the encoders of one of [`VARIANTS`] see them."""
-    features = VARIANTS.get(name) in WITH_IMAGE_FEATURES
-    return (
-        faceid_person(features, length=20.0 if "unnorm" in name else 1.0, seed=seed)
-        if name in VARIANTS
-        else instantid_person(seed=seed)
-    )
+    if name not in VARIANTS:
+        return instantid_person(seed=seed)
+    crop = "#arcface" if "faceid" in name else ""
+    length = 20.0 if "unnorm" in name else 1.0
+    return faceid_person(VARIANTS[name] in WITH_IMAGE_FEATURES, length, seed, crop)
 
 
 def instantid_person(length=21.0, seed=5):

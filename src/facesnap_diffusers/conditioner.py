@@ -17,9 +17,9 @@ from .faces.analyzers import FaceAnalyzer, default_analyzer
 from .faces.detection import find_face, same_face
 from .faces.face import Face
 from .faces.key_points import draw_for_style
-from .faces.photo import load_photo
+from .faces.photo import load_scaled_photo
 from .faces.pose import HeadPose
-from .identity import FaceIdentity
+from .identity import FaceIdentity, same_image_features
 from .models.image_encoder import image_hidden_states
 from .models.landmark_predictor import LandmarkPredictor
 from .models.mixer import IdentityMixer
@@ -163,10 +163,11 @@ class FaceConditioner:
                 "identity has an embedding of unit length, the adapter takes them as long as the recognizer gives them;"
                 " encode the face again with InsightFaceAnalyzer(..., normalize=False) as face_analyzer"
             )
-        if not config.takes_image_features_of(identity.image_encoder_id):
+        wanted = config.image_features_id
+        if wanted is not None and not same_image_features(wanted, identity.image_encoder_id):
             raise FaceEncoderMismatchError(
                 f"identity has image features of {identity.image_encoder_id}, the adapter was trained with those of"
-                f" {config.image_features_id}; encode the face again with encode_face"
+                f" {wanted}; encode the face again with encode_face"
             )
 
     def as_ffrnet_sees(self, identities: Sequence[FaceIdentity]) -> list[FaceIdentity]:
@@ -328,7 +329,8 @@ class FaceConditioner:
         if embeds is None:
             return self.identity_of(find_face(photo, self.analyzer, face_index, name))
         if photo is not None and landmarks is not None:
-            image = load_photo(photo, name)
+            image, scale = load_scaled_photo(photo, name)
+            landmarks = self._in_photo(landmarks, image, scale, name)
         elif config.image_encoder_id is not None:
             raise InputError(f"this adapter looks at CLIP features too: pass {name}= and landmarks= beside embedding=")
         identity = self._identity(image, landmarks, embeds)
@@ -341,6 +343,20 @@ class FaceConditioner:
             )
         embeds = self.of_ffrnet._as_embedding(embeds)
         return replace(identity, of_ffrnet=self.of_ffrnet._encode_photo(photo, name, face_index, embeds, landmarks))
+
+    @staticmethod
+    def _in_photo(landmarks: torch.Tensor, image: np.ndarray, scale: float, name: str) -> torch.Tensor:
+        """Landmarks of a photo as it was given, in pixels of it as it was loaded."""
+        landmarks = landmarks * scale
+        landmarks[:, :2] += (scale - 1) / 2  # pixels' centers are at whole numbers
+        height, width = image.shape[:2]
+        inside = (landmarks[:, :2] >= 0) & (landmarks[:, :2] <= landmarks.new_tensor([width - 1, height - 1]))
+        if inside.all(1).float().mean() < 0.5:
+            raise InputError(
+                f"landmarks lie outside of {name} ({round(width / scale)}×{round(height / scale)}); pass those of its face,"
+                " in its pixels"
+            )
+        return landmarks
 
     def identity_of(self, face: Face) -> FaceIdentity:
         """The identity of a face that the adapter's analyzer found."""

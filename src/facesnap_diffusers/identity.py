@@ -103,9 +103,12 @@ class FaceIdentity:
             raise InputError(f"key_points must have shape (5, 2), got {tuple(self.key_points.shape)}")
         if self.shape is not None and self.shape.ndim != 1:
             raise InputError(f"shape must have shape (n,), got {tuple(self.shape.shape)}; encode the face again")
-        if self.image_hidden_states is not None and self.image_hidden_states.ndim != 2:
+        if self.photo_embeds is not None and not self.photo_embeds.any(dim=1).all():
+            raise InputError("photo_embeds has a photo whose embedding is all zero; encode the face again")
+        states = self.image_hidden_states
+        if states is not None and (states.ndim != 2 or not states.any()):
             raise InputError(
-                f"image_hidden_states must have shape (sequence, width), got {tuple(self.image_hidden_states.shape)}"
+                f"image_hidden_states must have shape (sequence, width) and not be all zero, got {tuple(states.shape)}"
             )
         if self.photo_size is not None and not _is_size(self.photo_size):
             raise InputError(f"photo_size must be height and width in pixels, got {self.photo_size!r}")
@@ -158,9 +161,14 @@ class FaceIdentity:
         if len(identities) == 1:
             return first
         for other in identities[1:]:
-            if (other.face_encoder_id, other.image_encoder_id) != (first.face_encoder_id, first.image_encoder_id):
+            if other.face_encoder_id != first.face_encoder_id:
                 raise FaceEncoderMismatchError(
                     f"identities come from different encoders ({first.face_encoder_id} and {other.face_encoder_id});"
+                    " encode all photos with one"
+                )
+            if not same_image_features(first.image_encoder_id, other.image_encoder_id):
+                raise FaceEncoderMismatchError(
+                    f"identities have image features of {first.image_encoder_id} and {other.image_encoder_id};"
                     " encode all photos with one"
                 )
             if other.face_embeds.shape != first.face_embeds.shape:
@@ -168,6 +176,16 @@ class FaceIdentity:
                     f"identities have embeddings of {len(first.face_embeds)} and {len(other.face_embeds)} numbers;"
                     " encode all photos with one recognizer"
                 )
+            for name in ("shape", "image_hidden_states"):
+                one, two = getattr(first, name), getattr(other, name)
+                if (one is None) != (two is None) and name == "image_hidden_states":
+                    raise InputError(
+                        "image_hidden_states are there for some of the identities only; encode all photos alike"
+                    )
+                if one is not None and two is not None and one.shape[-1] != two.shape[-1]:
+                    raise InputError(
+                        f"identities have {name} of {one.shape[-1]} and {two.shape[-1]} numbers; encode all photos alike"
+                    )
         embeds = torch.stack([identity.face_embeds for identity in identities])
         length = embeds.norm(dim=-1).mean()
         shapes = [identity.shape for identity in identities if identity.shape is not None]
@@ -180,6 +198,9 @@ class FaceIdentity:
         return replace(
             first,
             face_embeds=F.normalize(embeds.mean(0), dim=0) * length,
+            image_encoder_id=max(
+                (identity.image_encoder_id for identity in identities), key=lambda name: len(name or "")
+            ),
             shape=torch.stack(shapes).mean(0) if shapes else None,
             image_hidden_states=torch.cat(states) if states else None,
             photo_embeds=torch.cat([identity._photo_embeds() for identity in identities]),
@@ -286,3 +307,15 @@ _PICTURE_SIDE = 192
 _TENSORS = tuple(_MAX_VALUES)
 _OF_FFRNET = "of_ffrnet."
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def same_image_features(one: str | None, other: str | None) -> bool:
+    """
+    Whether two `image_encoder_id` may mean the same: image encoder, fingerprint and crop, as
+    [`FaceSnapConfig.image_features_id`] writes them, where an encoder in an adapter's folder may do without fingerprint.
+    """
+    if one is None or other is None:
+        return one is other
+    (one, _, crop), (other, _, other_crop) = one.partition("#"), other.partition("#")
+    (one, _, which), (other, _, other_which) = one.partition("@"), other.partition("@")
+    return (one, crop) == (other, other_crop) and (not which or not other_which or which == other_which)

@@ -33,6 +33,7 @@ from .faces.photo import load_photo
 from .faces.placing import check_face_box
 from .faces.pose import HeadPose
 from .files import atomic_file
+from .preflight import make_output_folder
 from .settings import dump_settings, parse_settings, strict_dataclass
 
 
@@ -561,7 +562,11 @@ def make_table(
         overwrite (`bool`): Replace files of a row's name that are not its image; otherwise such a row fails.
         ray (`bool`): Work on a Ray cluster, each worker with a GPU of its own where the device is one.
         workers (`int`): How many there.
+
+    Raises:
+        InputError: The folder cannot be made or written to.
     """
+    output = make_output_folder(output)
     for left_over in output.glob(f".*.png.{32 * '?'}.png"):  # of a run that was killed while it wrote
         left_over.unlink(missing_ok=True)
     todo: list[Row] = []
@@ -678,9 +683,13 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
             is_first = False
             yield values, None
     elif path.suffix == ".csv":
-        lines = _csv_lines(text)
+        lines = _csv_lines(path, text)
         head = lines[0] if lines else []
-        _check_columns(path, filter(None, head))  # one without a name may be empty
+        columns = list(filter(None, head))  # one without a name may be empty
+        _check_columns(path, columns)
+        if len(set(columns)) < len(columns):
+            twice = next(name for name in columns if columns.count(name) > 1)
+            raise InputError(f"table {path} has two columns {shown(twice)}; leave one out")
         for cells in lines[1:]:
             values = {name: _cell(name, value) for name, value in zip(head, cells, strict=False) if value}
             error_of = None
@@ -693,11 +702,15 @@ def _records(path: Path) -> Iterator[tuple[dict[str, Any], str | None]]:
         raise InputError(f"table {path} must end in .csv or .jsonl")
 
 
-def _csv_lines(text: str) -> list[list[str]]:
-    """The rows of a CSV file, the head first, without empty ones."""
+def _csv_lines(path: Path, text: str) -> list[list[str]]:
+    """The rows of a CSV file, the head first, without empty ones. Raises [`InputError`] where a quote is not closed."""
     limit = csv.field_size_limit(len(text) + 1)  # a longer cell would end the table
     try:
-        return [cells for cells in csv.reader(io.StringIO(text)) if cells]
+        return [cells for cells in csv.reader(io.StringIO(text), strict=True) if cells]
+    except csv.Error as error:
+        raise InputError(
+            f"table {path} is not CSV ({one_line(error)}); close each quote, and double those within quotes"
+        ) from None
     finally:
         csv.field_size_limit(limit)
 
@@ -719,9 +732,9 @@ def _cell(name: str, value: Any) -> Any:
 
 def _beside(table: Path, file: Any) -> Any:
     """A relative file of a table is beside it."""
-    if not isinstance(file, str) or "://" in file or Path(file).is_absolute():
+    if not isinstance(file, str) or "://" in file:
         return file
-    return str(table.parent / file)
+    return str(table.parent / expanded(file))  # an absolute path stays as it is
 
 
 def numbered(request: PortraitRequest, number: int) -> list[PortraitRequest]:

@@ -188,6 +188,34 @@ def test_each_adapter_alone_is_what_remains_without_the_other(adapters):
         tiny.assert_same_image(image, expected, atol=1e-5)
 
 
+def test_the_ffrnet_of_a_combination_keeps_the_image_encoder_that_both_shared(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a", 2), ("b", 5)):
+        pipe = tiny.facesnap(tiny.sd_pipeline())
+        tiny.add_adapter(pipe, seed=seed, image_encoder_id="own/clip")
+        pipe.save_facesnap_adapter(tmp_path / name)
+    tiny.image_encoder().save_pretrained(tmp_path / "own/clip")  # now a folder, which becomes a part of what is saved
+    shared = tiny.facesnap(tiny.sd_pipeline())
+    shared.load_facesnap_adapter(tmp_path / "a", landmarks_from=tmp_path / "b")
+    shared.save_facesnap_adapter(tmp_path / "shared")
+    other = tiny.facesnap(tiny.sd_pipeline())
+    tiny.add_adapter(other, seed=7)
+    other.face_image_encoder = tiny.image_encoder(seed=33)
+    other.save_facesnap_adapter(tmp_path / "other")
+    pipe = tiny.facesnap(tiny.sd_pipeline())
+    pipe.load_facesnap_adapter(tmp_path / "other", landmarks_from=tmp_path / "shared")
+
+    def states(pipe):
+        photo, embedding = PIL.Image.new("RGB", (120, 100), "teal"), tiny.identity().face_embeds
+        who = pipe.encode_face(photo, embedding=embedding, landmarks=tiny.face_points())
+        tiny.generate(pipe, identity=who)
+        return who.image_hidden_states, who.of_ffrnet.image_hidden_states
+
+    own, of_ffrnet = states(pipe)
+    assert not torch.allclose(own, of_ffrnet)
+    torch.testing.assert_close(of_ffrnet, states(shared)[1])
+
+
 def test_survives_saving_and_other_pipelines(adapters, tmp_path):
     pipe = faceid_with_ours(adapters)
     image = tiny.generate(pipe, identity=person())

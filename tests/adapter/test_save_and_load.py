@@ -34,7 +34,7 @@ class TestSaveAndLoad:
         pipe = tiny.new_pipeline()
         pipe.load_facesnap_adapter(adapter)
         assert torch.equal(image_of(pipe), image_of(trained))
-        assert pipe.facesnap_config == trained.facesnap_config
+        assert pipe.facesnap_config.replace(image_encoder_fingerprint=None) == trained.facesnap_config
 
     def test_half_precision_variant(self, tmp_path):
         pipe = tiny.new_pipeline()

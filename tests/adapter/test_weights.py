@@ -1,5 +1,6 @@
 """Files of an adapter: read strictly, written whole or not at all."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -313,6 +314,43 @@ class TestPeopleOfAnotherImageEncoder:
             other.load_facesnap_adapter(copy, variant="low", dtype=torch.float32)
             assert other.facesnap_config == pipe.facesnap_config
             tiny.generate(other, identity=person)
+
+    def test_an_encoder_that_is_given_is_not_the_folders(self, person, saved, tmp_path):
+        pipe, other = make(), make()
+        pipe.load_facesnap_adapter(saved, image_encoder=tiny.image_encoder(seed=7))
+        assert pipe.facesnap_config.image_encoder_fingerprint is None
+        pipe.save_facesnap_adapter(tmp_path / "given")
+        other.load_facesnap_adapter(tmp_path / "given")
+        fresh = make()
+        fresh.init_facesnap_adapter(
+            other.facesnap_config,
+            mixer={"hidden_size": 32, "attention_head_dim": 8},
+            image_encoder=tiny.image_encoder(seed=8),
+        )
+        assert fresh.facesnap_config.image_encoder_fingerprint is None
+        with pytest.raises(FaceEncoderMismatchError, match="image features"):
+            tiny.generate(other, identity=person)
+
+    def test_of_another_crop(self):
+        pipe = make(seed=2, image_crop="arcface")
+        with pytest.raises(FaceEncoderMismatchError, match="of image_encoder, .* those of image_encoder#arcface"):
+            tiny.generate(pipe, identity=tiny.identity())
+        own = dataclasses.replace(tiny.identity(), image_encoder_id="image_encoder#arcface")
+        assert tiny.generate(pipe, identity=own).isfinite().all()
+
+    def test_no_path_of_this_machine_in_them(self, tmp_path):
+        tiny.image_encoder().save_pretrained(tmp_path / "clip")
+        pipe = make()
+        config = tiny.adapter_config(image_encoder_id=str(tmp_path / "clip"))
+        pipe.init_facesnap_adapter(config, mixer={"hidden_size": 32, "attention_head_dim": 8})
+        photo = PIL.Image.new("RGB", (120, 100))
+        embedding = tiny.identity().face_embeds
+        person = pipe.encode_face(photo, embedding=embedding, landmarks=tiny.face_points())
+        assert person.image_encoder_id == "image_encoder"
+        pipe.save_facesnap_adapter(tmp_path / "adapter")
+        other = make()
+        other.load_facesnap_adapter(tmp_path / "adapter")
+        tiny.generate(other, identity=person)
 
     def test_in_several_files(self, saved, trained, tmp_path):
         trained.face_image_encoder.save_pretrained(tmp_path, max_shard_size="20KB")

@@ -81,6 +81,26 @@ def test_sizes_that_the_nano_model_cannot_draw(width, height):
 
 
 @pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('photo,prompt\na.jpg,"portrait\nb.jpg,two\n', "is not CSV .* close each quote"),
+        ("photo,prompt,prompt\na.jpg,first,second\n", "has two columns 'prompt'"),
+    ],
+)
+def test_rows_and_cells_are_not_lost(text, message, folder):
+    Path("a.csv").write_text(text)
+    with pytest.raises(InputError, match=f"table a.csv {message}"):
+        command("generate", "--table", "a.csv", "--base", "empty", "--output", "out")
+
+
+def test_files_of_a_table_lie_beside_it_or_where_they_say(folder, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    Path("a.csv").write_text("photo,prompt\na.jpg,x\n~/a.jpg,x\n/b/a.jpg,x\nhttps://b/a.jpg,x\n")
+    found = [row.request.photos for row in read_table(Path("a.csv"), {})]
+    assert found == [["a.jpg"], ["/home/me/a.jpg"], ["/b/a.jpg"], ["https://b/a.jpg"]]
+
+
+@pytest.mark.parametrize(
     ("name", "text", "message"),
     [
         ("a.csv", "photo,promt\n", "unknown column 'promt'; did you mean 'prompt'"),

@@ -110,6 +110,12 @@ def test_out_of_range(which, message):
         (lambda: FaceChoice.most_like(np.zeros(2)), "^reference must"),
         (lambda: FaceChoice.most_like(np.ones((1, 2))), r"got shape \(1, 2\)"),
         (lambda: FaceChoice.most_like([1, float("inf")]), "^reference must"),
+        (lambda: FaceChoice("small"), "^order must be one of size, left, right, point, likeness, got 'small'"),
+        (lambda: FaceChoice("size", -5), "^face_index"),
+        (lambda: FaceChoice("point"), "^point must"),
+        (lambda: FaceChoice("point", point=(0.5, 7)), "^y must"),
+        (lambda: FaceChoice("likeness"), "^reference must"),
+        (lambda: FaceChoice("likeness", embedding=np.zeros(4)), "^reference must"),
     ],
 )
 def test_bad_arguments(make, message):

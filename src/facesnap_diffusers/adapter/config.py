@@ -165,15 +165,11 @@ class FaceSnapConfig:
     @property
     def image_features_id(self) -> str | None:
         """What [`FaceIdentity.image_encoder_id`] is for the image features that its mixer takes."""
+        if self.image_encoder_id is None:
+            return None
         in_folder = self.image_encoder_id in (IMAGE_ENCODER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER)
-        if not in_folder or self.image_encoder_fingerprint is None:
-            return self.image_encoder_id
-        return f"{self.image_encoder_id}@{self.image_encoder_fingerprint}"
-
-    def takes_image_features_of(self, name: str | None) -> bool:
-        """Whether its mixer takes those of an image encoder; one in an adapter's folder need not say in which."""
-        own = self.image_features_id
-        return own is None or name in (own, self.image_encoder_id) or own == (name or "").partition("@")[0]
+        which = f"@{self.image_encoder_fingerprint}" if in_folder and self.image_encoder_fingerprint else ""
+        return f"{self.image_encoder_id}{which}{'' if self.image_crop == 'head' else f'#{self.image_crop}'}"
 
     @property
     def scales(self) -> dict[str, float]:

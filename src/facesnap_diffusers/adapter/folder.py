@@ -17,7 +17,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import is_accelerate_available
 from safetensors import SafetensorError
-from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection, ImageProcessingMixin
 
 from .._upstream import drop_source, saved_class_name
 from ..base_models import family_of
@@ -193,8 +193,14 @@ def _read_combination(source: AdapterSource, unet: UNet2DConditionModel) -> tupl
     if ffrnet_config is None:
         ffrnet_config = other_config.replace(parts=["mixer", "ffrnet"])
         other_modules = {_OF_FFRNET.get(name, name): module for name, module in other_modules.items()}
-        if ffrnet_config.image_encoder_id == IMAGE_ENCODER_FOLDER:
-            ffrnet_config = ffrnet_config.replace(image_encoder_id=FFRNET_IMAGE_ENCODER_FOLDER)
+    elif other_config.shares_image_encoder:
+        for name in ("face_image_encoder", "face_image_processor"):
+            other_modules[_OF_FFRNET[name]] = other_modules.get(name)
+    if ffrnet_config.image_encoder_id == IMAGE_ENCODER_FOLDER:
+        ffrnet_config = ffrnet_config.replace(
+            image_encoder_id=FFRNET_IMAGE_ENCODER_FOLDER,
+            image_encoder_fingerprint=other_config.image_encoder_fingerprint,
+        )
     parts = [part for part in PARTS if part in (*config.parts, *other_config.parts)]
     config = config.replace(
         parts=parts,
@@ -267,6 +273,8 @@ def _read_own(name: Any, source: AdapterSource, unet: UNet2DConditionModel) -> t
     modules |= load_image_encoder(config, folder, source.variant, dtype, source.image_encoder, source.hub_arguments)
     modules.setdefault("landmark_predictor", load_landmark_predictor())
     config = config.replace(parts=parts, ffrnet_config=config.ffrnet_config if "ffrnet" in parts else None)
+    if source.image_encoder is not None and config.image_encoder_id is not None:
+        config = config.replace(image_encoder_fingerprint=None)  # that of the folder's
     if config.ffrnet_config is not None:
         modules["ffrnet_mixer"] = load_part("ffrnet_mixer", folder / FFRNET_MIXER_FOLDER, source.variant, dtype)
         if not config.shares_image_encoder:
@@ -275,6 +283,8 @@ def _read_own(name: Any, source: AdapterSource, unet: UNet2DConditionModel) -> t
                 config.ffrnet_config, folder, source.variant, dtype, given, source.hub_arguments
             )
             modules |= {_OF_FFRNET[name]: module for name, module in encoder.items()}
+            if given is not None:
+                config = config.replace(ffrnet_config=config.ffrnet_config.replace(image_encoder_fingerprint=None))
     return config, modules
 
 
@@ -336,7 +346,10 @@ def save_adapter_folder(
             if config.image_encoder_id == IMAGE_ENCODER_FOLDER:
                 encoder, processor = modules["face_image_encoder"], modules["face_image_processor"]
                 saved = _save_image_encoder(new / IMAGE_ENCODER_FOLDER, encoder, processor, variant)
-                config = config.replace(image_encoder_fingerprint=saved)
+                of_ffrnet = config.ffrnet_config
+                if of_ffrnet is not None and config.shares_image_encoder:
+                    of_ffrnet = of_ffrnet.replace(image_encoder_fingerprint=saved)
+                config = config.replace(image_encoder_fingerprint=saved, ffrnet_config=of_ffrnet)
             if config.ffrnet_config is not None:
                 modules["ffrnet_mixer"].save_pretrained(new / FFRNET_MIXER_FOLDER, variant=variant)
                 _drop_local_paths(new / FFRNET_MIXER_FOLDER / "config.json")
@@ -378,16 +391,16 @@ def _weights_of(variant: str | None) -> Callable[[str, list[str]], set[str]]:
 def _without_local_paths(config: FaceSnapConfig, modules: Mapping[str, Any]) -> FaceSnapConfig:
     """The config as others can use it: an image encoder of a folder becomes a part of the adapter."""
     of_ffrnet, shares_image_encoder = config.ffrnet_config, config.shares_image_encoder
-    if modules.get("face_image_encoder") is not None and _is_local(config.image_encoder_id):
+    if modules.get("face_image_encoder") is not None and is_local(config.image_encoder_id):
         config = config.replace(image_encoder_id=IMAGE_ENCODER_FOLDER)
-    if _is_local(config.base_model):
+    if is_local(config.base_model):
         config = config.replace(base_model=None)
     if of_ffrnet is not None:
         if shares_image_encoder:
             of_ffrnet = of_ffrnet.replace(image_encoder_id=config.image_encoder_id)
-        elif _is_local(of_ffrnet.image_encoder_id):
+        elif is_local(of_ffrnet.image_encoder_id):
             of_ffrnet = of_ffrnet.replace(image_encoder_id=FFRNET_IMAGE_ENCODER_FOLDER)
-        if _is_local(of_ffrnet.base_model):
+        if is_local(of_ffrnet.base_model):
             of_ffrnet = of_ffrnet.replace(base_model=None)
         config = config.replace(ffrnet_config=of_ffrnet)
     return config
@@ -399,7 +412,7 @@ def _drop_local_paths(path: Path) -> None:
         path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _is_local(name: str | None) -> bool:
+def is_local(name: str | None) -> bool:
     if name is None or name in (IMAGE_ENCODER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER):
         return False
     return Path(name).expanduser().is_absolute() or Path(name).exists()
@@ -444,10 +457,12 @@ def load_image_encoder(
     image_processor: CLIPImageProcessor | None = None,
 ) -> dict[str, Any]:
     """The image encoder and its processor that an adapter's config names, as components; none where it names none."""
-    if config.image_encoder_id is None:
-        return {}
     if image_encoder is not None and not isinstance(image_encoder, CLIPVisionModelWithProjection):
         raise InputError(f"image_encoder must be a CLIPVisionModelWithProjection, got {type(image_encoder).__name__}")
+    if image_processor is not None and not isinstance(image_processor, ImageProcessingMixin):
+        raise InputError(f"image_processor must be a CLIPImageProcessor, got {type(image_processor).__name__}")
+    if config.image_encoder_id is None:
+        return {}
     bundled = config.image_encoder_id in (IMAGE_ENCODER_FOLDER, FFRNET_IMAGE_ENCODER_FOLDER)
     source = str(folder / config.image_encoder_id) if bundled else config.image_encoder_id
     if image_encoder is None:

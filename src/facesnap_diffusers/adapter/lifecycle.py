@@ -20,14 +20,16 @@ from ..errors import AdapterError, InputError, check_path, check_text, expanded,
 from ..faces.analyzers import FaceAnalyzer
 from ..models.attention import IdentityAttention, accept_contexts, scale_of_layer
 from ..models.ffrnet import FFRNet
+from ..models.image_encoder import default_image_processor
 from ..models.landmark_predictor import load_landmark_predictor
 from ..models.mixer import FacialAttributeMixer
-from .config import DEFAULT_SCALES, PARTS, FaceSnapConfig
+from .config import DEFAULT_SCALES, IMAGE_ENCODER_FOLDER, PARTS, FaceSnapConfig
 from .folder import (
     ADAPTER_COMPONENTS,
     AdapterSource,
     bind_to_base,
     check_fit,
+    is_local,
     load_image_encoder,
     read_adapter,
     save_adapter_folder,
@@ -165,6 +167,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         if config.base_family not in (None, family):
             raise AdapterError(f"config.base_family is {config.base_family}, this base model is of family {family}")
         _check_can_be_copied(self.unet)
+        if isinstance(image_encoder, CLIPVisionModelWithProjection) and image_processor is None:
+            image_processor = default_image_processor(image_encoder)
         modules = load_image_encoder(
             config, Path(), None, self.unet.dtype, image_encoder, {}, image_processor=image_processor
         )
@@ -195,7 +199,12 @@ class FaceSnapAdapterMixin(_Pipeline):
             )
         modules["landmark_predictor"] = load_landmark_predictor()
         parts = [part for part in PARTS if part in modules]
-        self._install_adapter(config.replace(parts=parts, base_family=family), modules)
+        config = config.replace(parts=parts, base_family=family, image_encoder_fingerprint=None)
+        if is_local(
+            config.image_encoder_id
+        ):  # it becomes a part of the adapter, whose people name no path of this machine
+            config = config.replace(image_encoder_id=IMAGE_ENCODER_FOLDER)
+        self._install_adapter(config, modules)
 
     def save_facesnap_adapter(
         self,

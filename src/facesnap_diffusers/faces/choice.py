@@ -13,6 +13,7 @@ from .face import Face
 
 
 MAX_INDEX = 10_000
+_ORDERS = ("size", "left", "right", "point", "likeness")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,18 @@ class FaceChoice:
     embedding: np.ndarray | None = None
     encoder: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.order not in _ORDERS:
+            raise InputError(f"order must be one of {', '.join(_ORDERS)}, got {shown(self.order)}")
+        object.__setattr__(self, "index", as_integer("face_index", self.index, 0, MAX_INDEX))
+        if self.order == "point":
+            if not isinstance(self.point, (tuple, list)) or len(self.point) != 2:
+                raise InputError(f"point must be x and y in shares of the photo, got {shown(self.point)}")
+            x, y = self.point
+            object.__setattr__(self, "point", (as_number("x", x, 0, 1), as_number("y", y, 0, 1)))
+        if self.order == "likeness":
+            object.__setattr__(self, "embedding", _as_embedding(self.embedding))
+
     @classmethod
     def of(cls, value: int | FaceChoice | None) -> FaceChoice:
         """A choice from an integer (by size), another choice, or `None` (the largest)."""
@@ -51,22 +64,22 @@ class FaceChoice:
     @classmethod
     def by_size(cls, index: int = 0) -> FaceChoice:
         """The largest face, or the one after `index` larger ones."""
-        return cls("size", as_integer("face_index", index, 0, MAX_INDEX))
+        return cls("size", index)
 
     @classmethod
     def from_left(cls, index: int = 0) -> FaceChoice:
         """The leftmost face in the picture, or the one after `index` others."""
-        return cls("left", as_integer("face_index", index, 0, MAX_INDEX))
+        return cls("left", index)
 
     @classmethod
     def from_right(cls, index: int = 0) -> FaceChoice:
         """The rightmost face in the picture, or the one after `index` others."""
-        return cls("right", as_integer("face_index", index, 0, MAX_INDEX))
+        return cls("right", index)
 
     @classmethod
     def nearest_to(cls, x: float, y: float) -> FaceChoice:
         """The face whose middle is nearest to a point, in shares of the photo: `(0, 0)` top left, `(1, 1)` bottom right."""
-        return cls("point", point=(as_number("x", x, 0, 1), as_number("y", y, 0, 1)))
+        return cls("point", point=(x, y))
 
     @classmethod
     def most_like(cls, reference: Any) -> FaceChoice:
@@ -81,16 +94,7 @@ class FaceChoice:
         names = ("face_encoder_id", "face_encoder", "encoder")
         encoder = next((getattr(reference, name) for name in names if hasattr(reference, name)), None)
         values = getattr(reference, "face_embeds", getattr(reference, "embedding", reference))
-        try:
-            values = values.detach().cpu() if hasattr(values, "detach") else values
-            embedding = np.asarray(values, dtype=np.float64)
-        except Exception as error:  # what an argument of any type can raise
-            raise InputError(f"reference must be a FaceIdentity or an embedding, got {shown(reference)}") from error
-        if embedding.ndim != 1 or not np.isfinite(embedding).all() or not embedding.any():
-            raise InputError(
-                f"reference must be an embedding (D,) of finite numbers, not all zero; got shape {embedding.shape}"
-            )
-        return cls("likeness", embedding=embedding, encoder=encoder)
+        return cls("likeness", embedding=values, encoder=encoder)
 
     def check_encoder(self, encoder: str, dim: int) -> None:
         """Raises [`FaceEncoderMismatchError`] where the reference was made by another encoder than the photo's faces."""
@@ -131,11 +135,26 @@ class FaceChoice:
                 return x, y
             if self.order == "right":
                 return -x, y
-            if self.point is not None:
+            if self.order == "point":
+                assert self.point is not None
                 return (float(np.hypot(x - self.point[0] * (width - 1), y - self.point[1] * (height - 1))),)
-            if self.embedding is not None:
+            if self.order == "likeness":
+                assert self.embedding is not None
                 norms = np.linalg.norm(face.embedding) * np.linalg.norm(self.embedding)
                 return (-float(face.embedding @ self.embedding / norms),)
             return -face.area, -face.score
 
         return faces[sorted(range(len(faces)), key=rank)[self.index]]
+
+
+def _as_embedding(reference: Any) -> np.ndarray:
+    try:
+        values = reference.detach().cpu() if hasattr(reference, "detach") else reference
+        embedding = np.asarray(values, dtype=np.float64)
+    except Exception as error:  # what an argument of any type can raise
+        raise InputError(f"reference must be a FaceIdentity or an embedding, got {shown(reference)}") from error
+    if embedding.ndim != 1 or not np.isfinite(embedding).all() or not embedding.any():
+        raise InputError(
+            f"reference must be an embedding (D,) of finite numbers, not all zero; got shape {embedding.shape}"
+        )
+    return embedding

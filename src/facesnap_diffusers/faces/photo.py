@@ -131,26 +131,39 @@ def load_photo(photo: Photo, name: str = "face_image") -> np.ndarray:
     Raises:
         PhotoError: It is none of these, cannot be read, is not allowed, or has a side below 16 px.
     """
+    return load_scaled_photo(photo, name)[0]
+
+
+def load_scaled_photo(photo: Photo, name: str = "face_image") -> tuple[np.ndarray, float]:
+    """As [`load_photo`], and by how much the photo was scaled down: a number up to 1, for both sides."""
     policy = photo_policy()
     if isinstance(photo, PIL.Image.Image):
-        image = _from_pil(photo, policy, name)
+        side, image = max(photo.size), _from_pil(photo, policy, name)
     elif isinstance(photo, np.ndarray):
-        image = _from_array(photo, policy, name)
+        side, image = _longer_side(photo), _from_array(photo, policy, name)
     elif type(photo).__module__.partition(".")[0] == "torch" and hasattr(photo, "detach"):
-        image = _from_array(_channels_last(cast("torch.Tensor", photo), policy, name), policy, name)
+        array = _channels_last(cast("torch.Tensor", photo), policy, name)
+        side, image = _longer_side(array), _from_array(array, policy, name)
     else:
-        image = _from_pil(_open(photo, policy, name), policy, name)
+        opened, side = _open(photo, policy, name)
+        image = _from_pil(opened, policy, name)
     if min(image.size) < MIN_SIDE:
         raise PhotoError(
             f"{name} is {image.width}×{image.height} pixels; pass a photo of at least {MIN_SIDE}×{MIN_SIDE}"
         )
-    return np.array(image)
+    return np.array(image), max(image.size) / side
 
 
-def _open(photo: Any, policy: PhotoPolicy, name: str) -> PIL.Image.Image:
+def _longer_side(array: np.ndarray) -> int:
+    return max(array.shape if array.ndim == 2 else array.shape[-3:-1], default=1)
+
+
+def _open(photo: Any, policy: PhotoPolicy, name: str) -> tuple[PIL.Image.Image, int]:
+    """The image, which may be decoded smaller than it is, and its longer side as it is."""
     file, where = _encoded(photo, policy, name)
     try:
         image = PIL.Image.open(file, formats=policy.formats)
+        side = max(image.size)
         image.draft(None, (MAX_SIDE, MAX_SIDE))  # Lets JPEG decode a huge photo at a fraction of its size.
         _check_pixels(*image.size, policy, f"{name}: {where}")
         image.load()
@@ -164,7 +177,7 @@ def _open(photo: Any, policy: PhotoPolicy, name: str) -> PIL.Image.Image:
         raise PhotoError(f"{name}: {where} has too many pixels; scale it down to {MAX_SIDE} px") from error
     except Exception as error:  # Pillow's decoders raise whatever a damaged file makes them stumble over.
         raise PhotoError(f"{name}: {where} cannot be decoded ({one_line(error)}); pass an intact image") from error
-    return image
+    return image, side
 
 
 def _encoded(photo: Any, policy: PhotoPolicy, name: str) -> tuple[IO[bytes] | Path, str]:

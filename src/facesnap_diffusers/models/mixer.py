@@ -129,6 +129,9 @@ class FacialAttributeMixer(IdentityMixer):
             raise InputError("face_shortcut needs a face embedding; set face_embed_dim, or leave the shortcut out")
         sizes = {"num_tokens": num_tokens, "num_face_tokens": num_face_tokens, "num_layers": num_layers}
         sizes |= {"hidden_size": hidden_size, "attention_head_dim": attention_head_dim}
+        sizes |= {"cross_attention_dim": cross_attention_dim}
+        widths = {"face_embed_dim": face_embed_dim, "image_embed_dim": image_embed_dim}
+        sizes |= {name: width for name, width in widths.items() if width is not None}
         for name, size in sizes.items():
             if not isinstance(size, int) or size < 1:
                 raise InputError(f"{name} must be an integer ≥ 1, got {size!r}")

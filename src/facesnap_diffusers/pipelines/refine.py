@@ -70,7 +70,7 @@ def redraw_faces(
             who is where, and how large, for these are each square's.
 
     Returns:
-        `PIL.Image.Image`: a new image of the same size; outside of the squares nothing changes. Warns where there is
+        `PIL.Image.Image`: a new image of the same size (of a file that is larger than 2048 px, scaled down to that); outside of the squares nothing changes. Warns where there is
         nothing to do: no face is small.
 
     Raises:

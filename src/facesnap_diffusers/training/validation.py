@@ -192,7 +192,7 @@ def _identity(objective: Objective, batch: dict[str, Any]) -> FaceIdentity:
         face_embeds=batch["face_embeds"][0],
         face_encoder_id=conditioner.config.face_encoder_id,
         image_hidden_states=None if states is None else states[0].float().cpu(),
-        image_encoder_id=conditioner.config.image_encoder_id,
+        image_encoder_id=conditioner.config.image_features_id,
     )
 
 
