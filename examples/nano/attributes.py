@@ -21,6 +21,8 @@ CLASSES = {
     "eyes": list(EYE_COLORS),
     "skin": SKIN_TONES,
 }
+ALIKE = {"hair style": {"parted": "short"}, "beard": {"moustache": "none"}}
+"""Values that look like others: at 128 px nobody sees where short hair is parted, or a moustache as thin as these."""
 _HAIR_MEASURES = ("front", "thickness", "top", "quiff", "sides", "bangs", "length", "flare", "wave", "bun")
 _NO_GLASSES = [0.0] * 5
 ROUNDING = 1  # of a channel between a background as it is computed and as a picture has it
@@ -46,6 +48,16 @@ def classes(attributes: dict) -> dict[str, str | bool]:
 def class_numbers(attributes: dict) -> np.ndarray:
     """Positions in `CLASSES`, `(8,)` int64."""
     return np.array([CLASSES[name].index(value) for name, value in classes(attributes).items()])
+
+
+def as_seen(numbers: np.ndarray) -> np.ndarray:
+    """The same for positions (N, 8) in `CLASSES`, with those in place that `ALIKE` says look so."""
+    numbers = numbers.copy()
+    for name, alike in ALIKE.items():
+        column = list(CLASSES).index(name)
+        for value, other in alike.items():
+            numbers[numbers[:, column] == CLASSES[name].index(value), column] = CLASSES[name].index(other)
+    return numbers
 
 
 def measures(person: Person) -> np.ndarray:

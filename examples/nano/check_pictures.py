@@ -2,8 +2,9 @@
 
     python check_pictures.py results/FaceSnap              # folders of pictures that `facesnap eval` made
 
-The judge (`train_judge.py`) answers for each picture; the share of answers that are true of the person is printed, of eyes
-only where the scene has them open. The outline is that of head and hair above the chin: intersection over union of what the
+The judge (`train_judge.py`) answers for each picture; the share of answers that are true of the person is printed (what looks
+alike counts as one, `ALIKE`), and of those that it also gives for the true picture of that scene; of eyes only where the
+scene has them open. The outline is that of head and hair above the chin: intersection over union of what the
 judge sees and of what the renderer drew. Where `facesnap eval` has left scores, the share found first is printed by skin. The
 true pictures are judged beside them.
 """
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import torch
-from attributes import CLASSES, class_numbers
+from attributes import CLASSES, as_seen, class_numbers
 from dataset import SEED
 from eval_set import landmarks, scenes
 from people.renderer import Renderer
@@ -92,20 +93,29 @@ def main():
     cases, judge = list(nano(folder).cases), load_judge(args.work_dir)
     people = {case.person: sample_person(SEED, int(case.person)).attributes for case in cases}
     skins = {name: attributes["skin"] for name, attributes in people.items()}
-    true = np.stack([class_numbers(people[case.person]) for case in cases])
+    true = as_seen(np.stack([class_numbers(people[case.person]) for case in cases]))
     known = np.ones_like(true, bool)
     known[:, EYES] = [case.group != CLOSED for case in cases]
     outlines, chins = true_outlines(folder, cases)
 
+    def described(found: np.ndarray, wanted: np.ndarray) -> str:
+        shares = [(found == wanted)[known[:, k], k].mean() for k in range(len(CLASSES))]
+        return ", ".join(f"{attribute} {share:.1%}" for attribute, share in zip(CLASSES, shares))
+
+    seen = None  # in the true pictures
     sources = {"the true pictures": [case.ground_truth for case in cases]}
     sources |= {str(path): [path / f"{case.id}.png" for case in cases] for path in args.folders}
     for name, paths in sources.items():
         pictures = to_tensor(np.stack([np.array(PIL.Image.open(path).convert("RGB")) for path in paths]))
         found, masks = examine(judge, pictures)
-        shares = [(found == true)[known[:, k], k].mean() for k in range(len(CLASSES))]
-        described = ", ".join(f"{attribute} {share:.1%}" for attribute, share in zip(CLASSES, shares))
+        found = as_seen(found)
+        seen = found if seen is None else seen
         outline = overlap(above(masks, chins), above(outlines, chins))
-        print(f"{name}: {described}; outline {outline.mean():.3f}{found_first(Path(name), skins)}", flush=True)
+        print(
+            f"{name}: {described(found, true)}; outline {outline.mean():.3f}{found_first(Path(name), skins)}\n"
+            f"  as in the true picture: {described(found, seen)}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

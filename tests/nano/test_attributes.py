@@ -9,7 +9,7 @@ pytest.importorskip("dlib")
 pytest.importorskip("cv2")
 pytest.importorskip("scipy")
 
-from attributes import CLASSES, class_numbers, measures, person_mask
+from attributes import CLASSES, as_seen, class_numbers, measures, person_mask
 from dataset import SEED, TO_PACKAGE
 from head_loss import align_heads, eye_colors
 from people.sampling import sample_person, sample_scene
@@ -63,6 +63,21 @@ def test_classes_and_measures_are_those_of_the_person():
     assert np.isfinite(values).all() and (values.std(0) > 0).all()
     again = np.stack([measures(sample_person(SEED, index)) for index in range(60)])
     np.testing.assert_array_equal(values, again)
+
+
+def test_what_looks_alike_counts_as_one():
+    names = list(CLASSES)
+    numbers = np.array([[len(CLASSES[name]) - 1 for name in names], [0] * len(names)])
+    numbers[:, names.index("hair style")] = [CLASSES["hair style"].index(name) for name in ("parted", "bun")]
+    numbers[:, names.index("beard")] = [CLASSES["beard"].index(name) for name in ("goatee", "moustache")]
+    seen = as_seen(numbers)
+    told = [{name: CLASSES[name][number] for name, number in zip(names, row)} for row in seen]
+    assert [one["hair style"] for one in told] == ["short", "bun"] and [one["beard"] for one in told] == [
+        "goatee",
+        "none",
+    ]
+    others = [k for k, name in enumerate(names) if name not in ("hair style", "beard")]
+    np.testing.assert_array_equal(seen[:, others], numbers[:, others])
 
 
 def test_the_mask_is_where_the_renderer_draws_the_person(renderer):

@@ -44,7 +44,8 @@ def test_pictures_are_judged_beside_the_true_ones(work_dir, tmp_path, monkeypatc
     arguments = ["check_pictures.py", str(results), "--work-dir", str(work_dir), "--eval-set", str(work_dir / name)]
     monkeypatch.setattr(sys, "argv", arguments)
     check_pictures.main()
-    true, drawn = capsys.readouterr().out.strip().splitlines()
+    true, true_again, drawn, as_true = capsys.readouterr().out.strip().splitlines()
+    assert true_again == as_true and as_true.count("100.0%") == 8
     shares = [re.findall(r"([a-z ]+) ([\d.]+)%", line.split("; outline")[0].split(": ")[1]) for line in (true, drawn)]
     assert shares[0] == shares[1] and len(shares[0]) == 8  # the pictures are the true ones
     outline = float(re.search(r"outline ([\d.]+)", drawn)[1])
