@@ -330,7 +330,7 @@ class FaceConditioner:
             return self.identity_of(find_face(photo, self.analyzer, face_index, name))
         if photo is not None and landmarks is not None:
             image, scale = load_scaled_photo(photo, name)
-            landmarks = self._in_photo(landmarks, image, scale, name)
+            landmarks = _in_loaded_photo(landmarks, image, scale, name)
         elif config.image_encoder_id is not None:
             raise InputError(f"this adapter looks at CLIP features too: pass {name}= and landmarks= beside embedding=")
         identity = self._identity(image, landmarks, embeds)
@@ -343,20 +343,6 @@ class FaceConditioner:
             )
         embeds = self.of_ffrnet._as_embedding(embeds)
         return replace(identity, of_ffrnet=self.of_ffrnet._encode_photo(photo, name, face_index, embeds, landmarks))
-
-    @staticmethod
-    def _in_photo(landmarks: torch.Tensor, image: np.ndarray, scale: float, name: str) -> torch.Tensor:
-        """Landmarks of a photo as it was given, in pixels of it as it was loaded."""
-        landmarks = landmarks * scale
-        landmarks[:, :2] += (scale - 1) / 2  # pixels' centers are at whole numbers
-        height, width = image.shape[:2]
-        inside = (landmarks[:, :2] >= 0) & (landmarks[:, :2] <= landmarks.new_tensor([width - 1, height - 1]))
-        if inside.all(1).float().mean() < 0.5:
-            raise InputError(
-                f"landmarks lie outside of {name} ({round(width / scale)}×{round(height / scale)}); pass those of its face,"
-                " in its pixels"
-            )
-        return landmarks
 
     def identity_of(self, face: Face) -> FaceIdentity:
         """The identity of a face that the adapter's analyzer found."""
@@ -415,3 +401,17 @@ class FaceConditioner:
                 f" give one of {config.face_encoder_id}"
             )
         return embeds
+
+
+def _in_loaded_photo(landmarks: torch.Tensor, image: np.ndarray, scale: float, name: str) -> torch.Tensor:
+    """Landmarks in pixels of a photo as it was given, in those of the image that it was loaded as."""
+    landmarks = landmarks * scale
+    landmarks[:, :2] += (scale - 1) / 2  # pixels' centers are at whole numbers
+    height, width = image.shape[:2]
+    inside = (landmarks[:, :2] >= 0) & (landmarks[:, :2] <= landmarks.new_tensor([width - 1, height - 1]))
+    if inside.all(1).float().mean() < 0.5:
+        raise InputError(
+            f"landmarks lie outside of {name} ({round(width / scale)}×{round(height / scale)}); pass those of its face,"
+            " in its pixels"
+        )
+    return landmarks

@@ -176,12 +176,12 @@ class FaceIdentity:
                     f"identities have embeddings of {len(first.face_embeds)} and {len(other.face_embeds)} numbers;"
                     " encode all photos with one recognizer"
                 )
+            if (other.image_hidden_states is None) != (first.image_hidden_states is None):
+                raise InputError(
+                    "image_hidden_states are there for some of the identities only; encode all photos alike"
+                )
             for name in ("shape", "image_hidden_states"):
-                one, two = getattr(first, name), getattr(other, name)
-                if (one is None) != (two is None) and name == "image_hidden_states":
-                    raise InputError(
-                        "image_hidden_states are there for some of the identities only; encode all photos alike"
-                    )
+                one, two = (getattr(identity, name) for identity in (first, other))
                 if one is not None and two is not None and one.shape[-1] != two.shape[-1]:
                     raise InputError(
                         f"identities have {name} of {one.shape[-1]} and {two.shape[-1]} numbers; encode all photos alike"
@@ -198,9 +198,8 @@ class FaceIdentity:
         return replace(
             first,
             face_embeds=F.normalize(embeds.mean(0), dim=0) * length,
-            image_encoder_id=max(
-                (identity.image_encoder_id for identity in identities), key=lambda name: len(name or "")
-            ),
+            # with its fingerprint, where one of them has it
+            image_encoder_id=max((one.image_encoder_id for one in identities), key=lambda name: len(name or "")),
             shape=torch.stack(shapes).mean(0) if shapes else None,
             image_hidden_states=torch.cat(states) if states else None,
             photo_embeds=torch.cat([identity._photo_embeds() for identity in identities]),

@@ -200,9 +200,8 @@ class FaceSnapAdapterMixin(_Pipeline):
         modules["landmark_predictor"] = load_landmark_predictor()
         parts = [part for part in PARTS if part in modules]
         config = config.replace(parts=parts, base_family=family, image_encoder_fingerprint=None)
-        if is_local(
-            config.image_encoder_id
-        ):  # it becomes a part of the adapter, whose people name no path of this machine
+        if is_local(config.image_encoder_id):
+            # saving makes it a part of the adapter; identities, too, name no path of this machine
             config = config.replace(image_encoder_id=IMAGE_ENCODER_FOLDER)
         self._install_adapter(config, modules)
 

@@ -70,8 +70,8 @@ def redraw_faces(
             who is where, and how large, for these are each square's.
 
     Returns:
-        `PIL.Image.Image`: a new image of the same size (of a file that is larger than 2048 px, scaled down to that); outside of the squares nothing changes. Warns where there is
-        nothing to do: no face is small.
+        `PIL.Image.Image`: a new image of the same size (a file with a side over 2048 px is scaled down to that); outside of the
+        squares nothing changes. Warns where there is nothing to do: no face is small.
 
     Raises:
         InputError: An argument has a wrong type or is out of range.

@@ -31,8 +31,8 @@ def nano(folder: Path, seed: int = 0) -> Benchmark:
                     "driving_landmarks": [[51.2, 60.8], ...], "seed": 17, "group": "steered"}, ...]}
 
     Paths are relative to the folder. A person's `landmarks`, the 72 points in the one reference picture, are used
-    in place of what a detector for photos finds. Of a case, `id`, `person` and `prompt` are needed. `pose` is yaw, pitch and roll in
-    degrees ([`HeadPose`]), `expression` strengths by name ([`Expression`]), `face_box` shares of the image for the
+    in place of what a detector for photos finds. Of a case, `id`, `person` and `prompt` are needed. `pose` is yaw, pitch
+    and roll in degrees ([`HeadPose`]), `expression` strengths by name ([`Expression`]), `face_box` shares of the image for the
     person's frontal, neutral face, `driving_landmarks` the 72 points of *another* person, rendered with the same pose,
     expression and camera, in pixels of the ground truth. Without `seed` the cases are numbered; the
     argument is added.

@@ -52,9 +52,9 @@ class DlibFaceAnalyzer:
     "Dlib-ml: A Machine Learning Toolkit").
 
     The fast detector (HOG) sees frontal, upright faces from 80 px, or 1/8 of the longer side of a photo below 640 px.
-    dlib's convolutional one (MMOD, up to 1 s on a CPU) looks for profiles and tilted heads where no frontal face fills the photo:
-    all that are not much smaller than the largest frontal face, and at least 1/4.5 of the longer side. Where both see nothing, or
-    only faces below 160 px, photos of a longer side below 1280 px are enlarged, down to faces of 1/16. Photos up to 64 px have none. Embeddings of the same person are nearer than 0.6 (Euclidean). Landmarks of profiles
+    dlib's convolutional one (MMOD, up to 1 s on a CPU) looks for profiles and tilted heads where no frontal face fills the
+    photo: all that are not much smaller than the largest frontal face, and at least 1/4.5 of the longer side. Where both
+    see nothing, or only faces below 160 px, photos of a longer side below 1280 px are enlarged, down to faces of 1/16. Photos up to 64 px have none. Embeddings of the same person are nearer than 0.6 (Euclidean). Landmarks of profiles
     are rough: the shape predictor expects to see both eyes.
 
     Threads may share an analyzer; its networks hold state, so they take turns.
