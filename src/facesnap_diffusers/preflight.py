@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from .errors import AdapterError, FaceSnapError, InputError, check_path, expanded, one_line
 
@@ -178,3 +178,10 @@ def without_landmarks_of_ones_own() -> Iterator[None]:
 
 def _reason(error: OSError | ValueError) -> str:
     return getattr(error, "strerror", None) or one_line(error)
+
+
+def refuse(reason: str, **options: Any) -> None:
+    """Raises [`InputError`] for the first option of a command that is given and has no effect, for this reason."""
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"--{name.replace('_', '-')} has no effect: {reason}; leave it out")

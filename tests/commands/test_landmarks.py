@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from facesnap_diffusers import DlibFaceAnalyzer, Expression, InputError
 from facesnap_diffusers.cli import app
-from facesnap_diffusers.commands.landmarks import draw_panels
+from facesnap_diffusers.commands.landmarks import PANEL, _crop, draw_panels
 from facesnap_diffusers.faces.detection import find_face
 
 
@@ -36,6 +36,15 @@ def test_unchanged(photo, tmp_path):
     np.testing.assert_allclose(fitted[drawn], reposed[drawn], atol=1)
     mouths = [np.argwhere((panel == [255, 0, 0]).all(-1)).mean(0) for panel in (detected, fitted)]
     assert np.linalg.norm(mouths[0] - mouths[1]) < 8
+
+
+def test_photo_and_landmarks_lie_over_each_other():
+    picture = np.zeros((80, 80, 3), dtype=np.uint8)
+    picture[40, 40] = 255
+    levels = np.asarray(_crop(picture, [10.0, 10.0], 60.0)).astype(float)[..., 0]
+    rows, columns = np.mgrid[:PANEL, :PANEL]
+    middle = [(levels * axis).sum() / levels.sum() for axis in (columns, rows)]
+    assert middle == pytest.approx([(40 - 10) * PANEL / 60] * 2, abs=0.1)  # where `draw_panels` puts a landmark
 
 
 def test_another_pose_and_expression(photo):

@@ -150,6 +150,23 @@ def test_the_base_model_is_checked(files, message, adapter, hub, hub_cache):
     assert files_of(adapter) == before
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt", "a queen"], "--prompt has no effect: it is about pictures of a --photo"),
+        (["--device", "cpu"], "--device has no effect: it is about pictures of a --photo"),
+        (["--seed", 0], "--seed has no effect"),
+        (["--method", "mine"], "--method has no effect: it is a row of --results"),
+        (["--base-model", "."], r"--base-model \. is a folder of this machine"),
+    ],
+)
+def test_what_has_no_effect_or_would_tell_a_path_is_refused(options, message, adapter):
+    before = {path: path.read_bytes() for path in adapter.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=message):
+        command("package-hub-repo", adapter, "--repo-id", "someone/facesnap", *options)
+    assert {path: path.read_bytes() for path in adapter.rglob("*") if path.is_file()} == before
+
+
 def test_pictures(adapter, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.sd_pipeline().save_pretrained("someone/base")

@@ -30,7 +30,7 @@ def test_command_publishes_the_adapter(base, faces, hub, tmp_path, monkeypatch):
     files = hub.files("someone/faces", hub.resolve("someone/faces", "main"))
     card = files["README.md"].decode()
     for text in (
-        "Coloured shapes, of nobody.", "| data | 12 photos of 4 labeled people |", "| steps | 2 |", "| samples | 4 |",
+        "Coloured shapes, of nobody.", "| data | 12 photos of 4 people |", "| steps | 2 |", "| samples | 4 |",
         "| hardware | 1 × CPU, 0.0 hours |", "| validation/identity |", f"| face encoder | {tiny.FACE_ENCODER} |",
     ):  # fmt: skip
         assert text in card

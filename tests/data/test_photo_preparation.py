@@ -28,7 +28,10 @@ def test_hash_survives_scaling_and_compression():
 def test_rolled_photo_is_upright_in_the_shard(tmp_path):
     pytest.importorskip("dlib")
     config = PrepareConfig(face_encoder_id="dlib/face_recognition_resnet_model_v1", resolution=256, min_face=32)
-    portrait(1).rotate(90).save(tmp_path / "lying.jpg")
+    upright = portrait(1)
+    upright = upright.crop((0, 0, upright.width, round(0.9 * upright.height)))
+    upright.rotate(90, expand=True).save(tmp_path / "lying.jpg")
     record, face = PhotoPreparer(config)(Item("a", str(tmp_path / "lying.jpg")))
     assert record.kept
+    assert face.info["file_size"] == list(upright.size) and upright.width != upright.height
     assert face.landmarks[36:48, 1].mean() < face.landmarks[48:68, 1].mean()  # eyes above the mouth

@@ -88,6 +88,7 @@ class TestSetMetrics:
         assert len(made) == 9 and groups["fid"]["n"] == 9
         pixels = {name: np.asarray(PIL.Image.open(path).convert("RGB")) / 127.5 - 1 for name, path in made.items()}
         apart = [np.abs(pixels[f"{person}-0"] - pixels[f"{person}-2"]).mean() for person in names]
+        assert groups["diversity"]["n"] == 6
         assert groups["diversity"]["mean"] == pytest.approx(np.mean(apart), rel=1e-5)
         expected = DistributionDistance(image_files(people), Colors())(list(made.values()))
         assert (groups["fid"]["mean"], groups["kid"]["mean"]) == pytest.approx(expected, rel=1e-4)

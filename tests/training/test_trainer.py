@@ -214,7 +214,7 @@ class TestOptions:
         assert 0 < trainer.results["validation/mse"] < 3
         assert (tmp_path / "validation/step-0000004.png").is_file()
         card = (tmp_path / "adapter/README.md").read_text()
-        assert "Colours." in card and "| data | 12 photos of 4 labeled people |" in card and "| steps | 4 |" in card
+        assert "Colours." in card and "| data | 12 photos of 4 people |" in card and "| steps | 4 |" in card
         assert "validation/mse" in card and "min_snr_gamma: 5.0" in card and str(base) not in card
         pipe = FaceSnapPipeline.from_pretrained(base, safety_checker=None)
         pipe.load_facesnap_adapter(tmp_path / "adapter")

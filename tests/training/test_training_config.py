@@ -50,6 +50,10 @@ class TestConfig:
             ("identity_loss={mode: few_step, resolution: 64}", "resolution is more than data.resolution"),
             ("loss.extra_samples=true", "loss: extra_samples is true without extra"),
             ("adapter.parts=[mixer]", "which parts does not contain"),
+            (
+                "validation.judge=dlib/x",
+                "validation.judge judges pictures of data.validation",
+            ),
         ],
     )
     def test_errors_name_the_key(self, values, tmp_path, override, message):

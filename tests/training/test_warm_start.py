@@ -26,7 +26,7 @@ from facesnap_diffusers.models.mixer import FacialAttributeMixer
 from facesnap_diffusers.training import trainer as trainer_module
 from facesnap_diffusers.training.trainer import Trainer
 from facesnap_diffusers.training.training_config import AdapterConfig
-from facesnap_diffusers.training.warm_start import ffrnet_of, imitate
+from facesnap_diffusers.training.warm_start import _settings, ffrnet_of, imitate
 
 
 pytestmark = pytest.mark.slow
@@ -173,6 +173,14 @@ class TestInstantID:
             other = Trainer(config(base, instantid_faces, tmp_path, instantid, LESSONS, seed=seed))
             assert ((tmp_path / "start/warm_start.json").stat().st_mtime_ns == made) == same
             assert torch.equal(trainer.pipeline.mixer.queries, other.pipeline.mixer.queries) == same
+
+    def test_depends_on_the_photos_and_the_revision_of_the_base(self, base, instantid_faces, instantid, tmp_path):
+        settings = config(base, instantid_faces, tmp_path, instantid, LESSONS)
+        photos = dataclasses.replace(settings, data=dataclasses.replace(settings.data, shards=["others"]))
+        revision = dataclasses.replace(settings, base=dataclasses.replace(settings.base, revision="v2"))
+        more_steps = dataclasses.replace(settings, steps=settings.steps + 1)
+        same = [_settings(other) == _settings(settings) for other in (photos, revision, more_steps)]
+        assert same == [False, False, True]
 
     def test_is_not_made_where_another_process_writes(self, base, instantid_faces, instantid, tmp_path):
         with FolderLock(tmp_path), pytest.raises(InputError, match="is written to by process"):

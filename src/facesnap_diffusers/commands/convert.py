@@ -48,7 +48,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint of IP-Adapter for faces or InstantID to a FaceSnap adapter, or a FaceSnap adapter to an IP-Adapter."""
     from ..errors import InputError
-    from ..preflight import make_output_folder
+    from ..preflight import make_output_folder, refuse
 
     if to not in ("facesnap", "ip-adapter"):
         raise InputError(f"to is {to!r}; choose facesnap or ip-adapter")
@@ -60,7 +60,7 @@ def convert(
                 "--ffrnet-rank makes a FaceSnap adapter and needs --base, a folder of the base model's weights"
             )
         # no adapter with an FFRNet is FaceID-Plus
-        _refuse(
+        refuse(
             "--ffrnet-rank only changes FFRNet",
             image_encoder=image_encoder,
             plus_v2=plus_v2,
@@ -77,7 +77,7 @@ def convert(
             return
         _to_facesnap(adapter, output, weight_name, base, image_encoder, options)
     else:
-        _refuse(
+        refuse(
             "--to ip-adapter takes a FaceSnap adapter",
             weight_name=weight_name,
             controlnet=controlnet,
@@ -88,15 +88,6 @@ def convert(
         make_output_folder(output.parent)
         _to_ip_adapter(adapter, output, base)
     typer.echo(output)
-
-
-def _refuse(reason: str, **options: Any) -> None:
-    """Raises [`InputError`] for the first option that is given."""
-    from ..errors import InputError
-
-    for name, value in options.items():
-        if value is not None:
-            raise InputError(f"--{name.replace('_', '-')} has no effect: {reason}; leave it out")
 
 
 def _to_facesnap(
@@ -113,6 +104,7 @@ def _to_facesnap(
     from ..adapter.model_card import write_model_card
     from ..errors import InputError
     from ..interop.loading import bind_image_encoder, find_checkpoint, is_third_party, load_third_party
+    from ..preflight import refuse
 
     if not is_third_party(adapter, weight_name):
         raise InputError(f"adapter {adapter} needs weight_name: which of its files?")
@@ -128,7 +120,7 @@ def _to_facesnap(
     given = {name: value for name, value in options.items() if value is not None}
     config, modules = load_third_party(adapter, weight_name, _base_unet(base), **given)
     if config.image_encoder_id is None:
-        _refuse(f"{adapter} is a kind of adapter without an image encoder", image_encoder=image_encoder)
+        refuse(f"{adapter} is a kind of adapter without an image encoder", image_encoder=image_encoder)
     else:
         source = config.replace(image_encoder_id=image_encoder or config.image_encoder_id)
         modules |= load_image_encoder(source, Path(), None, torch.float32, None, {})

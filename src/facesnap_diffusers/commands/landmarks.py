@@ -105,7 +105,9 @@ def _crop(image: "np.ndarray", corner: list[float], side: float) -> "PIL.Image.I
     import PIL.Image
 
     x, y = corner
-    box = (side / PANEL, 0, x, 0, side / PANEL, y)
+    scale = side / PANEL
+    # `transform` counts from pixels' edges, landmarks from their centers
+    box = (scale, 0, x + (1 - scale) / 2, 0, scale, y + (1 - scale) / 2)
     return PIL.Image.fromarray(image).transform(
         (PANEL, PANEL), PIL.Image.Transform.AFFINE, box, resample=PIL.Image.Resampling.BILINEAR
     )

@@ -57,8 +57,8 @@ def package_hub_repo(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Their denoising steps; 30 by default.")] = None,
     guidance_scale: Annotated[float | None, typer.Option(min=0, help="Their guidance; 5 by default.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of their noise.")] = 0,
-    device: Annotated[str, typer.Option(help="Where they are made: cpu, cuda, mps, ...")] = "cpu",
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of their noise; 0 by default.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where they are made: cpu (the default), cuda, mps, ...")] = None,
     results: Annotated[
         Path | None, typer.Option(help="Output folder of facesnap eval: the card gets its table, and a model-index.")
     ] = None,
@@ -72,11 +72,17 @@ def package_hub_repo(
     from huggingface_hub.utils import validate_repo_id
 
     from ..adapter.config import FaceSnapConfig
+    from ..adapter.folder import is_local
     from ..adapter.model_card import read_eval_results, read_sections, write_model_card
     from ..errors import InputError, one_line
     from ..files import atomic_file
-    from ..preflight import check_device
+    from ..preflight import check_device, refuse
 
+    if not photo:
+        of_pictures = {"prompt": prompt or None, "steps": steps, "guidance_scale": guidance_scale}
+        refuse("it is about pictures of a --photo", **of_pictures, seed=seed, device=device)
+    if results is None:
+        refuse("it is a row of --results", method=method)
     if repo_id.count("/") != 1:
         raise InputError(f"repo_id {repo_id!r} must be owner/name")
     try:
@@ -91,6 +97,12 @@ def package_hub_repo(
         if value and config.base_model is None:
             raise InputError(f"{option} needs a base model; name it with --base-model")
     if config.base_model is not None:
+        is_hub_name = config.base_model.count("/") == 1 and not config.base_model.startswith(("/", ".", "~"))
+        if is_local(config.base_model) and not is_hub_name:
+            raise InputError(
+                f"--base-model {config.base_model} is a folder of this machine, whose path would be published; give its name on"
+                " the Hub"
+            )
         _check_base_model(config.base_model, config.base_family)
     card = adapter / "README.md"
     sections, eval_results = read_sections(card), read_eval_results(card)
@@ -101,6 +113,7 @@ def package_hub_repo(
     if photo:
         from .card_pictures import draw_pictures
 
+        device = device or "cpu"
         check_device(device)
         grid, caption = draw_pictures(
             adapter,
@@ -109,7 +122,7 @@ def package_hub_repo(
             prompt or (),
             steps=steps,
             guidance_scale=guidance_scale,
-            seed=seed,
+            seed=seed or 0,
             device=device,
         )
         with atomic_file(adapter / PICTURES) as temporary:

@@ -92,8 +92,12 @@ def prepare(
         float, typer.Option(help="Share of the people that are set aside for validation.")
     ] = DEFAULT.validation,
     image_column: Annotated[str, typer.Option(help="Column of the photo, in lists and data sets.")] = "image",
-    identity_column: Annotated[str, typer.Option(help="Column of the person, in lists and data sets.")] = "identity",
-    caption_column: Annotated[str, typer.Option(help="Column of the caption, in lists and data sets.")] = "caption",
+    identity_column: Annotated[
+        str | None, typer.Option(help="Column of the person, in lists and data sets; identity, if there is one.")
+    ] = None,
+    caption_column: Annotated[
+        str | None, typer.Option(help="Column of the caption, in lists and data sets; caption, if there is one.")
+    ] = None,
     caption_model: Annotated[
         str | None,
         typer.Option(help="Model that captions photos without a caption, e.g. Salesforce/blip-image-captioning-base."),

@@ -139,6 +139,8 @@ class PhotoPreparer:
             return _rejected(item, "small photo", f"{side} pixels, for training pictures of {config.resolution}")
         analyzer = _CachedAnalyzer(face_analyzer)
         face = find_face(image, analyzer, name="photo")
+        if face.image.shape != image.shape:  # it lay on its side
+            file_size = file_size[::-1]
         image, landmarks = face.image, face.landmarks
         areas = sorted((one.area for one in analyzer.analyze(image)), reverse=True)
         if len(areas) > 1 and areas[1] > config.second_face * areas[0]:

@@ -8,7 +8,7 @@ import json
 import os
 import posixpath
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -38,11 +38,24 @@ class Item:
 
 @dataclass
 class Columns:
-    """What the columns of a table, or the files of a WebDataset sample, are called."""
+    """
+    What the columns of a table, or the files of a WebDataset sample, are called. `identity` and `caption` that are named must
+    be there; by default they are columns of these names, where a table has them.
+    """
 
     image: str = "image"
-    identity: str = "identity"
-    caption: str = "caption"
+    identity: str | None = None
+    caption: str | None = None
+
+    def of_table(self, table: str, there: Collection[str]) -> tuple[str, str]:
+        """The columns of identity and caption. Raises [`InputError`] where a named one is not among those that are there."""
+        for option, name in (("image", self.image), ("identity", self.identity), ("caption", self.caption)):
+            if name is not None and name not in there:
+                raise InputError(
+                    f"{table} has no column {name!r}, it has {', '.join(there) or 'none'}; name one of them with"
+                    f" --{option}-column"
+                )
+        return self.identity or "identity", self.caption or "caption"
 
 
 def open_source(name: str, columns: Columns | None = None, split: str = "train") -> Iterator[Item]:
@@ -226,7 +239,12 @@ def _list(path: Path | str, columns: Columns) -> Iterator[Item]:
     """`path`: an address as a `str`."""
     import fsspec
 
-    with open(path, newline="") if isinstance(path, Path) else fsspec.open(path, "rt", newline="") as file:
+    mark = "utf-8-sig"  # Excel puts one before its UTF-8
+    with (
+        open(path, newline="", encoding=mark)
+        if isinstance(path, Path)
+        else fsspec.open(path, "rt", newline="", encoding=mark)
+    ) as file:
         rows: Any
         suffix = PurePosixPath(str(path)).suffix
         if suffix == ".csv":
@@ -235,18 +253,19 @@ def _list(path: Path | str, columns: Columns) -> Iterator[Item]:
             rows = (json.loads(line) for line in file if line.strip())
         else:
             rows = ({columns.image: line.strip()} for line in file if line.strip())
+        identity, caption = "identity", "caption"
         for number, row in enumerate(rows):
             if not isinstance(row, dict):
                 raise InputError(f"{path}: row {number + 1} is no object with columns; correct it")
+            if suffix in (".csv", ".jsonl") and number == 0:
+                identity, caption = columns.of_table(str(path), [str(name) for name in row])
             photo = row.get(columns.image)
-            if photo is None and number == 0:
-                raise InputError(f"{path} has no column {columns.image!r}; name the image column with --image-column")
             yield Item(
                 # a list may name a photo twice
                 source=f"{number}:{photo}",
                 photo=_beside(path, photo) if photo else None,
-                identity=_text(row.get(columns.identity)),
-                caption=_text(row.get(columns.caption)),
+                identity=_text(row.get(identity)),
+                caption=_text(row.get(caption)),
             )
 
 
@@ -272,14 +291,13 @@ def _data_set(name: str, columns: Columns, split: str) -> Iterator[Item]:
     features = rows.features
     if features is None:  # streamed tables, such as CSV, have their columns in their rows, and in them names of photos
         features = dict.fromkeys(next(iter(rows), {}))
-    if columns.image not in features:
-        raise InputError(f"{name} has no column {columns.image!r}; it has {list(features)}")
-    label = features.get(columns.identity)
+    identity_column, caption_column = columns.of_table(name, features)
+    label = features.get(identity_column)
     if rows.features is not None:
         # undecoded: a damaged image must not end the run
         rows = rows.cast_column(columns.image, datasets.Image(decode=False))
     for number, row in enumerate(rows):
-        image, identity = row[columns.image] or {}, row.get(columns.identity)
+        image, identity = row[columns.image] or {}, row.get(identity_column)
         if not isinstance(image, dict):
             image = {"bytes": image} if isinstance(image, bytes) else {"path": str(image)}
         if isinstance(label, datasets.ClassLabel) and identity is not None:
@@ -288,7 +306,7 @@ def _data_set(name: str, columns: Columns, split: str) -> Iterator[Item]:
             source=f"{number}:{image.get('path') or ''}",
             photo=image.get("bytes") or image.get("path"),
             identity=_text(identity),
-            caption=_text(row.get(columns.caption)),
+            caption=_text(row.get(caption_column)),
         )
 
 
@@ -316,13 +334,13 @@ def _web_data_set(name: str, columns: Columns) -> Iterator[Item]:
                 values = json.loads(sample["json"])
             except ValueError:
                 values = {}
-        caption = values.get(columns.caption) if isinstance(values, dict) else None
+        caption = values.get(columns.caption or "caption") if isinstance(values, dict) else None
         if caption is None and "txt" in sample:
             caption = sample["txt"].decode(errors="replace").strip()
         yield Item(
             source=f"{names[sample['__url__']]}:{sample['__key__']}",
             photo=image,
-            identity=_text(values.get(columns.identity) if isinstance(values, dict) else None),
+            identity=_text(values.get(columns.identity or "identity") if isinstance(values, dict) else None),
             caption=_text(caption),
         )
 

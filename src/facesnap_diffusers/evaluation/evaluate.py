@@ -261,6 +261,7 @@ def _set_scores(
     cases: Sequence[Case], images: dict[str, Path], paths: Sequence[Path], diversity: Any, distance: Any, device: str
 ) -> dict[str, Any]:
     scores: dict[str, Any] = {}
+    counts = {"fid": len(paths), "kid": len(paths)}
     if diversity is not None:
         from .distributions import mean_pairwise_distance
 
@@ -270,6 +271,7 @@ def _set_scores(
             if images[case.id] in made:
                 groups.setdefault((case.person, case.prompt), []).append(images[case.id])
         scores["diversity"] = mean_pairwise_distance(groups.values(), diversity, device)
+        counts["diversity"] = sum(len(group) for group in groups.values() if len(group) > 1)
     if distance is not None:
         scores["fid"], scores["kid"] = distance(paths)
-    return {name: {"mean": value, "n": len(paths)} for name, value in scores.items() if value is not None}
+    return {name: {"mean": value, "n": counts[name]} for name, value in scores.items() if value is not None}

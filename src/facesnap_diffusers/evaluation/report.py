@@ -133,7 +133,9 @@ def _best(numbers: Iterable[float], column: Column) -> float | None:
 def _notes(results: Mapping[str, Any], benchmark: Benchmark) -> list[str]:
     encoder_ids, taught_by = results["face_encoder_ids"], _taught_by(results)
     names = short_names(encoder_ids)
-    clip = f", CLIP by {results['clip_model_id']}." if results["clip_model_id"] else "."
+    clip_id = results["clip_model_id"]
+    # a folder's path is nobody's business but its owner's, for the table may be published
+    clip = f", CLIP by {Path(clip_id).name if Path(clip_id).is_absolute() else clip_id}." if clip_id else "."
     notes = [
         *benchmark.notes,
         f"{results['cases']} images a method of {results['people']} people, retrieval among {results['gallery']};"
@@ -153,8 +155,8 @@ def _notes(results: Mapping[str, Any], benchmark: Benchmark) -> list[str]:
         for encoder_id in taught
     ]
     if results["people_without_face"]:
-        missing = ", ".join(results["people_without_face"])
-        notes.append(f"Left out, because no face is found in their reference: {missing}.")
+        missing = len(results["people_without_face"])
+        notes.append(f"Left out, because no face is found in their reference: {missing} of the people.")
     return notes
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..data.prepared_face import resize_points
 from ..errors import InputError
 from ..faces.photo import load_photo
 from ..models.landmark_predictor import load_landmark_predictor
@@ -71,7 +72,10 @@ class Scorer:
                 embeddings = [
                     features.faces[encoder_id].embedding for features in seen if encoder_id in features.faces
                 ]
-                faces[encoder_id] = FoundFace(face.landmarks, np.mean(embeddings, axis=0), face.size)
+                # as `FaceIdentity.fuse`: as long as those of one photo
+                mean = np.mean(embeddings, axis=0)
+                mean *= np.linalg.norm(embeddings, axis=1).mean() / np.linalg.norm(mean)
+                faces[encoder_id] = FoundFace(face.landmarks, mean, face.size)
             self.references[person] = Features(faces, first.clip)
         for encoder_id in self.encoder_ids:
             people = [person for person, features in self.references.items() if encoder_id in features.faces]
@@ -164,9 +168,8 @@ class Scorer:
         if case.is_steered:
             targets[""] = self.target(case, *size)
         if ground_truth_face is not None:
-            targets["ground_truth_"] = ground_truth_face.landmarks[:, :2] * (
-                np.array(size[::-1]) / np.array(ground_truth_face.size[::-1])
-            )
+            scale = np.array(size[::-1]) / np.array(ground_truth_face.size[::-1])
+            targets["ground_truth_"] = resize_points(ground_truth_face.landmarks[:, :2], scale)
         # the same predictor reads image and target, so that its errors in both cancel out
         rotations, posed = read_landmarks(self.predictor, [face.landmarks, reference.landmarks, *targets.values()])
         values: dict[str, float | None] = {}

@@ -26,7 +26,7 @@ class RunSummary:
 
     Attributes:
         step (`int`), skipped (`int`): Steps, and those of them that left the weights as they were.
-        photos (`int`), people (`int`): Of the training shards; labeled people.
+        photos (`int`), people (`int`): Of the training shards; labeled, or told apart by their faces.
         processes (`int`), device (`str`), hours (`float`): What it ran on, and for how long.
         sampler (`str`): Class of the scheduler that the validation pictures are made with.
         results (`dict[str, float]`): The last losses, and what the last validation measured.
@@ -48,7 +48,7 @@ def describe_training(config: TrainingConfig, adapter: FaceSnapConfig, run: RunS
     statement = (config.data_statement or "").strip() or (
         "No statement about the origin of the photos, or about the consent of the people in them, was given."
     )
-    people = f" of {run.people:,} labeled people" if run.people else ", without identity labels"
+    people = f" of {run.people:,} people" if run.people else ", without identity labels"
     batch = config.batch_size * config.gradient_accumulation * run.processes
     rows = {
         "data": f"{run.photos:,} photos{people}",

@@ -448,6 +448,11 @@ class TrainingConfig:
             )
         if loss.resolution is not None and loss.resolution > self.data.resolution:
             raise InputError("identity_loss.resolution is more than data.resolution; lower it")
+        judges = [name for name in ("judge", "clip_model") if getattr(self.validation, name) is not None]
+        if judges and not self.data.validation:
+            raise InputError(
+                f"validation.{judges[0]} judges pictures of data.validation, which is empty; name folders there, or leave it out"
+            )
         if self.hub.push and self.hub.repo_id is None:
             raise InputError("hub.push is set without hub.repo_id; name the repo, as owner/name")
         if self.hub.push and not (self.data_statement or "").strip():

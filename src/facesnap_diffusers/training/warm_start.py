@@ -414,4 +414,5 @@ def _unet_without_weights(config: TrainingConfig) -> UNet2DConditionModel:
 def _settings(config: TrainingConfig) -> dict[str, Any]:
     """What a start depends on."""
     adapter = {name: value for name, value in dump_settings(config.adapter).items() if name != "train"}
-    return {"adapter": adapter, "base": config.base.model, "seed": config.seed}
+    base = {"base": config.base.model, "revision": config.base.revision, "variant": config.base.variant}
+    return {"adapter": adapter, **base, "shards": config.data.shards, "seed": config.seed}

@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
+
 from ...errors import InputError, one_line
 from ...faces.expression import Expression
+from ...faces.photo import MAX_SIDE
 from ...faces.pose import HeadPose
 from ..cases import Case
 from .base import FACE_COLUMNS, Benchmark, Column
@@ -90,6 +93,13 @@ def _case(entry: dict[str, Any], people: dict[str, Any], folder: Path, seed: int
     if unknown:
         raise InputError(f"unknown entries {unknown}; known are {sorted(known)}")
     person = people[entry["person"]]
+    if person.get("landmarks") is not None:
+        with PIL.Image.open(_existing(folder, person["reference"][0])) as reference:
+            if max(reference.size) > MAX_SIDE:
+                raise InputError(
+                    f"person {entry['person']} has landmarks, in a reference of more than {MAX_SIDE} px, which is scaled down"
+                    " when it is read; scale both down"
+                )
     driving, box, pose, expression = (
         entry.get(name) for name in ("driving_landmarks", "face_box", "pose", "expression")
     )
