@@ -10,6 +10,8 @@ import torch
 pytest.importorskip("dlib")
 pytest.importorskip("cv2")
 
+import tiny
+from average_adapters import average
 from embed_faces import chip
 from people.captions import HAIR_STYLES, SKIN_TONES
 from prepare_shards import scene_caption
@@ -69,3 +71,21 @@ def test_the_mixers_face_tokens_vary_from_the_start():
     projected = mixer.face_proj(embeddings.flatten(0, 1))
     torch.testing.assert_close(projected.mean(0), torch.zeros(32), atol=1e-5, rtol=0)
     torch.testing.assert_close(projected.std(), torch.tensor(1.0), atol=0.02, rtol=0)
+
+
+def test_an_average_lies_between_two_adapters(tmp_path):
+    tiny.sd_pipeline().save_pretrained(tmp_path / "base")
+    pipes = {}
+    for name, seed in (("before", 2), ("after", 5)):
+        pipes[name] = tiny.facesnap(tiny.sd_pipeline())
+        tiny.add_adapter(pipes[name], seed=seed)
+        pipes[name].save_facesnap_adapter(tmp_path / name)
+    average(tmp_path / "base", tmp_path / "before", tmp_path / "after", 0.25, tmp_path / "averaged")
+    averaged = tiny.facesnap(tiny.sd_pipeline())
+    averaged.load_facesnap_adapter(tmp_path / "averaged")
+    for part in ("mixer", "identity_attention", "ffrnet"):
+        before, after, found = (
+            getattr(pipe, part).state_dict() for pipe in (pipes["before"], pipes["after"], averaged)
+        )
+        for name, weight in found.items():
+            torch.testing.assert_close(weight, 0.75 * before[name] + 0.25 * after[name])
