@@ -138,7 +138,7 @@ class TestOptions:
         [
             ({"optimizer": {"name": "adamw_8bit"}}, MissingDependencyError, "pip install bitsandbytes"),
             ({"identity_loss": {"recognizer": {"network": "no.onnx"}}}, InputError, "'no.onnx' is neither a file nor"),
-            ({"validation": {"judge": "nobody/knows"}}, InputError, "nobody/knows"),
+            ({"validation": {"judge": "nobody/knows"}, "data": {"validation": ["faces"]}}, InputError, "nobody/knows"),
             (
                 {"trackers": ["tensorbord"]},
                 InputError,
