@@ -17,10 +17,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from attributes import CLASSES, class_numbers, person_mask
-from dataset import TO_PACKAGE, Shard, scene_of, shard_paths
+from dataset import TO_PACKAGE, Shard, shard_paths
 from embed_faces import chip
 from people.face_model import FaceModel
 from photo_like import photo_like
+from render import scene_of
 from teach_image_encoder import CLOSED, EYES, OUTSIDE, UNKNOWN
 from train_autoencoder import to_tensor
 from transformers import CLIPImageProcessor, CLIPVisionModelWithProjection

@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from people.sampling import Scene, sample_scene
-from people.turning import turned_further
 
 from facesnap_diffusers.files import atomic_file
 
@@ -22,14 +20,6 @@ TURNED = range(3000, 5000)
 """People of the training split who turn their heads further in every other view."""
 TO_PACKAGE = -0.5
 """Added to points of the renderer, whose pictures span 0 to `size`: for the package the first pixel's centre is at 0."""
-
-
-def scene_of(person: int, view: int, expression_index: dict[str, int]) -> Scene:
-    """What a view of a person of any split shows."""
-    scene = sample_scene(SEED, person, view, expression_index)
-    if person in TURNED and view % 2 == 0:
-        return turned_further(scene, np.random.default_rng((SEED, 4, person, view)))
-    return scene
 
 
 @dataclass

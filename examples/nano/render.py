@@ -15,10 +15,19 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from dataset import SEED, SPLITS, VIEWS, Shard, planned_shards, scene_of
+from dataset import SEED, SPLITS, TURNED, VIEWS, Shard, planned_shards
 from people.renderer import Renderer
-from people.sampling import sample_person
+from people.sampling import Scene, sample_person, sample_scene
+from people.turning import turned_further
 from workspace import add_work_dir
+
+
+def scene_of(person: int, view: int, expression_index: dict[str, int]) -> Scene:
+    """What a view of a person of any split shows."""
+    scene = sample_scene(SEED, person, view, expression_index)
+    if person in TURNED and view % 2 == 0:
+        return turned_further(scene, np.random.default_rng((SEED, 4, person, view)))
+    return scene
 
 
 def render_shard(renderer: Renderer, people: range, views: int = VIEWS) -> Shard:

@@ -22,12 +22,13 @@ import torch
 import torch.nn.functional as F
 from attributes import CLASSES, class_numbers, measures, person_mask
 from checkpoints import Average, load_checkpoint, save_checkpoint
-from dataset import SEED, TO_PACKAGE, Shard, scene_of, shard_paths
+from dataset import SEED, TO_PACKAGE, Shard, shard_paths
 from descend import descend
 from lr_scheduler import learning_rate
 from people.face_model import FaceModel
 from people.sampling import sample_person
 from photo_like import photo_like
+from render import scene_of
 from torch import nn
 from train_image_encoder import contrast
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection

@@ -1,6 +1,7 @@
 """The benchmarks' cases from tiny data, and what is wrong with damaged data."""
 
 import json
+import shutil
 
 import PIL.Image
 import pytest
@@ -78,6 +79,20 @@ def test_nano_says_what_is_wrong(people, tmp_path, change, message):
     with pytest.raises(InputError, match=message) as caught:
         load_benchmark("nano", tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_nano_landmarks_are_of_a_reference_that_is_read_as_it_is(people, tmp_path):
+    data = shutil.copytree(people, tmp_path / "people")
+    manifest = json.loads((data / "manifest.json").read_text())
+    manifest["people"]["a"]["landmarks"] = manifest["cases"][0]["driving_landmarks"]
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    assert load_benchmark("nano", data).cases
+    PIL.Image.new("RGB", (2049, 32)).save(data / "a/reference.png")
+    with pytest.raises(InputError, match="person a has landmarks, in a reference of more than 2048 px"):
+        load_benchmark("nano", data)
+    (data / "a/reference.png").write_bytes(b"no picture")
+    with pytest.raises(InputError, match="reference.png cannot be read .*; make the folder again"):
+        load_benchmark("nano", data)
 
 
 def test_what_is_not_there(tmp_path):

@@ -8,12 +8,13 @@ pytest.importorskip("scipy", reason="the renderer needs scipy")
 pytest.importorskip("cv2", reason="the renderer needs opencv")
 pytest.importorskip("moderngl", reason="the renderer needs moderngl")
 
-from dataset import SEED, SPLITS, TURNED, VIEWS, scene_of
+from dataset import SEED, SPLITS, TURNED, VIEWS
 from people.captions import DIRECTIONS, caption, scene_clauses, vocabulary
 from people.face_model import rotation_matrix
 from people.renderer import CAMERA_DISTANCE
 from people.sampling import EXPRESSIONS, HAIR_STYLES, sample_person, sample_scene
 from people.turning import FURTHEST
+from render import scene_of
 
 
 pytestmark = pytest.mark.slow

@@ -61,6 +61,9 @@ def nano(folder: Path, seed: int = 0) -> Benchmark:
             raise InputError(f"{path}: case {number}: {error}") from None
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: case {number} is damaged ({type(error).__name__}: {one_line(error)})") from None
+    for name, case in {case.person: case for case in cases}.items():
+        if case.reference_landmarks is not None:
+            _check_size(name, case.reference[0])
     columns = (
         *FACE_COLUMNS,
         Column("NME to ground truth", "ground_truth_nme", better="lower"),
@@ -87,19 +90,26 @@ def nano(folder: Path, seed: int = 0) -> Benchmark:
     return Benchmark("nano", tuple(cases), columns, background_colors=colors, notes=notes)
 
 
+def _check_size(person: str, reference: Path) -> None:
+    """Raises [`InputError`] where a reference is scaled down when it is read, and its landmarks would lie elsewhere."""
+    try:
+        with PIL.Image.open(reference) as picture:
+            side = max(picture.size)
+    except OSError as error:
+        raise InputError(f"{reference} cannot be read ({one_line(error)}); make the folder again") from None
+    if side > MAX_SIDE:
+        raise InputError(
+            f"person {person} has landmarks, in a reference of more than {MAX_SIDE} px, which is scaled down when it is read;"
+            " scale both down"
+        )
+
+
 def _case(entry: dict[str, Any], people: dict[str, Any], folder: Path, seed: int) -> Case:
     known = set(Case.__dataclass_fields__) - {"reference", "reference_landmarks"}
     unknown = sorted(set(entry) - known)
     if unknown:
         raise InputError(f"unknown entries {unknown}; known are {sorted(known)}")
     person = people[entry["person"]]
-    if person.get("landmarks") is not None:
-        with PIL.Image.open(_existing(folder, person["reference"][0])) as reference:
-            if max(reference.size) > MAX_SIDE:
-                raise InputError(
-                    f"person {entry['person']} has landmarks, in a reference of more than {MAX_SIDE} px, which is scaled down"
-                    " when it is read; scale both down"
-                )
     driving, box, pose, expression = (
         entry.get(name) for name in ("driving_landmarks", "face_box", "pose", "expression")
     )
