@@ -93,11 +93,11 @@ def test_rows_and_cells_are_not_lost(text, message, folder):
         command("generate", "--table", "a.csv", "--base", "empty", "--output", "out")
 
 
-def test_files_of_a_table_lie_beside_it_or_where_they_say(folder, monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+def test_files_of_a_table_lie_beside_it_or_where_they_say(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
     Path("a.csv").write_text("photo,prompt\na.jpg,x\n~/a.jpg,x\n/b/a.jpg,x\nhttps://b/a.jpg,x\n")
     found = [row.request.photos for row in read_table(Path("a.csv"), {})]
-    assert found == [["a.jpg"], ["/home/me/a.jpg"], ["/b/a.jpg"], ["https://b/a.jpg"]]
+    assert found == [["a.jpg"], [str(tmp_path / "a.jpg")], ["/b/a.jpg"], ["https://b/a.jpg"]]
 
 
 @pytest.mark.parametrize(

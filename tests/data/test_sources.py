@@ -128,6 +128,7 @@ class TestSources:
             ("list.jsonl", b'{"image": "a.jpg"}\n{"image": \n', "JSONDecodeError"),
             ("list.jsonl", b'"a.jpg"\n', "row 1 is no object"),
             ("list.csv", "image\nJosé.jpg\n".encode("latin-1"), "UnicodeDecodeError"),
+            ("list.csv", b'image,caption\na.jpg,"open\nb.jpg,two\n', "unexpected end of data"),
             ("photos.tar", b"no tar at all" * 100, "ReadError"),
         ],
     )

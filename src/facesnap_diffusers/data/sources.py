@@ -248,7 +248,7 @@ def _list(path: Path | str, columns: Columns) -> Iterator[Item]:
         rows: Any
         suffix = PurePosixPath(str(path)).suffix
         if suffix == ".csv":
-            rows = csv.DictReader(file)
+            rows = csv.DictReader(file, strict=True)
         elif suffix == ".jsonl":
             rows = (json.loads(line) for line in file if line.strip())
         else:
